@@ -1,0 +1,40 @@
+# make demo    match the two example photographs and draw the result
+# make test    run the tests
+# make check   lint, format, types, public names
+# Each sets up .venv by itself, and again only after pyproject.toml has changed. PYTHON=... chooses the interpreter that makes it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export PYTHONNOUSERSITE := 1
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-vision
+	$(BIN)/quadtree match examples/leuven_a.jpg examples/leuven_b.jpg --geometry fundamental --picture demo.png
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[test]'
+	touch $(VENV)/.installed-vision $@
+
+# The test extras hold the vision ones: a .venv that has them needs nothing more.
+$(VENV)/.installed-vision: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[vision]'
+	touch $@
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""QuadTree Attention (Tang, Zhang, Zhu, Tan, ICLR 2022): attention for images at linear cost, and image matching built on it.
+
+The public names are loaded on first use (PEP 562), so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .nn import QuadtreeAttention
+    from .ops import quadtree_attention, token_pyramid
+    from .predict import Matcher
+
+__version__ = "0.1.0"
+__all__ = ["Matcher", "QuadtreeAttention", "quadtree_attention", "token_pyramid"]
+
+_HOME = {
+    "Matcher": ".predict",
+    "QuadtreeAttention": ".nn",
+    "quadtree_attention": ".ops",
+    "token_pyramid": ".ops",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,192 @@
+"""What the command `quadtree` can do.
+
+Results go to stdout, all else to stderr; mistakes are raised and become one line in `__main__`. Imports stand in the functions: they are most
+of what a short command costs.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from . import __version__
+from .extras import require
+from .files import check_output
+
+typer = require("typer", "vision")
+
+GEOMETRIES = ("none", "homography", "fundamental", "essential")
+MATCH_SUFFIXES = (".npz", ".json", ".csv")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+app = typer.Typer(
+    help="Match images with quadtree attention.", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+def run(arguments: list[str]) -> None:
+    """Run one command.
+
+    Raises:
+        ValueError, OSError, ImportError: a user's mistake, in one line.
+    """
+    try:
+        status = app(args=arguments, prog_name="quadtree", standalone_mode=False)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's, whichever version of it typer brings
+            raise UsageError(f"{error.format_message().rstrip('.')}; see quadtree --help") from None
+        raise
+    if status == 130:  # how the parser reports an interrupt
+        raise KeyboardInterrupt
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"quadtree-attention {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def match(
+    image0: Annotated[str, typer.Argument(metavar="A", help="First image.")],
+    image1: Annotated[str, typer.Argument(metavar="B", help="Second image; its size may be another.")],
+    model: Annotated[str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")] = "tiny",
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the matches: .npz, .json or .csv.")] = None,
+    picture: Annotated[str | None, typer.Option(metavar="FILE", help="Draw them: .png, .jpg or .webp.")] = None,
+    max_size: Annotated[int, typer.Option(help="Shrink images until their longer side has this many pixels.")] = 640,
+    threshold: Annotated[
+        float | None, typer.Option(help="Smallest confidence, 0..1; by default that of the model.", show_default=False)
+    ] = None,
+    geometry: Annotated[str, typer.Option(help=f"Keep apart the matches that fit one geometry: {', '.join(GEOMETRIES)}.")] = "none",
+    intrinsics: Annotated[
+        str | None, typer.Option(metavar="FX,FY,CX,CY", help="For essential: of both cameras, or eight numbers, of A and then of B.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda; by default a CUDA GPU if there is one.", show_default=False)
+    ] = None,
+) -> None:
+    """Match two images: points of A, and where they are in B, in pixels of the files."""
+    start = time.perf_counter()
+    cameras = _check_geometry(geometry, intrinsics)
+    outputs = [
+        check_output(path, suffixes) for path, suffixes in ((out, MATCH_SUFFIXES), (picture, PICTURE_SUFFIXES)) if path is not None
+    ]
+    from .data.images import fitted_size, read_image
+
+    images = []
+    for source in (image0, image1):
+        images.append(read_image(source))
+        fitted_size(images[-1].shape[:2], max_size, source)
+        if any(path.exists() and path.samefile(source) for path in outputs):
+            raise ValueError(f"{source} would be overwritten by the result, expected another name for it")
+
+    from .predict import Matcher
+
+    matches = Matcher.from_pretrained(model, device=device).match(*images, max_size=max_size, threshold=threshold)
+    found = None if geometry == "none" else matches.geometry(geometry, intrinsics=cameras)
+    if out is not None:
+        matches.save(out, found)
+    if picture is not None:
+        from .viz import draw_matches, save_picture
+
+        save_picture(draw_matches(*images, matches, None if found is None else found.inliers), picture)
+    inliers = "" if found is None else f"{found.inliers.sum()} inliers ({geometry}), "
+    print(f"{len(matches)} matches, {inliers}{time.perf_counter() - start:.1f} s")
+
+
+@app.command()
+def models() -> None:
+    """List what --model can be: name, what for, size, licence, whether it is on this machine, and where it comes from."""
+    from .weights.registry import PRETRAINED
+
+    rows = [("name", "what", "size", "licence", "here", "from")]
+    for row in PRETRAINED.values():
+        here = row.path.is_file()
+        size = f"{row.path.stat().st_size / 1e6:.1f} MB" if here else f"about {row.megabytes:.0f} MB"
+        rows.append((row.name, row.what, size, row.licence, "yes" if here else "no", row.source))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[str, typer.Argument(help="Published .ckpt or .pth, or .ckpt of our training.")],
+    out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="File to write; --model of quadtree match takes it.")],
+    architecture: Annotated[
+        str | None, typer.Option(help="For published files: indoor, outdoor, ...; by default told from the weights.", show_default=False)
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store parameters as float16: half the size.")] = False,
+) -> None:
+    """Convert a checkpoint to a .safetensors file that holds its configuration too."""
+    path = check_output(out, (".safetensors",))
+    from .weights.registry import load_matcher, save_model
+
+    model = load_matcher(Path(checkpoint), architecture=architecture)
+    save_model(model, path, half=half)
+    print(f"{path}: {sum(p.numel() for p in model.parameters()):,} parameters, {path.stat().st_size / 1e6:.1f} MB")
+
+
+_PASSED_ON: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+}
+
+
+@app.command(**_PASSED_ON)
+def fit(context: typer.Context) -> None:
+    """Train: --config recipes/NAME.yaml [overrides]. Lightning's own command line, see quadtree fit --help."""
+    _lightning("fit", context.args)
+
+
+@app.command(**_PASSED_ON)
+def validate(context: typer.Context) -> None:
+    """Validate a checkpoint: --config FILE.yaml --ckpt_path FILE.ckpt. Lightning's own command line."""
+    _lightning("validate", context.args)
+
+
+@app.command(**_PASSED_ON)
+def test(context: typer.Context) -> None:
+    """Test a checkpoint: --config FILE.yaml --ckpt_path FILE.ckpt. Lightning's own command line."""
+    _lightning("test", context.args)
+
+
+def _lightning(command: str, arguments: list[str]) -> None:
+    cli = require("lightning.pytorch.cli", "train")
+    jsonargparse = require("jsonargparse", "train")
+    try:
+        cli.LightningCLI(args=[command, *arguments], parser_kwargs={"exit_on_error": False})
+    except jsonargparse.ArgumentError as error:
+        raise UsageError(f"{error}; see quadtree {command} --help") from None
+
+
+def _check_geometry(geometry: str, intrinsics: str | None) -> list[list[float]] | None:
+    """Intrinsics of both cameras as (fx, fy, cx, cy), or None."""
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"--geometry is {geometry!r}, expected one of {', '.join(GEOMETRIES)}")
+    if geometry == "essential" and intrinsics is None:
+        raise ValueError("--geometry essential needs --intrinsics fx,fy,cx,cy (or eight numbers, of A and then of B)")
+    if geometry != "essential" and intrinsics is not None:
+        raise ValueError(f"--intrinsics is for --geometry essential, got --geometry {geometry}; leave it out")
+    if intrinsics is None:
+        return None
+    try:
+        numbers = [float(number) for number in intrinsics.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (4, 8):
+        raise ValueError(f"--intrinsics is {intrinsics!r}, expected fx,fy,cx,cy or eight numbers, of A and then of B")
+    return [numbers[:4], numbers[-4:]]

@@ -1,0 +1,68 @@
+"""Folders of photographs, read as grey images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..extras import require
+from .images import MIN_SIDE, read_image, to_gray
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+def list_photographs(folder: str | Path, *, recursive: bool = True) -> list[Path]:
+    """The image files of a folder, known by their suffix and sorted by path; hidden ones are left out.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: no such folder.
+        ValueError: it holds no image file.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist, expected a folder of photographs")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder of photographs")
+    found = [
+        path
+        for path in (folder.rglob("*") if recursive else folder.iterdir())
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+    if not found:
+        where = "in it or below" if recursive else "in it; photographs in folders below it need recursive=True"
+        raise ValueError(f"{folder} holds no photographs ({', '.join(sorted(SUFFIXES))}) {where}")
+    return sorted(found)
+
+
+def read_gray(path: str | Path, short_side: int | None = None) -> np.ndarray:
+    """Read a photograph as ``[H, W]`` uint8 grey, upright.
+
+    short_side: a JPEG whose shorter side has at least twice as many pixels is decoded at 1/2, 1/4 or 1/8 of its size,
+    which costs a fraction of the time; its shorter side never comes below ``short_side``.
+
+    Raises:
+        ValueError, OSError: not an image, damaged, or smaller than 32 pixels, in one line that starts with its name.
+    """
+    image = _read_jpeg(path, short_side)
+    if image is None:
+        image = np.rint(to_gray(read_image(path)) * 255).astype(np.uint8)
+    if min(image.shape) < MIN_SIDE:
+        height, width = image.shape
+        raise ValueError(f"{path} is too small: {width}x{height} pixels, expected at least {MIN_SIDE} on each side")
+    return image
+
+
+def _read_jpeg(path: str | Path, short_side: int | None) -> np.ndarray | None:
+    """The quick way, by the luma channel of a JPEG alone; None for what needs the long way, broken files included."""
+    pil, ops = require("PIL.Image", "vision"), require("PIL.ImageOps", "vision")
+    try:
+        with pil.open(path) as image:
+            if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+                return None
+            # Without a size the file is decoded whole.
+            factor = min(1.0, short_side / min(image.size)) if short_side else 1.0
+            image.draft("L", tuple(max(1, round(side * factor)) for side in image.size))
+            return np.asarray(ops.exif_transpose(image).convert("L"))
+    except Exception:  # decoders raise almost anything; the long way says what is wrong
+        return None

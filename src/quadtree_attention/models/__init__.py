@@ -1,0 +1,1 @@
+"""Networks built on the operator; each room has its frozen config dataclass beside it."""

@@ -1,0 +1,164 @@
+"""From features to matches: dual softmax, mutual nearest neighbours, windows around them, expected positions."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+MASKED = -1e9  # similarity of a pair with a masked cell, as published
+
+
+def dual_softmax(
+    feat0: Tensor, feat1: Tensor, temperature: float, mask0: Tensor | None = None, mask1: Tensor | None = None
+) -> Tensor:
+    """Matching confidence of every pair of tokens: softmax over rows times softmax over columns (LoFTR, section 3.3).
+
+    Args:
+        feat0, feat1: ``[B, L, C]`` and ``[B, S, C]``.
+        temperature: divides the similarities.
+        mask0, mask1: bool ``[B, L]`` and ``[B, S]``, True = valid. Pairs of a valid and a masked token get 0; pairs of
+            two masked ones get 1 / (L * S), as published: `select_matches` leaves them out.
+
+    Returns:
+        ``[B, L, S]`` in float32, or in float64 for float64 features; autocast does not touch it.
+    """
+    with full_precision(feat0):
+        feat0, feat1 = at_least_float32(feat0), at_least_float32(feat1)
+        similarity = (feat0 * (1 / (feat0.shape[-1] * temperature))) @ feat1.transpose(1, 2)
+        if mask0 is not None:
+            similarity = similarity.masked_fill_(~mask0[:, :, None], MASKED)
+        if mask1 is not None:
+            similarity = similarity.masked_fill_(~mask1[:, None, :], MASKED)
+        columns = similarity.softmax(1)
+        rows = similarity.softmax(2)
+        return rows * columns if rows.requires_grad else rows.mul_(columns)
+
+
+@torch.no_grad()
+def select_matches(
+    confidence: Tensor,
+    grid0: tuple[int, int],
+    grid1: tuple[int, int],
+    *,
+    threshold: float,
+    border: int,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mutual nearest neighbours above a threshold and away from the borders.
+
+    Args:
+        confidence: ``[B, L, S]`` with ``L = prod(grid0)``, ``S = prod(grid1)``.
+        threshold: the confidence must be above it.
+        border: cells left out along each edge; with masks, along the edges of the valid extent.
+        mask0, mask1: bool ``[B, *grid]``, True = valid.
+
+    Returns:
+        Image in the batch, token of image 0, token of image 1 (int64) and confidence, each ``[M]``; sorted by image,
+        then by token of image 0.
+    """
+    batch = confidence.shape[0]
+    inner0 = _inside(grid0, border, mask0, batch, confidence.device)  # [B, L]
+    inner1 = _inside(grid1, border, mask1, batch, confidence.device)  # [B, S]
+    row_best, column_best = confidence.amax(2), confidence.amax(1)
+    b, i = torch.where((row_best > threshold) & inner0)
+    rows = confidence[b, i]  # [R, S], only rows that can hold a match
+    mutual = (rows == row_best[b, i, None]) & (rows == column_best[b]) & inner1[b]
+    j = mutual.int().argmax(1)  # the first, where equal ones tie
+    found = mutual.any(1)
+    b, i, j = b[found], i[found], j[found]
+    return b, i, j, confidence[b, i, j]
+
+
+def _inside(grid: tuple[int, int], border: int, mask: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """bool ``[B, prod(grid)]``: valid cells at least ``border`` cells away from the edges of the valid extent."""
+    if mask is None:
+        mask = torch.ones(1, 1, 1, dtype=torch.bool, device=device).expand(batch, *grid)
+    inside = mask
+    for axis, size in enumerate(grid):
+        place = torch.arange(size, device=device)
+        extent = (mask.any(2 - axis) * (place + 1)).amax(1, keepdim=True)  # [B, 1], one past the last valid place
+        keep = (place >= border) & (place < extent - border)  # [B, size]
+        inside = inside & keep.unsqueeze(2 - axis)
+    return inside.flatten(1)
+
+
+class FineWindows(nn.Module):
+    """Windows of the fine map around coarse cells, joined with the cells' coarse features.
+
+    Args:
+        d_coarse, d_fine: channels of the coarse and of the fine level.
+        window: side of a window in pixels of the fine map, odd.
+    """
+
+    def __init__(self, d_coarse: int, d_fine: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.down_proj = nn.Linear(d_coarse, d_fine)
+        self.merge = nn.Linear(2 * d_fine, d_fine)
+        for layer in (self.down_proj, self.merge):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, fine: Tensor, coarse: Tensor, b: Tensor, token: Tensor) -> Tensor:
+        """Windows of the chosen cells.
+
+        Args:
+            fine: ``[B, d_fine, 4h, 4w]``.
+            coarse: ``[B, h, w, d_coarse]``.
+            b, token: ``[M]``, image in the batch and row-major cell of the coarse map.
+
+        Returns:
+            ``[M, window * window, d_fine]``; zeros stand for what lies outside the map before the merge.
+        """
+        width = coarse.shape[2]
+        stride = fine.shape[-1] // width
+        row, column = token // width, token % width
+        offset = torch.arange(self.window, device=token.device) - self.window // 2
+        y, x = stride * row[:, None] + offset, stride * column[:, None] + offset  # [M, window] each
+        inside = _within(y, fine.shape[-2])[:, :, None] & _within(x, fine.shape[-1])[:, None, :]  # [M, window, window]
+        y, x = y.clamp(0, fine.shape[-2] - 1), x.clamp(0, fine.shape[-1] - 1)
+        windows = fine.permute(0, 2, 3, 1)[b[:, None, None], y[:, :, None], x[:, None, :]]  # [M, w, w, d_fine]
+        windows = torch.where(inside[..., None], windows, windows.new_zeros(())).flatten(1, 2)
+        context = self.down_proj(coarse[b, row, column])[:, None].expand(-1, windows.shape[1], -1)
+        return self.merge(torch.cat([windows.to(context.dtype), context], -1))
+
+
+def _within(place: Tensor, size: int) -> Tensor:
+    return (place >= 0) & (place < size)
+
+
+def expected_position(windows0: Tensor, windows1: Tensor) -> Tensor:
+    """Where the centre of each window of image 0 lies in the window of image 1 (LoFTR, section 3.4).
+
+    Args:
+        windows0, windows1: ``[M, window * window, C]``.
+
+    Returns:
+        ``[M, 3]`` in float32 or better: x and y in units of the window's radius (-1 to 1), and the standard deviation,
+        summed over x and y.
+    """
+    with full_precision(windows0):
+        windows0, windows1 = at_least_float32(windows0), at_least_float32(windows1)
+        count, channels = windows0.shape[1:]
+        centre = windows0[:, count // 2]
+        heat = ((windows1 @ centre[:, :, None]).squeeze(2) / channels**0.5).softmax(1)  # [M, window * window]
+        side = torch.linspace(-1, 1, round(count**0.5), device=heat.device, dtype=heat.dtype)
+        y, x = torch.meshgrid(side, side, indexing="ij")
+        grid = torch.stack([x.flatten(), y.flatten()], 1)  # [window * window, 2]
+        mean = heat @ grid  # [M, 2]
+        variance = heat @ grid.square() - mean.square()
+        # The clamp keeps the gradient of the root finite.
+        return torch.cat([mean, variance.clamp(min=1e-10).sqrt().sum(1, keepdim=True)], 1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x``, in float32 if it was in a shorter format."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Context in which autocast leaves operations on the device of ``x`` alone."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

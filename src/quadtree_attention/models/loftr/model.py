@@ -1,0 +1,186 @@
+"""LoFTR: two images in, matches out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbone import ResNetFPN
+from .config import LoFTRConfig
+from .matching import FineWindows, dual_softmax, expected_position, select_matches
+from .position import sine_encoding
+from .transformer import coarse_transformer, fine_transformer
+
+STRIDE = 8  # pixels a coarse cell
+FINE_STRIDE = 2  # pixels a cell of the fine map
+
+
+@dataclass(frozen=True)
+class Features:
+    """What `LoFTR.encode` finds in a pair of images.
+
+    coarse0, coarse1: ``[B, h, w, C]`` at 1/8, after the transformer, ``h = ceil(H / 8)``.
+    fine0, fine1: ``[B, Cf, 4h, 4w]`` at 1/2.
+    mask0, mask1: bool ``[B, h, w]``, True = valid, or None.
+
+    Cell (row r, column c) at 1/8 stands for pixel (x, y) = (8c, 8r).
+    """
+
+    coarse0: Tensor
+    coarse1: Tensor
+    fine0: Tensor
+    fine1: Tensor
+    mask0: Tensor | None = None
+    mask1: Tensor | None = None
+
+
+class LoFTR(nn.Module):
+    """Detector-free matching of two images (LoFTR, Sun et al., CVPR 2021), with quadtree or another attention at 1/8.
+
+    Args:
+        config: see `LoFTRConfig`; `LOFTR_PRESETS` has some.
+    """
+
+    def __init__(self, config: LoFTRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNetFPN(config.initial_dim, config.block_dims, config.blocks_per_stage)
+        self.coarse = coarse_transformer(config)
+        self.windows = FineWindows(config.d_model, config.d_fine, config.fine_window)
+        self.fine = fine_transformer(config)
+
+    def forward(
+        self, image0: Tensor, image1: Tensor, mask0: Tensor | None = None, mask1: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Match pairs of images.
+
+        Args:
+            image0, image1: ``[B, 1, H, W]`` in 0..1, each of any size.
+            mask0, mask1: bool, True = valid, ``[B, H, W]`` or ``[B, ceil(H / 8), ceil(W / 8)]``, told by their shape.
+
+        Returns:
+            dict of ``keypoints0``, ``keypoints1`` ``[M, 2]`` (x, y) in pixels, ``confidence`` ``[M]`` and
+            ``batch_indexes`` ``[M]`` int64; rows by image, then by cell of image 0. No match gives empty tensors.
+
+        Raises:
+            ValueError: images or masks of another form.
+        """
+        features = self.encode(image0, image1, mask0, mask1)
+        b, i, j, score = self.select(self.confidence(features), features)
+        offset = self.refine(features, b, i, j)[:, :2] * (self.config.fine_window // 2 * FINE_STRIDE)
+        return {
+            "keypoints0": _pixels(i, features.coarse0).to(offset),
+            "keypoints1": _pixels(j, features.coarse1).to(offset) + offset,
+            "confidence": score,
+            "batch_indexes": b,
+        }
+
+    def encode(
+        self, image0: Tensor, image1: Tensor, mask0: Tensor | None = None, mask1: Tensor | None = None
+    ) -> Features:
+        """Backbone, position encoding and coarse transformer; arguments as of `forward`."""
+        _check_image("image0", image0)
+        _check_image("image1", image1)
+        if image0.shape[0] != image1.shape[0]:
+            raise ValueError(
+                f"got {image0.shape[0]} image0 and {image1.shape[0]} image1, expected as many of one as of the other"
+            )
+        mask0, mask1 = _cell_mask("mask0", mask0, image0), _cell_mask("mask1", mask1, image1)
+        dtype = self.backbone.conv1.weight.dtype
+        image0, image1 = _padded(image0.to(dtype)), _padded(image1.to(dtype))
+        if image0.shape == image1.shape:
+            coarse, fine = self.backbone(torch.cat([image0, image1]))  # batch norm then sees both images at once
+            (coarse0, coarse1), (fine0, fine1) = coarse.chunk(2), fine.chunk(2)
+        else:
+            (coarse0, fine0), (coarse1, fine1) = self.backbone(image0), self.backbone(image1)
+        # Under autocast the maps are short floats; the residual stream of the transformer is not.
+        coarse0, coarse1 = self._tokens(coarse0.to(dtype)), self._tokens(coarse1.to(dtype))
+        respected = (mask0, mask1) if self.config.respect_masks else (None, None)
+        coarse0, coarse1 = self.coarse(coarse0, coarse1, *respected)
+        return Features(coarse0, coarse1, fine0, fine1, mask0, mask1)
+
+    def confidence(self, features: Features) -> Tensor:
+        """Confidence of every pair of cells ``[B, h0 * w0, h1 * w1]``; see `dual_softmax`."""
+        mask0, mask1 = (None if mask is None else mask.flatten(1) for mask in (features.mask0, features.mask1))
+        coarse0, coarse1 = features.coarse0.flatten(1, 2), features.coarse1.flatten(1, 2)
+        return dual_softmax(coarse0, coarse1, self.config.temperature, mask0, mask1)
+
+    def select(self, confidence: Tensor, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Image in the batch, cell of image 0, cell of image 1, confidence, each ``[M]``; see `select_matches`."""
+        return select_matches(
+            confidence,
+            tuple(features.coarse0.shape[1:3]),
+            tuple(features.coarse1.shape[1:3]),
+            threshold=self.config.threshold,
+            border=self.config.border,
+            mask0=features.mask0,
+            mask1=features.mask1,
+        )
+
+    def refine(self, features: Features, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Where the centre of cell ``i`` of image 0 lies in the window around cell ``j`` of image 1.
+
+        Returns ``[M, 3]``: x and y in units of the window's radius (``fine_window // 2`` cells of the fine map), and
+        the standard deviation.
+        """
+        windows0 = self.windows(features.fine0, features.coarse0, b, i)
+        windows1 = self.windows(features.fine1, features.coarse1, b, j)
+        return expected_position(*self.fine(windows0, windows1))
+
+    def _tokens(self, coarse: Tensor) -> Tensor:
+        """``[B, C, h, w]`` to ``[B, h, w, C]``, with the position encoding added."""
+        channels, height, width = coarse.shape[1:]
+        tokens = coarse.permute(0, 2, 3, 1)
+        if self.config.position == "none":
+            return tokens
+        bug = self.config.position == "sine_bug"
+        return tokens + sine_encoding(height, width, channels, bug=bug, device=coarse.device).to(coarse.dtype)
+
+
+def _pixels(token: Tensor, coarse: Tensor) -> Tensor:
+    """Pixel (x, y) ``[M, 2]`` of row-major cells ``[M]`` of ``coarse`` ``[B, h, w, C]``."""
+    width = coarse.shape[2]
+    return torch.stack([token % width, token // width], 1) * STRIDE
+
+
+def _padded(image: Tensor) -> Tensor:
+    """Repeat the last row and column until height and width are multiples of 8.
+
+    Less than a cell is added: every cell of the result has its top left pixel in the image, none needs a mask.
+    """
+    height, width = image.shape[-2:]
+    if height % STRIDE == 0 and width % STRIDE == 0:
+        return image
+    return F.pad(image, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+
+
+def _check_image(name: str, image: Tensor) -> None:
+    if image.dim() != 4 or image.shape[1] != 1:
+        raise ValueError(f"{name} has shape {tuple(image.shape)}, expected [B, 1, H, W]: grey images, one channel")
+    if not image.is_floating_point():
+        raise ValueError(
+            f"{name} has dtype {image.dtype}, expected floats in 0..1; convert it with {name}.float() / 255"
+        )
+    if 0 in image.shape:
+        raise ValueError(f"{name} has shape {tuple(image.shape)}, expected at least one image and one pixel")
+
+
+def _cell_mask(name: str, mask: Tensor | None, image: Tensor) -> Tensor | None:
+    """The mask at 1/8: a cell is valid if its top left pixel is."""
+    if mask is None:
+        return None
+    batch, _, height, width = image.shape
+    cells = (batch, -(-height // STRIDE), -(-width // STRIDE))
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"{name} has dtype {mask.dtype}, expected torch.bool, True = valid; convert it with {name}.bool()"
+        )
+    if tuple(mask.shape) == cells:
+        return mask
+    if tuple(mask.shape) == (batch, height, width):
+        return mask[:, ::STRIDE, ::STRIDE]
+    shapes = f"{(batch, height, width)}, the image's, or {cells}, at 1/8"
+    raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {shapes}")

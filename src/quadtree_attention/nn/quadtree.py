@@ -1,0 +1,161 @@
+"""QuadtreeAttention: the operator with projections, level weights, value branches and LePE, as in the published networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import quadtree_attention, token_pyramid
+from ..ops.tree import build_valid, from_tree, level_grids
+from .base import Attention
+
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+
+
+class QuadtreeAttention(Attention):
+    """Multi-head quadtree attention over a token grid (paper, sections 3.1 and 3.2).
+
+    Query and key pyramids are averages of the projected tokens. Variant "b" weighs its levels by the softmax of a learnt vector.
+
+    Args:
+        dim: channels in and out.
+        num_heads: number of heads; divides ``dim``.
+        levels: levels of the tree. With one level this is full attention.
+        topk: keys kept at each level but the last, coarse to fine: ``levels - 1`` numbers or one for all.
+        variant: "a" or "b".
+        value: "pool" averages the values; "conv" (2-D only) makes each coarser level from the next finer one by GroupNorm, activation,
+            2x2 convolution of stride 2, GroupNorm, activation, 1x1 convolution, as the published backbones do.
+        value_act: activation of these branches: "gelu" (published for classification) or "relu" (detection, segmentation).
+        lepe: add a depthwise 3x3 convolution of each level's values to that level's message (2-D, variant "b").
+        qkv_bias, proj_bias: whether the projections have a bias.
+        backend: backend of the operator; None picks the best.
+
+    Raises:
+        ValueError: options that do not fit together.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        levels: int = 3,
+        topk: int | Sequence[int] = (32, 16),
+        variant: str = "b",
+        value: str = "pool",
+        value_act: str = "gelu",
+        lepe: bool = False,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
+        if levels < 1:
+            raise ValueError(f"levels is {levels}, expected at least 1")
+        topk = (topk,) * (levels - 1) if isinstance(topk, int) else tuple(topk)
+        if len(topk) != levels - 1:
+            raise ValueError(f"topk has {len(topk)} entries for {levels} levels, expected {levels - 1}: one for each level but the last")
+        if variant not in ("a", "b"):
+            raise ValueError(f"variant is {variant!r}, expected 'a' or 'b'")
+        if value not in ("pool", "conv"):
+            raise ValueError(f"value is {value!r}, expected 'pool' or 'conv'")
+        if value_act not in ACTIVATIONS:
+            raise ValueError(f"value_act is {value_act!r}, expected one of {', '.join(map(repr, ACTIVATIONS))}")
+        if lepe and variant == "a":
+            raise ValueError("lepe=True needs variant 'b': variant 'a' has no messages of single levels to add it to")
+        self.levels = levels
+        self.topk = topk
+        self.variant = variant
+        self.value = value
+        self.backend = backend
+        self.level_weights = nn.Parameter(torch.randn(levels)) if variant == "b" else None
+        self.lepe = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1, groups=dim) for _ in range(levels)) if lepe else None
+        self.value_branches = None
+        if value == "conv":  # [l] makes level l from level l + 1
+            act = ACTIVATIONS[value_act]
+            self.value_branches = nn.ModuleList(
+                nn.Sequential(
+                    nn.GroupNorm(1, dim), act(), nn.Conv2d(dim, dim, 2, stride=2), nn.GroupNorm(1, dim), act(), nn.Conv2d(dim, dim, 1)
+                )
+                for _ in range(levels - 1)
+            )
+
+    def attend(self, x: Tensor, context: Tensor, mask: Tensor | None, context_mask: Tensor | None) -> Tensor:
+        if (self.lepe is not None or self.value == "conv") and x.dim() != 4:
+            raise ValueError(f"x has {x.dim() - 2} grid axes, expected 2: value='conv' and lepe=True are two-dimensional")
+        if self.lepe is not None and context.shape != x.shape:
+            raise ValueError(
+                f"context has grid {tuple(context.shape[1:-1])}, expected x's, {tuple(x.shape[1:-1])}: lepe=True adds a map of the "
+                "context's values to the output; use lepe=False for another grid"
+            )
+        query, key, value = self.q_proj(x), self.k_proj(context), self.v_proj(context)
+        weights = self.level_weights.softmax(0) if self.level_weights is not None else None
+        options = dict(
+            topk=self.topk, variant=self.variant, level_weights=weights, query_mask=mask, key_mask=context_mask, backend=self.backend
+        )
+        if self.lepe is None and self.value == "pool":
+            out = quadtree_attention(self.heads(query), self.heads(key), self.heads(value), levels=self.levels, **options)
+            return out.flatten(-2)
+        values = self._value_pyramid(value, context_mask)
+        queries = token_pyramid(self.heads(query), self.levels, mask=mask)
+        keys = token_pyramid(self.heads(key), self.levels, mask=context_mask)
+        out = quadtree_attention(queries, keys, [self.heads(v).to(query.dtype) for v in values], **options).flatten(-2)
+        if self.lepe is not None:
+            out = out + self._positions(values, weights)
+        return out
+
+    def _value_pyramid(self, value: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """``levels`` maps ``[B, *grid_l, dim]``, coarse to fine, zero at invalid tokens."""
+        if mask is not None:
+            value = value.masked_fill(~mask[..., None], 0)
+        if self.value_branches is None:
+            return [level.flatten(-2) for level in token_pyramid(self.heads(value), self.levels, mask=mask)]
+        grids = level_grids(value.shape[1:-1], self.levels)
+        masks: list[Tensor | None] = [None] * self.levels
+        if mask is not None:
+            valid = build_valid(mask, grids, value.shape[0], value.device)
+            masks = [from_tree(v[:, None, :, None], grids[0], level, grids[level])[..., 0, 0] for level, v in enumerate(valid)]
+        maps = [value.permute(0, 3, 1, 2)]
+        for level in reversed(range(self.levels - 1)):
+            maps.append(_value_branch(self.value_branches[level], maps[-1], masks[level + 1], masks[level]))
+        return [level.permute(0, 2, 3, 1) for level in reversed(maps)]
+
+    def _positions(self, values: list[Tensor], weights: Tensor) -> Tensor:
+        """Weighted sum of each level's depthwise convolution, copied to all descendants: ``[B, H, W, dim]``."""
+        total = None
+        for weight, conv, value in zip(weights, self.lepe, values, strict=True):
+            local = weight * conv(value.permute(0, 3, 1, 2))
+            if total is not None:
+                height, width = local.shape[-2:]
+                local = local + total.repeat_interleave(2, -1).repeat_interleave(2, -2)[..., :height, :width]
+            total = local
+        return total.permute(0, 2, 3, 1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, levels={self.levels}, topk={self.topk}, variant={self.variant!r}, value={self.value!r}"
+
+
+def _value_branch(branch: nn.Sequential, x: Tensor, fine_mask: Tensor | None, mask: Tensor | None) -> Tensor:
+    """One step of the conv pyramid, ``[B, C, H, W]`` to ``[B, C, ceil(H/2), ceil(W/2)]``; masked tokens take no part."""
+    norm1, act1, down, norm2, act2, mix = branch
+    x = _hide(act1(_group_norm(norm1, x, fine_mask)), fine_mask)
+    x = down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
+    return _hide(mix(act2(_group_norm(norm2, x, mask))), mask)
+
+
+def _group_norm(norm: nn.GroupNorm, x: Tensor, mask: Tensor | None) -> Tensor:
+    """GroupNorm of one group, with statistics over the valid tokens only."""
+    if mask is None:
+        return norm(x)
+    weight = mask[:, None].to(x.dtype)
+    count = (weight.sum((1, 2, 3), keepdim=True) * x.shape[1]).clamp(min=1)
+    mean = (x * weight).sum((1, 2, 3), keepdim=True) / count
+    variance = ((x - mean).square() * weight).sum((1, 2, 3), keepdim=True) / count
+    return (x - mean) * (variance + norm.eps).rsqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+def _hide(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x.masked_fill(~mask[:, None], 0)

@@ -1,0 +1,87 @@
+"""The attentions that quadtree attention is compared with in the paper, behind the same interface."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Attention, flat_heads, sum_dtype
+
+
+class FullAttention(Attention):
+    """Every token attends to every token, by torch's `scaled_dot_product_attention`."""
+
+    def attend(self, x: Tensor, context: Tensor, mask: Tensor | None, context_mask: Tensor | None) -> Tensor:
+        query = flat_heads(self.heads(self.q_proj(x)))
+        key = flat_heads(self.heads(self.k_proj(context)))
+        value = flat_heads(self.heads(self.v_proj(context)))
+        return _dense(query, key, value, context_mask).flatten(-2).reshape(x.shape)
+
+
+class LinearAttention(Attention):
+    """Linear attention with the feature map elu(x) + 1 (Katharopoulos et al., arXiv 2006.16236), as LoFTR uses it."""
+
+    eps = 1e-6
+
+    def attend(self, x: Tensor, context: Tensor, mask: Tensor | None, context_mask: Tensor | None) -> Tensor:
+        query = F.elu(sum_dtype(flat_heads(self.heads(self.q_proj(x))))) + 1  # [B, heads, N, d]
+        key = F.elu(sum_dtype(flat_heads(self.heads(self.k_proj(context))))) + 1
+        value = sum_dtype(flat_heads(self.heads(self.v_proj(context))))
+        if context_mask is not None:
+            valid = context_mask.flatten(1)[:, None, :, None]
+            key = key.masked_fill(~valid, 0)
+            value = value.masked_fill(~valid, 0)
+        count = value.shape[2]  # dividing by it and multiplying again keeps the sums small in half precision
+        message = query @ (key.transpose(-1, -2) @ (value / count))
+        total = query @ key.sum(2)[..., None]
+        out = message / (total + self.eps) * count
+        return out.transpose(1, 2).flatten(-2).reshape(x.shape)
+
+
+class SpatialReductionAttention(Attention):
+    """Keys and values come from the context pooled to a fixed grid (PVTv2's linear spatial reduction, arXiv 2106.13797).
+
+    Args:
+        dim, num_heads, qkv_bias, proj_bias: as `Attention`.
+        pool: cells of the fixed grid along each axis; 8 in the paper's comparison.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, pool: int = 8, qkv_bias: bool = True, proj_bias: bool = True) -> None:
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
+        if pool < 1:
+            raise ValueError(f"pool is {pool}, expected at least 1")
+        self.pool = pool
+
+    def attend(self, x: Tensor, context: Tensor, mask: Tensor | None, context_mask: Tensor | None) -> Tensor:
+        pooled, valid = self._reduce(context, context_mask)
+        query = flat_heads(self.heads(self.q_proj(x)))
+        key = flat_heads(self.heads(self.k_proj(pooled)))
+        value = flat_heads(self.heads(self.v_proj(pooled)))
+        return _dense(query, key, value, valid).flatten(-2).reshape(x.shape)
+
+    def _reduce(self, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Means over the cells of the fixed grid, of valid tokens only: ``[B, *pooled, dim]`` and bool ``[B, *pooled]``."""
+        axes = context.dim() - 2
+        pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[axes - 1]
+        size = tuple(min(self.pool, n) for n in context.shape[1:-1])
+        x = context.movedim(-1, 1)
+        if mask is None:
+            return pool(x, size if axes > 1 else size[0]).movedim(1, -1), None
+        weight = mask[:, None].to(x.dtype)
+        share = pool(weight, size if axes > 1 else size[0])
+        pooled = pool(x * weight, size if axes > 1 else size[0]) / share.clamp(min=1e-6)
+        return pooled.movedim(1, -1), share[:, 0] > 0
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, pool={self.pool}"
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, ``[B, heads, N, d]`` to ``[B, N, heads, d]``; zeros where no key is valid."""
+    if valid is None:
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+    valid = valid.flatten(1)[:, None, None, :]  # [B, 1, 1, Nk]
+    some = valid.any(-1, keepdim=True)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=valid | ~some)
+    return torch.where(some, out, out.new_zeros(())).transpose(1, 2)

@@ -1,0 +1,197 @@
+"""Grids and tree order, in 1-D, 2-D and 3-D alike.
+
+A tree over a token grid has levels, listed coarse to fine; each grid is ceil(half) of the next finer one in every axis. Its tokens stand
+in *tree order*: the coarsest grid row-major and, inside each of its cells, children after one another, recursively (Z-order). The children
+of token ``i`` are then ``F*i ... F*i + F-1`` at the next level, with ``F = 2**axes``: pooling is a mean over consecutive tokens, and
+descending needs no coordinates. Grids that do not divide are padded at the end of each axis, and the padding is marked as invalid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def level_grids(grid: Sequence[int], levels: int) -> list[tuple[int, ...]]:
+    """Grids of all levels, coarse to fine, of a tree whose finest grid is ``grid``."""
+    grids = [tuple(grid)]
+    for _ in range(levels - 1):
+        grids.append(tuple((size + 1) // 2 for size in grids[-1]))
+    return grids[::-1]
+
+
+def _tree_permutation(axes: int, level: int) -> list[int]:
+    """Order of the dimensions [axis 0: root, bits 1..level][axis 1: ...]... that makes roots and then each level's bits adjacent."""
+    per_axis = level + 1
+    return [axis * per_axis + bit for bit in range(per_axis) for axis in range(axes)]
+
+
+def to_tree(x: Tensor, root_grid: Sequence[int], level: int) -> Tensor:
+    """Lay out one level in tree order, heads in front, padded with zeros.
+
+    x: ``[B, *grid, heads, dim]``, with ``grid`` at most ``root_grid * 2**level``. Returns ``[B, heads, N, dim]`` with
+    ``N = prod(root_grid) * F**level``.
+    """
+    axes = len(root_grid)
+    full = [root * 2**level for root in root_grid]
+    if torch.compiler.is_exporting():
+        for axis, want in enumerate(full, 1):
+            x = _stretch(x, axis, want)
+    elif list(x.shape[1:-2]) != full:
+        pad = [0, 0, 0, 0]
+        for have, want in zip(reversed(x.shape[1:-2]), reversed(full), strict=True):
+            pad += [0, want - have]
+        x = F.pad(x, pad)
+    batch, heads, dim = x.shape[0], x.shape[-2], x.shape[-1]
+    split: list[int] = []
+    for root in root_grid:
+        split += [root] + [2] * level  # [root, bit 1, ..., bit level] of one axis
+    order = _tree_permutation(axes, level)
+    x = x.reshape(batch, *split, heads, dim).permute(0, 1 + len(order), *(1 + d for d in order), 2 + len(order))
+    return x.reshape(batch, heads, _product(full), dim)
+
+
+def _stretch(x: Tensor, axis: int, size: int) -> Tensor:
+    """Pad the end of an axis with zeros; unlike F.pad it asks no questions about free sizes, so that exported graphs hold for all."""
+    place = torch.arange(size, device=x.device)
+    inside = (place < x.shape[axis]).reshape(-1, *[1] * (x.dim() - axis - 1))
+    return torch.where(inside, x.index_select(axis, place.clamp(max=x.shape[axis] - 1)), x.new_zeros(()))
+
+
+def from_tree(x: Tensor, root_grid: Sequence[int], level: int, grid: Sequence[int]) -> Tensor:
+    """Inverse of `to_tree`: ``[B, heads, N, dim]`` to ``[B, *grid, heads, dim]``, the padding dropped."""
+    axes = len(root_grid)
+    batch, heads, _, dim = x.shape
+    order = _tree_permutation(axes, level)
+    split = [root_grid[i] if i < axes else 2 for i in range(len(order))]  # roots first, then the bits of level 1, level 2, ...
+    back = sorted(range(len(order)), key=order.__getitem__)
+    x = x.reshape(batch, heads, *split, dim).permute(0, *(2 + d for d in back), 1, 2 + len(order))
+    x = x.reshape(batch, *(root * 2**level for root in root_grid), heads, dim)
+    if torch.compiler.is_exporting():
+        for axis, size in enumerate(grid, 1):
+            x = x.index_select(axis, torch.arange(size, device=x.device))
+    elif tuple(x.shape[1:-2]) != tuple(grid):
+        for axis, size in enumerate(grid, 1):
+            x = x.narrow(axis, 0, size)
+    return x
+
+
+def row_major_index(root_grid: Sequence[int], level: int, grid: Sequence[int], device: torch.device) -> Tensor:
+    """``[N]`` int64: the row-major index in ``grid`` of each token in tree order, -1 for padding."""
+    index = torch.arange(1, _product(grid) + 1, device=device).reshape(1, *grid, 1, 1)
+    return to_tree(index, root_grid, level).flatten() - 1
+
+
+@dataclass
+class Tree:
+    """Tokens of all levels in tree order, coarse to fine.
+
+    tokens: one ``[B, heads, N_l, dim]`` a level; valid: one bool ``[B, N_l]`` a level, or None where every token is valid;
+    grids: the unpadded grid of each level.
+    """
+
+    tokens: list[Tensor]
+    valid: list[Tensor] | None
+    grids: list[tuple[int, ...]]
+
+    @property
+    def children(self) -> int:
+        """Children of a token, 2**axes."""
+        return 2 ** len(self.grids[0])
+
+
+def pool(x: Tensor, children: int, valid: Tensor | None = None) -> Tensor:
+    """Mean over each parent's valid children, in tree order; zero where there are none. Sums are in float32 or better.
+
+    x: ``[B, heads, N, dim]``, valid: bool ``[B, N]`` or None. Returns ``[B, heads, N / children, dim]``.
+    """
+    grouped = x.unflatten(2, (-1, children))
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    if valid is None:
+        return grouped.mean(3, dtype=wide).to(x.dtype)
+    weight = valid.unflatten(1, (-1, children))[:, None, :, :, None]
+    total = grouped.masked_fill(~weight, 0).sum(3, dtype=wide)
+    return (total / weight.sum(3).clamp(min=1)).to(x.dtype)
+
+
+def build_valid(mask: Tensor | None, grids: Sequence[tuple[int, ...]], batch: int, device: torch.device) -> list[Tensor] | None:
+    """Validity of all levels in tree order, coarse to fine; None where neither mask nor padding makes any token invalid."""
+    root, levels = grids[0], len(grids)
+    if mask is None:
+        if not torch.compiler.is_exporting() and tuple(size * 2 ** (levels - 1) for size in root) == tuple(grids[-1]):
+            return None
+        mask = torch.ones(1, *grids[-1], dtype=torch.bool, device=device).expand(batch, *grids[-1])
+    valid = [to_tree(mask[..., None, None], root, levels - 1)[:, 0, :, 0]]
+    for _ in range(levels - 1):
+        valid.append(valid[-1].unflatten(1, (-1, 2 ** len(root))).any(2))
+    return valid[::-1]
+
+
+def build_tree(levels: Sequence[Tensor], grids: Sequence[tuple[int, ...]], valid: list[Tensor] | None) -> Tree:
+    """Bring tokens into tree order.
+
+    levels: either the finest level alone (coarser ones are then averaged) or one ``[B, *grid_l, heads, dim]`` a level, coarse to fine.
+    """
+    root, count = grids[0], len(grids)
+    if len(levels) == count:
+        return Tree([to_tree(x, root, level) for level, x in enumerate(levels)], valid, list(grids))
+    tokens = [to_tree(levels[-1], root, count - 1)]
+    for level in range(count - 1, 0, -1):
+        tokens.append(pool(tokens[-1], 2 ** len(root), valid[level] if valid is not None else None))
+    return Tree(tokens[::-1], valid, list(grids))
+
+
+def token_pyramid(x: Tensor, levels: int, *, mask: Tensor | None = None) -> list[Tensor]:
+    """Pyramid of averages of a token grid, coarse to fine; the last entry is ``x`` itself.
+
+    A parent is the mean of its valid children, level by level: plain 2x2 averaging (in 2-D) where sizes divide, without bias towards zero
+    where they do not. Section 3.1 of the paper.
+
+    Args:
+        x: ``[B, *grid, heads, dim]`` or ``[B, *grid, dim]``; ``grid`` of 1 to 3 axes. Without a mask, the grid is taken to be all
+            dimensions but the first and the last two.
+        levels: number of levels, at least 1.
+        mask: bool ``[B, *grid]``, True = valid; says how many axes the grid has. Invalid tokens are left out of every mean.
+
+    Returns:
+        ``levels`` tensors ``[B, *grid_l, ...]``, each grid ceil(half) of the next finer one in every axis.
+
+    Raises:
+        ValueError: levels below 1, a grid of no or more than three axes, a mask that does not fit.
+    """
+    if levels < 1:
+        raise ValueError(f"token_pyramid: levels is {levels}, expected at least 1")
+    axes = mask.dim() - 1 if mask is not None else x.dim() - 3
+    if not 1 <= axes <= 3:
+        raise ValueError(
+            f"token_pyramid: x has shape {tuple(x.shape)}, expected [B, *grid, heads, dim] with a grid of 1 to 3 axes; "
+            "for [B, *grid, dim] pass a mask, which tells the axes, or x.unsqueeze(-2)"
+        )
+    check_mask("mask", mask, x.shape[: axes + 1])
+    grids = level_grids(x.shape[1 : axes + 1], levels)
+    valid = build_valid(mask, grids, x.shape[0], x.device)
+    shape = x.shape[axes + 1 :]
+    tree = build_tree([x.reshape(*x.shape[: axes + 1], -1, shape[-1])], grids, valid)
+    coarser = [from_tree(tokens, grids[0], level, grids[level]) for level, tokens in enumerate(tree.tokens[:-1])]
+    return [*(level.reshape(*level.shape[: axes + 1], *shape) for level in coarser), x]
+
+
+def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
+    """Raise ValueError unless ``mask`` is None or a bool tensor of ``shape``."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} has dtype {mask.dtype}, expected torch.bool with True = valid; convert it with mask.bool()")
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {tuple(shape)}: [B, *grid] of the finest level")
+
+
+def _product(sizes: Sequence[int]) -> int:
+    result = 1
+    for size in sizes:
+        result = result * size
+    return result

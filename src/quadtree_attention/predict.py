@@ -1,0 +1,250 @@
+"""Two images in, matches out: images of any kind, results in their pixels."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .data.images import read_image, resize_longest, to_gray
+from .extras import require
+from .files import atomic_write
+from .models.loftr import LoFTR
+
+MATCH_SUFFIXES = (".npz", ".json", ".csv")
+# kind -> (fewest matches, default threshold in matched pixels)
+GEOMETRIES = {"homography": (4, 3.0), "fundamental": (8, 1.0), "essential": (6, 1.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What `Matches.geometry` found.
+
+    kind: "homography", "fundamental" or "essential"; model: ``[3, 3]`` float64, None if there is none; inliers: bool ``[M]``.
+    """
+
+    kind: str
+    model: np.ndarray | None
+    inliers: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Points of image 0 and where they are in image 1.
+
+    keypoints0, keypoints1: float32 ``[M, 2]``, (x, y) in pixels of the images as given, pixel centres at integers; confidence: float32
+    ``[M]``; pixel: how many pixels of the images as given one pixel of the images as matched covers, the larger of the two.
+    """
+
+    keypoints0: np.ndarray
+    keypoints1: np.ndarray
+    confidence: np.ndarray
+    pixel: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def geometry(self, kind: str, *, threshold: float | None = None, intrinsics: Any = None) -> Geometry:
+        """Fit one model to all matches by MAGSAC++ (OpenCV's USAC_MAGSAC); the same matches give the same result.
+
+        Args:
+            kind: "homography" (a plane, or a camera that only turned: ``x1 ~ H x0``), "fundamental" (any rigid scene: ``x1' F x0 = 0``) or
+                "essential" (the same, for calibrated cameras).
+            threshold: largest error of an inlier in pixels of the images as given; by default 3 for "homography" and 1 for the others,
+                times ``pixel``.
+            intrinsics: for "essential": a matrix ``[3, 3]`` or (fx, fy, cx, cy) for both images, or a pair of those.
+
+        Returns:
+            `Geometry`; with too few matches, or when nothing fits, its model is None and there are no inliers.
+
+        Raises:
+            ValueError: an unknown kind, or options that do not fit it.
+        """
+        if kind not in GEOMETRIES:
+            raise ValueError(f"geometry is {kind!r}, expected one of {', '.join(GEOMETRIES)}")
+        if (intrinsics is not None) != (kind == "essential"):
+            raise ValueError(f"intrinsics {'are missing' if intrinsics is None else 'were given'} with geometry {kind!r}; 'essential' alone takes them")
+        if threshold is not None and not 0 < threshold < float("inf"):
+            raise ValueError(f"geometry threshold is {threshold}, expected pixels above 0")
+        fewest, default = GEOMETRIES[kind]
+        threshold = default * self.pixel if threshold is None else threshold
+        cameras = _cameras(intrinsics) if kind == "essential" else None
+        nothing = Geometry(kind, None, np.zeros(len(self), bool))
+        if len(self) < fewest:
+            return nothing
+        cv2 = require("cv2", "vision")
+        points0, points1 = self.keypoints0.astype(np.float64), self.keypoints1.astype(np.float64)
+        robust = {"confidence": 0.9999, "maxIters": 10_000}
+        try:
+            if kind == "homography":
+                model, mask = cv2.findHomography(points0, points1, cv2.USAC_MAGSAC, threshold, **robust)
+            elif kind == "fundamental":
+                model, mask = cv2.findFundamentalMat(points0, points1, cv2.USAC_MAGSAC, threshold, *robust.values())
+            else:
+                (f0, c0), (f1, c1) = cameras  # type: ignore[misc]
+                model, mask = cv2.findEssentialMat(
+                    (points0 - c0) / f0,
+                    (points1 - c1) / f1,
+                    np.eye(3),
+                    method=cv2.USAC_MAGSAC,
+                    prob=robust["confidence"],
+                    threshold=threshold / np.mean([f0, f1]),
+                )
+        except cv2.error:  # points from which no model can be made, such as all in one place
+            return nothing
+        if model is None or model.shape[0] < 3 or not np.isfinite(model[:3]).all():
+            return nothing
+        return Geometry(kind, model[:3], mask.ravel().astype(bool))
+
+    def save(self, path: str | Path, geometry: Geometry | None = None) -> None:
+        """Write to .npz, .json or .csv; ``geometry`` adds its inliers and, but for .csv, its model. The file is whole or not there."""
+        path = Path(path)
+        if path.suffix.lower() not in MATCH_SUFFIXES:
+            raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(MATCH_SUFFIXES)}")
+        with atomic_write(path) as temporary:
+            _WRITERS[path.suffix.lower()](temporary, self, geometry)
+
+
+class Matcher:
+    """Matches two images with a `LoFTR`.
+
+    Args:
+        model: the network.
+        device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
+    """
+
+    def __init__(self, model: LoFTR, device: str | torch.device | None = None) -> None:
+        self.device = _device(device)
+        self.model = model.eval().to(self.device)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path = "tiny", *, device: str | torch.device | None = None) -> Matcher:
+        """Load weights: "tiny" comes with the package; "indoor" and "outdoor" are downloaded once; or the path of a file.
+
+        Raises:
+            ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
+        """
+        from .weights.registry import load_matcher
+
+        checked = _device(device)
+        return cls(load_matcher(name_or_path), checked)
+
+    def match(self, image0: Any, image1: Any, *, max_size: int = 640, threshold: float | None = None) -> Matches:
+        """Match two images.
+
+        Args:
+            image0, image1: of any size each; a path, PIL image, numpy array or torch tensor, see `data.images.read_image`.
+            max_size: images are shrunk until their longer side is at most this many pixels. Larger finds more and takes longer. After
+                it, each side must have at least 32 pixels.
+            threshold: matches need a confidence above it, 0..1; by default what the model was made with.
+
+        Returns:
+            `Matches`, in pixels of the images as given.
+
+        Raises:
+            ValueError, OSError: bad images or options, in one line.
+        """
+        model = self.model
+        if threshold is not None:
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"threshold is {threshold}, expected 0..1")
+            model = copy.copy(model)  # shares the weights
+            model.config = replace(model.config, threshold=threshold)
+        (gray0, scale0), (gray1, scale1) = (
+            self._prepare(image, max_size, name) for image, name in ((image0, "image0"), (image1, "image1"))
+        )
+        with torch.inference_mode():
+            found = model(gray0, gray1)
+        keypoints0, keypoints1 = (
+            ((found[name].double().cpu().numpy() + 0.5) / scale - 0.5).astype(np.float32)
+            for name, scale in (("keypoints0", scale0), ("keypoints1", scale1))
+        )
+        confidence = found["confidence"].float().cpu().numpy()
+        return Matches(keypoints0, keypoints1, confidence, pixel=1 / min(*scale0, *scale1))
+
+    def _prepare(self, source: Any, max_size: int, name: str) -> tuple[torch.Tensor, tuple[float, float]]:
+        """Grey image ``[1, 1, H, W]`` on the device, and its scale in x and y."""
+        name = str(source) if isinstance(source, str | Path) else name
+        image, scale = resize_longest(read_image(source), max_size, name)
+        return torch.from_numpy(to_gray(image))[None, None].to(self.device), scale
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; one that is not on this machine
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used, expected for example cpu or cuda: {reason}") from None
+    return device
+
+
+def _cameras(intrinsics: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Focal lengths ``[2]`` and principal point ``[2]`` of both cameras."""
+    wanted = "expected a [3, 3] matrix or (fx, fy, cx, cy), or a pair of those"
+    try:
+        array = np.asarray(intrinsics, np.float64)
+    except (ValueError, TypeError):
+        pair: Sequence[Any] = intrinsics
+        if not isinstance(intrinsics, list | tuple) or len(intrinsics) != 2:
+            raise ValueError(f"intrinsics are {intrinsics!r}, {wanted}") from None
+    else:
+        pair = [array, array] if array.shape in ((3, 3), (4,)) else list(array) if array.ndim > 1 and len(array) == 2 else []
+    cameras = []
+    for one in pair:
+        one = np.asarray(one, np.float64)
+        if one.shape == (3, 3):
+            one = one[[0, 1, 0, 1], [0, 1, 2, 2]]
+        if one.shape == (4,) and np.isfinite(one).all() and (one[:2] > 0).all():
+            cameras.append((one[:2], one[2:]))
+    if len(cameras) != 2:
+        raise ValueError(f"intrinsics are {np.asarray(intrinsics, object).tolist()}, {wanted}; focal lengths above 0")
+    return cameras
+
+
+def _write_npz(path: Path, matches: Matches, geometry: Geometry | None) -> None:
+    arrays = {"keypoints0": matches.keypoints0, "keypoints1": matches.keypoints1, "confidence": matches.confidence}
+    if geometry is not None:
+        arrays["inliers"] = geometry.inliers
+        if geometry.model is not None:
+            arrays[geometry.kind] = geometry.model
+    np.savez(path, **arrays)
+
+
+def _write_json(path: Path, matches: Matches, geometry: Geometry | None) -> None:
+    data: dict[str, Any] = {
+        "keypoints0": _rounded(matches.keypoints0, 3),
+        "keypoints1": _rounded(matches.keypoints1, 3),
+        "confidence": _rounded(matches.confidence, 4),
+    }
+    if geometry is not None:
+        data["inliers"] = geometry.inliers.tolist()
+        data[geometry.kind] = None if geometry.model is None else geometry.model.tolist()
+    path.write_text(json.dumps(data) + "\n", encoding="utf-8")
+
+
+def _write_csv(path: Path, matches: Matches, geometry: Geometry | None) -> None:
+    columns = ["x0", "y0", "x1", "y1", "confidence"]
+    points = np.concatenate([matches.keypoints0, matches.keypoints1], 1)
+    rows = [[*xy, c] for xy, c in zip(_rounded(points, 3), _rounded(matches.confidence, 4), strict=True)]
+    if geometry is not None:
+        columns.append("inlier")
+        rows = [[*row, int(inlier)] for row, inlier in zip(rows, geometry.inliers, strict=True)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def _rounded(array: np.ndarray, decimals: int) -> list:
+    return array.astype(np.float64).round(decimals).tolist()
+
+
+_WRITERS = {".npz": _write_npz, ".json": _write_json, ".csv": _write_csv}

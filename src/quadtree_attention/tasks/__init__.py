@@ -1,0 +1,1 @@
+"""One package a task: loss, metrics, evaluation, the Lightning module."""

@@ -1,0 +1,1 @@
+"""Image matching: supervision, losses, metrics, evaluation and training."""

@@ -1,0 +1,210 @@
+"""What a matcher is trained with: ground truth from homographies, and LoFTR's losses (Sun et al., CVPR 2021, 3.5)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FINE_STRIDE = 2  # pixels a cell of the fine map
+_SMALLEST = 1e-30  # a confidence below it is taken for it, so that its logarithm stays finite
+_BELOW_ONE = 1 - 1e-6  # likewise from above
+
+
+class Supervision(NamedTuple):
+    """True coarse matches of a batch; rows by image, then by cell of image 0.
+
+    b: image in the batch; i: cell of image 0; j: cell of image 1, int64 ``[M]``, cells row-major.
+    warped: where the pixel of cell i lies in image 1, (x, y), float ``[M, 2]``.
+    offset: ``warped`` from the pixel of cell j, in units of the fine window's radius, ``[M, 2]``; see `fine_target`.
+    """
+
+    b: Tensor
+    i: Tensor
+    j: Tensor
+    warped: Tensor
+    offset: Tensor
+
+
+def warp_points(homography: Tensor, points: Tensor) -> Tensor:
+    """Points ``[B, N, 2]`` (or ``[1, N, 2]``) through homographies ``[B, 3, 3]``; infinity at and beyond the horizon."""
+    x, y, w = (points @ homography[:, :, :2].transpose(1, 2) + homography[:, None, :, 2]).unbind(-1)
+    warped = torch.stack([x, y], -1) / w[..., None]
+    return torch.where(w[..., None] > 1e-8, warped, torch.inf)
+
+
+@torch.no_grad()
+def homography_supervision(
+    homography: Tensor,
+    visible0: Tensor,
+    visible1: Tensor,
+    *,
+    stride: int = 8,
+    window: int = 5,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+) -> Supervision:
+    """Ground truth of coarse and fine matching between two views of a plane.
+
+    Cell (row r, column c) of image 0 stands for pixel (stride * c, stride * r). It matches the cell of image 1 nearest
+    to where the homography sends it, if the way back from that cell leads to the first cell again, and if both pixels,
+    and the place where the first comes to lie, are visible.
+
+    Args:
+        homography: ``[B, 3, 3]``, pixels (x, y) of image 0 to pixels of image 1.
+        visible0, visible1: bool ``[B, H, W]``, False where an image does not show the plane.
+        stride: pixels a coarse cell; sizes are rounded up to whole cells.
+        window: side of the fine window.
+        mask0, mask1: bool ``[B, h, w]`` at the coarse grid, False = padding.
+    """
+    cells0, cells1 = _visible_cells(visible0, mask0, stride), _visible_cells(visible1, mask1, stride)  # [B, h, w]
+    grid0, grid1 = (_grid(cells.shape, stride, homography.device) for cells in (cells0, cells1))  # [1, h * w, 2]
+    homography = homography.double()  # its entries span many orders of magnitude
+    warped = warp_points(homography, grid0)  # [B, L, 2]
+    back = warp_points(torch.linalg.inv(homography), grid1)  # [B, S, 2]
+    nearest1, inside1 = _nearest(warped / stride, cells1.shape)
+    nearest0, inside0 = _nearest(back / stride, cells0.shape)
+    returns = nearest0.gather(1, nearest1) == torch.arange(grid0.shape[1], device=nearest1.device)
+    place, seen = _nearest(warped, visible1.shape)
+    good = cells0.flatten(1) & inside1 & returns & inside0.gather(1, nearest1)
+    good &= cells1.flatten(1).gather(1, nearest1) & seen & visible1.flatten(1).gather(1, place)
+    b, i = torch.where(good)
+    j = nearest1[b, i]
+    warped = warped[b, i]
+    return Supervision(b, i, j, warped.float(), fine_target(warped, grid1[0, j], window).float())
+
+
+def fine_target(warped: Tensor, pixel: Tensor, window: int) -> Tensor:
+    """What refinement is to find: ``warped`` from ``pixel``, both ``[M, 2]``, in units of the fine window's radius."""
+    return (warped - pixel) / (FINE_STRIDE * (window // 2))
+
+
+def coarse_focal_loss(
+    confidence: Tensor,
+    truth: tuple[Tensor, Tensor, Tensor],
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    positive_weight: float = 1.0,
+    negative_weight: float = 1.0,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+) -> Tensor:
+    """Focal loss on the confidence of every pair of cells, averaged over positives and over negatives by themselves.
+
+    The published code clamps confidences at 1e-6, where the gradient of a positive then ends; a new network starts
+    there. Here they are clamped at 1e-30. Both terms are weighted by alpha, as published.
+
+    Args:
+        confidence: ``[B, L, S]`` in 0..1.
+        truth: (b, i, j), int64 ``[M]`` each: the positives.
+        mask0, mask1: bool ``[B, L]`` and ``[B, S]`` or their grids, True = valid; pairs with an invalid cell do not count.
+    """
+    positive, negative, count = _split(confidence, truth, mask0, mask1)
+    loss_positive = -alpha * (1 - positive).pow(gamma) * positive.log()
+    loss_negative = _NegativeFocal.apply(negative, gamma) * alpha
+    return positive_weight * _mean(loss_positive.sum(), positive.numel()) + negative_weight * _mean(loss_negative, count)
+
+
+def coarse_cross_entropy(
+    confidence: Tensor,
+    truth: tuple[Tensor, Tensor, Tensor],
+    *,
+    positive_weight: float = 1.0,
+    negative_weight: float = 1.0,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+) -> Tensor:
+    """Binary cross entropy in place of the focal loss; arguments as of `coarse_focal_loss`."""
+    positive, negative, count = _split(confidence, truth, mask0, mask1)
+    loss_negative = -torch.log1p(-negative).sum()
+    return positive_weight * _mean(-positive.log().sum(), positive.numel()) + negative_weight * _mean(loss_negative, count)
+
+
+def fine_l2_std_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Squared distances of refined positions, each weighted by the inverse of its predicted standard deviation.
+
+    The weights average to 1 over all rows and carry no gradient, so that the loss cannot be lowered by being unsure.
+    Rows whose target lies outside the window (an entry of 1 or more) do not count.
+
+    Args:
+        predicted: ``[M, 3]``: x, y in units of the window's radius, standard deviation.
+        target: ``[M, 2]``.
+
+    Returns:
+        a scalar; zero, with a gradient of zero, if no row counts.
+    """
+    inside = target.abs().amax(1) < 1 if len(target) else target.new_zeros(0, dtype=torch.bool)
+    inverse = 1 / predicted[:, 2].detach().clamp(min=1e-10)
+    weight = inverse / inverse.mean()
+    error = (predicted[:, :2] - target).square().sum(1)
+    return _mean((error[inside] * weight[inside]).sum(), int(inside.sum()))
+
+
+def _split(
+    confidence: Tensor, truth: tuple[Tensor, Tensor, Tensor], mask0: Tensor | None, mask1: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidence of the positives ``[M]``; of all pairs, 0 for those that are no negatives; how many negatives."""
+    b, i, j = truth
+    confidence = confidence if confidence.dtype == torch.float64 else confidence.float()
+    valid0, valid1 = (None if mask is None else mask.flatten(1) for mask in (mask0, mask1))
+    if valid0 is not None or valid1 is not None:
+        batch, length0, length1 = confidence.shape
+        valid0 = valid0 if valid0 is not None else confidence.new_ones(batch, length0, dtype=torch.bool)
+        valid1 = valid1 if valid1 is not None else confidence.new_ones(batch, length1, dtype=torch.bool)
+        confidence = confidence * (valid0[:, :, None] & valid1[:, None, :])
+        keep = valid0[b, i] & valid1[b, j]
+        b, i, j = b[keep], i[keep], j[keep]
+        count = (valid0.sum(1) * valid1.sum(1)).sum() - len(b)
+    else:
+        count = torch.tensor(confidence.numel() - len(b))
+    positive = confidence[b, i, j].clamp(_SMALLEST, _BELOW_ONE)
+    negative = confidence.index_put((b, i, j), confidence.new_zeros(())).clamp(max=_BELOW_ONE)
+    return positive, negative, count
+
+
+class _NegativeFocal(torch.autograd.Function):
+    """Sum of -p^gamma * log(1 - p) over a large tensor, in few passes over memory."""
+
+    @staticmethod
+    def forward(ctx, p: Tensor, gamma: float) -> Tensor:
+        ctx.gamma = gamma
+        ctx.save_for_backward(p)
+        return torch.log1p(-p).mul_(p.pow(gamma)).sum().neg()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (p,) = ctx.saved_tensors
+        gamma = ctx.gamma
+        # d/dp: p^gamma / (1 - p) - gamma * p^(gamma - 1) * log(1 - p)
+        result = p.pow(gamma).div_(1 - p)
+        result.sub_(torch.log1p(-p).mul_(p.pow(gamma - 1)), alpha=gamma)
+        return result.mul_(grad), None
+
+
+def _mean(total: Tensor, count: Tensor | int) -> Tensor:
+    return total / max(int(count), 1)
+
+
+def _visible_cells(visible: Tensor, mask: Tensor | None, stride: int) -> Tensor:
+    """bool ``[B, h, w]``: whether the pixel of each cell is visible and no padding."""
+    cells = visible[:, ::stride, ::stride]
+    return cells if mask is None else cells & mask
+
+
+def _grid(shape: torch.Size, stride: int, device: torch.device) -> Tensor:
+    """Pixels (x, y) of the cells, row-major, float64 ``[1, h * w, 2]``."""
+    y, x = (torch.arange(size, device=device, dtype=torch.float64) * stride for size in shape[1:])
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y], -1).reshape(1, -1, 2)
+
+
+def _nearest(place: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Row-major index of the nearest cell ``[B, N]``, and whether there is one; 0 where not. place (x, y) in cells."""
+    height, width = shape[1:]
+    x, y = place.round().unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    index = torch.where(inside, y, 0).long() * width + torch.where(inside, x, 0).long()
+    return index, inside

@@ -1,0 +1,157 @@
+"""Names of the published checkpoints to ours.
+
+Each family of checkpoints is a table of rules, and is chosen if every key of the checkpoint matches one of them. A
+new family is one more table in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """From one published name, or several of a kind, to ours.
+
+    pattern: regular expression of the whole published key.
+    name: our key, a template of the pattern's groups; None drops the key.
+    change: what happens to the tensor.
+    """
+
+    pattern: str
+    name: str | None
+    change: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+    def under(self, published: str, ours: str) -> Rule:
+        """The rule for the same module inside another, whose names go in front: a pattern and a template."""
+        return Rule(published + self.pattern, None if self.name is None else ours + self.name, self.change)
+
+
+def _linear(weight: Tensor) -> Tensor:
+    """The weight of a 1x1 convolution ``[out, in, 1, 1]`` as that of a linear layer."""
+    return weight.flatten(1) if weight.dim() == 4 else weight
+
+
+_WB = r"\.(?P<end>weight|bias)"
+_BN = r"\.(?P<end>weight|bias|running_mean|running_var|num_batches_tracked)"
+_LAYER, _OUR_LAYER = r"layers\.(?P<layer>\d+)\.", r"layers.\g<layer>."
+
+OPERATOR = (
+    Rule(r"weight", "level_weights"),
+    Rule(r"get_vs\.(?P<level>\d+)" + _WB, r"lepe.\g<level>.\g<end>"),
+)
+ATTENTION = (
+    Rule(r"(?P<name>[qkv]_proj)\.weight", r"\g<name>.weight", _linear),
+    Rule(r"(?P<name>[qkv]_proj)\.bias", r"\g<name>.bias"),
+    Rule(r"proj" + _WB, r"proj.\g<end>"),
+    Rule(r"value_branchs\.(?P<branch>\d+)\.(?P<place>[0235])" + _WB, r"value_branches.\g<branch>.\g<place>.\g<end>"),
+    *(rule.under(r"py_att\.", "") for rule in OPERATOR),
+)
+TRANSFORMER = (
+    # blocks of the released quadtree model
+    Rule(_LAYER + r"(?P<name>norm1|norm2|mlp\.fc1|mlp\.fc2)" + _WB, _OUR_LAYER + r"\g<name>.\g<end>"),
+    Rule(_LAYER + r"mlp\.dwconv\.dwconv" + _WB, _OUR_LAYER + r"mlp.dwconv.\g<end>"),
+    *(rule.under(_LAYER + r"attn\.", _OUR_LAYER + "attn.") for rule in ATTENTION),
+    # LoFTR's own blocks
+    Rule(_LAYER + r"(?P<name>[qkv]_proj)\.weight", _OUR_LAYER + r"attn.\g<name>.weight"),
+    Rule(_LAYER + r"merge\.weight", _OUR_LAYER + "attn.proj.weight"),
+    Rule(_LAYER + r"mlp\.(?P<place>[02])\.weight", _OUR_LAYER + r"mlp.\g<place>.weight"),
+)
+LOFTR = (
+    Rule(r"backbone\.conv1\.weight", "backbone.conv1.weight"),
+    Rule(r"backbone\.bn1" + _BN, r"backbone.bn1.\g<end>"),
+    Rule(r"backbone\.(?P<block>layer[123]\.\d+\.conv[12])\.weight", r"backbone.\g<block>.weight"),
+    Rule(r"backbone\.(?P<block>layer[123]\.\d+\.bn[12])" + _BN, r"backbone.\g<block>.\g<end>"),
+    Rule(r"backbone\.(?P<block>layer[123]\.\d+\.downsample\.0)\.weight", r"backbone.\g<block>.weight"),
+    Rule(r"backbone\.(?P<block>layer[123]\.\d+\.downsample\.1)" + _BN, r"backbone.\g<block>.\g<end>"),
+    Rule(r"backbone\.layer(?P<stage>[123])_outconv\.weight", r"backbone.lateral\g<stage>.weight"),
+    Rule(
+        r"backbone\.layer(?P<stage>[12])_outconv2\.(?P<place>[03])\.weight",
+        r"backbone.smooth\g<stage>.\g<place>.weight",
+    ),
+    Rule(r"backbone\.layer(?P<stage>[12])_outconv2\.1" + _BN, r"backbone.smooth\g<stage>.1.\g<end>"),
+    Rule(r"pos_encoding\.pe", None),  # computed here
+    *(rule.under(r"loftr_coarse\.", "coarse.") for rule in TRANSFORMER),
+    Rule(r"fine_preprocess\.down_proj" + _WB, r"windows.down_proj.\g<end>"),
+    Rule(r"fine_preprocess\.merge_feat" + _WB, r"windows.merge.\g<end>"),
+    *(rule.under(r"loftr_fine\.", "fine.") for rule in TRANSFORMER),
+)
+FAMILIES = (LOFTR, TRANSFORMER, ATTENTION, OPERATOR)
+
+PREFIX = "matcher."  # of the matcher in its training module
+BRANCH = re.compile(r"(.*\bvalue_branches\.)(\d+)(\..*)")
+
+
+def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring published weights into our names.
+
+    Takes the state_dict of a whole LoFTR, with quadtree or with LoFTR's own linear attention, of its
+    `LocalFeatureTransformer` alone, of a single attention module, or of the operator `QTAttB` alone; also a Lightning
+    checkpoint that has one under "state_dict", with keys that begin with "matcher.". The result fits `LoFTR`, its
+    `FeatureTransformer`, `QuadtreeAttention`, or the part of the latter that the operator has parameters for.
+
+    Args:
+        state_dict: keys as published, left as it is.
+
+    Returns:
+        dict of our keys; tensors share memory with the given ones.
+
+    Raises:
+        ValueError: keys that no family of checkpoints has; the message names the first few.
+    """
+    inner = state_dict.get("state_dict", state_dict)
+    if not isinstance(inner, Mapping) or not inner:
+        raise ValueError("no weights found: expected a state_dict, or a checkpoint that has one under 'state_dict'")
+    state = {str(key).removeprefix(PREFIX): value for key, value in inner.items()}
+    if len(state) < len(inner):
+        raise ValueError(f"some keys occur both with and without {PREFIX!r}, expected one set of weights")
+    unknown_of_family = []
+    for family in FAMILIES:
+        rules = [(re.compile(rule.pattern), rule) for rule in family]
+        matches = {key: _match(key, rules) for key in state}
+        matched = {key: match for key, match in matches.items() if match is not None}
+        unknown = [key for key in state if key not in matched]
+        if not unknown:
+            return _renamed(state, matched)
+        unknown_of_family.append(unknown)
+    unknown = min(unknown_of_family, key=len)
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    expected = "expected the names of a published LoFTR, transformer or attention module"
+    raise ValueError(f"unknown keys: {', '.join(unknown[:5])}{more}; {expected}")
+
+
+def _match(key: str, rules: list[tuple[re.Pattern[str], Rule]]) -> tuple[re.Match[str], Rule] | None:
+    for pattern, rule in rules:
+        match = pattern.fullmatch(key)
+        if match:
+            return match, rule
+    return None
+
+
+def _renamed(state: Mapping[str, Tensor], matched: Mapping[str, tuple[re.Match[str], Rule]]) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    for key, (match, rule) in matched.items():
+        if rule.name is None:
+            continue
+        if not isinstance(state[key], Tensor):
+            raise ValueError(f"{key} holds a {type(state[key]).__name__}, expected a tensor")
+        out[match.expand(rule.name)] = rule.change(state[key])
+    return _branches_coarse_to_fine(out)
+
+
+def _branches_coarse_to_fine(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn the order of value branches round: the published list begins with the finest, ours with the coarsest."""
+    last: dict[str, int] = {}
+    for key in state:
+        if match := BRANCH.fullmatch(key):
+            last[match[1]] = max(last.get(match[1], 0), int(match[2]))
+
+    def turned(key: str) -> str:
+        match = BRANCH.fullmatch(key)
+        return f"{match[1]}{last[match[1]] - int(match[2])}{match[3]}" if match else key
+
+    return {turned(key): value for key, value in state.items()}

@@ -1,0 +1,26 @@
+"""What several test files need."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR
+from quadtree_attention.weights.registry import save_model
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory) -> Path:
+    """A file of untrained weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_model(LoFTR(LOFTR_PRESETS["tiny"]), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """Something like a photograph, ``[120, 160, 3]`` uint8."""
+    noise = np.random.default_rng(0).normal(size=(120, 160, 3)).cumsum(0).cumsum(1)
+    return np.uint8(255 * (noise - noise.min()) / np.ptp(noise))

@@ -1,0 +1,13 @@
+"""Recorded numbers of the original implementation (github Tangshitao/QuadTreeAttention, commit 549a1ef)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+def load(name: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Arrays and description of one recorded case."""
+    with np.load(Path(__file__).parent / f"{name}.npz") as archive:
+        arrays = {key: archive[key] for key in archive.files if key != "meta"}
+        return arrays, json.loads(str(archive["meta"]))

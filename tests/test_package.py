@@ -1,0 +1,99 @@
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import quadtree_attention
+from quadtree_attention.extras import require
+from quadtree_attention.files import atomic_write, check_output
+
+ROOT = Path(__file__).parent.parent
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages in sys.modules of a fresh interpreter after ``code``."""
+    code += "\nimport sys; print('modules', *{name.partition('.')[0] for name in sys.modules})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return set(out.splitlines()[-1].split()[1:])
+
+
+def test_public_names():
+    for name in quadtree_attention.__all__:
+        assert callable(getattr(quadtree_attention, name))
+        assert name in dir(quadtree_attention)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = quadtree_attention.nothing
+
+
+def test_import_loads_torch_and_numpy_at_most():
+    heavy = {"timm", "numba", "cv2", "lightning", "torchvision", "matplotlib", "PIL", "safetensors", "typer", "triton"}
+    loaded = loaded_by("from quadtree_attention import quadtree_attention, token_pyramid, QuadtreeAttention")
+    assert "torch" in loaded
+    assert not loaded & heavy
+
+
+def test_match_loads_only_what_it_needs(tmp_path, random_weights, photo):
+    from quadtree_attention.viz import save_picture
+
+    save_picture(photo, tmp_path / "a.png")
+    arguments = ["match", str(tmp_path / "a.png"), str(tmp_path / "a.png"), "--model", str(random_weights)]
+    loaded = loaded_by(f"from quadtree_attention.__main__ import main\nassert main({arguments}) == 0")
+    assert not loaded & {"cv2", "lightning", "torchvision", "matplotlib", "timm", "scipy", "rich", "pandas", "sympy"}
+
+
+def test_help_does_not_load_torch():
+    assert "torch" not in loaded_by("from quadtree_attention.__main__ import main\nassert main(['match', '--help']) == 0")
+
+
+def test_extras_are_those_that_messages_name():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(project["optional-dependencies"]) >= {"vision", "train", "export", "test"}
+    assert not [name for name in project["dependencies"] if not name.startswith(("torch", "numpy", "numba"))]
+
+
+def test_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r"cv2 is not installed; install it with: pip install 'quadtree-attention\[vision\]'"):
+        require("cv2", "vision")
+
+
+def test_a_module_that_fails_inside_is_not_called_missing(tmp_path, monkeypatch):
+    (tmp_path / "half_there.py").write_text("import surely_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="surely_not_there"):
+        require("half_there", "vision")
+
+
+def test_output_is_checked_without_a_trace(tmp_path):
+    old = tmp_path / "old.json"
+    old.write_text("kept")
+    for name in ("new.json", "old.json", "UPPER.JSON"):
+        assert check_output(tmp_path / name, (".json",)) == tmp_path / name
+    assert old.read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [old]
+    with pytest.raises(ValueError, match=r"unknown suffix '.txt', expected .json or .csv"):
+        check_output(tmp_path / "a.txt", (".json", ".csv"))
+    with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
+        check_output(tmp_path / "none" / "a.json", (".json",))
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        check_output(tmp_path / "folder.json", (".json",))
+    with pytest.raises(OSError, match="cannot be written"):
+        check_output("/proc/a.json", (".json",))
+
+
+def test_atomic_write_is_all_or_nothing(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(target) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    (tmp_path / "link.txt").symlink_to(target)
+    with atomic_write(tmp_path / "link.txt") as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert (tmp_path / "link.txt").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "link.txt"]
