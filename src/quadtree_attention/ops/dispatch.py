@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 
 BACKENDS = ("reference", "cpu")
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+_warned = False
 
 
 def supports(backend: str, x: Tensor) -> tuple[bool, str]:
@@ -22,7 +23,7 @@ def supports(backend: str, x: Tensor) -> tuple[bool, str]:
             return False, f"it runs on CPU tensors, these are on {x.device}"
         if torch.compiler.is_exporting():
             return False, "exported graphs hold plain PyTorch operations only"
-        if not _has_numba():
+        if not HAS_NUMBA:
             return False, "Numba is not installed; pip install numba"
         return True, ""
     return False, f"expected one of {', '.join(map(repr, BACKENDS))}"
@@ -53,11 +54,8 @@ def choose(backend: str | None, x: Tensor) -> Callable:
     return reference.attend
 
 
-@cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
-@cache
 def _warn_once() -> None:
-    warnings.warn("Numba is not installed: quadtree attention runs on the slower reference backend; pip install numba", stacklevel=4)
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn("Numba is not installed: quadtree attention runs on the slower reference backend; pip install numba", stacklevel=4)

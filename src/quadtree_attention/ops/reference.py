@@ -153,7 +153,7 @@ def _select(scores: Tensor, valid: Tensor | None, keep: int) -> Tensor:
     scores = scores.detach()
     if valid is not None:
         scores = scores.masked_fill(~valid, -torch.inf)
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or not scores.numel():
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or scores.is_meta or not scores.numel():
         value, place = scores.sort(dim=-1, descending=True, stable=True)
         first = torch.arange(keep, device=place.device)  # a slice would tie exported graphs to keep being below the count
         value, place = value.index_select(-1, first), place.index_select(-1, first)

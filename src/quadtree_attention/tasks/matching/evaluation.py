@@ -7,12 +7,9 @@ the images as given (HPatches: of the resized images, as usual there).
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +20,15 @@ from ...data.images import read_image, resize_longest
 from ...data.pairs import HomographyPair, Pair, PosePair, StereoPair, resize_matrix
 from ...data.synthetic import SyntheticHomographies
 from ...extras import require
-from ...files import atomic_write
+from ...files import check_output
 from . import metrics
+from .table import TABLE_SUFFIXES, Table
 
 MatchFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 Row = dict[str, Any]
 PIXELS = (3, 5, 10)  # thresholds of the homography and stereo AUC
 DEGREES = (5, 10, 20)  # thresholds of the pose AUC
 RIGHT = 3.0  # pixels within which a match is right
-OUT_SUFFIXES = (".json", ".csv", ".md")
 
 
 # ---- one pair ------------------------------------------------------------------------------------
@@ -234,3 +231,159 @@ def load_matcher(name: str) -> MatchFunction:
         return found.keypoints0, found.keypoints1, found.confidence
 
     return match
+
+
+# ---- a whole evaluation --------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """How pairs are found in a folder or list."""
+
+    protocol: str
+    read: Callable[..., Iterable[Pair]]
+    max_size: int
+
+
+LAYOUTS = {
+    "list": Layout("homography", layouts.homography_list, 640),
+    "hpatches": Layout("homography", layouts.hpatches, 1024),  # resized to 480 on the shorter side by its protocol
+    "synthetic": Layout("homography", SyntheticHomographies, 640),
+    "superglue": Layout("pose", layouts.pose_list, 640),
+    "scannet": Layout("pose", layouts.scannet1500, 640),
+    "megadepth": Layout("pose", layouts.megadepth1500, 840),
+    "stereo": Layout("stereo", layouts.stereo_list, 640),
+}
+
+
+def find_layout(protocol: str, source: str | Path) -> str:
+    """The layout that a source has, by what is in it; see LAYOUTS."""
+    source = Path(source)
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is {protocol!r}, expected {' or '.join(PROTOCOLS)}")
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist, expected a folder or list of pairs")
+    if source.is_file():
+        return {"homography": "list", "pose": "superglue", "stereo": "stereo"}[protocol]
+    if protocol == "homography":
+        return "hpatches" if any(p.is_dir() for p in source.glob("[iv]_*")) else "synthetic"
+    if protocol == "pose":
+        here = [source, *(p for p in source.iterdir() if p.is_dir())]
+        scannet = any((p / "test.npz").is_file() for p in [*here, source / "assets" / "scannet_test_1500"])
+        return "scannet" if scannet else "megadepth"
+    raise ValueError(f"{source} is a folder, expected a list for the protocol stereo: left right disparity [scale]")
+
+
+def run(
+    protocol: str,
+    source: str | Path,
+    *,
+    models: Sequence[str] = ("tiny", "sift"),
+    layout: str | None = None,
+    max_size: int | None = None,
+    limit: int | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Table:
+    """Measure models by a protocol on a folder or list of pairs, all on the same images.
+
+    protocol: "homography", "pose" or "stereo". layout: a name of LAYOUTS; found from the source if None.
+    models: "sift", or what Matcher.from_pretrained takes. max_size: images are shrunk to it; None: 640, or what the
+    layout is published with. limit: only the first pairs. out: .json, .csv or .md for the table; beside it every pair's
+    figures go to a .jsonl, as they come: what a run that was cut off had done is not done again.
+    progress: called with (pairs done, pairs) after each.
+
+    Raises ValueError and OSError in one line for whatever is wrong with these or the files they name.
+    """
+    layout = layout or find_layout(protocol, source)
+    if layout not in LAYOUTS or LAYOUTS[layout].protocol != protocol:
+        fitting = " or ".join(name for name, known in LAYOUTS.items() if known.protocol == protocol)
+        raise ValueError(f"layout is {layout!r}, expected {fitting or 'another protocol'} for protocol {protocol!r}")
+    if not models or len(set(models)) < len(models):
+        raise ValueError(
+            f"models are {', '.join(models) or 'none'}, expected one or more, each once, such as tiny, sift"
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}, expected 1 or more pairs")
+    max_size = LAYOUTS[layout].max_size if max_size is None else max_size
+    settings = {"protocol": protocol, "source": str(source), "layout": layout, "max_size": max_size, "seed": seed}
+    pairs = LAYOUTS[layout].read(source, **({"seed": seed} if layout == "synthetic" else {}))
+    total = len(pairs) if limit is None else min(limit, len(pairs))  # type: ignore[arg-type]
+    matchers = {name: load_matcher(name) for name in models}
+    log = PairLog(out, {**settings, "models": {name: _identity(name) for name in models}})
+    rows: dict[str, list[Row]] = {name: [] for name in models}
+    for index, pair in enumerate(pairs):
+        if index == total:
+            break
+        for name, matcher in matchers.items():
+            row = log.done.get((name, index))
+            if row is None or row["pair"] != pair.name:
+                found = find_matches(matcher, pair, max_size)
+                row = {"model": name, "index": index, "pair": pair.name, "ms": found.ms}
+                row |= PROTOCOLS[protocol].judge(pair, found)
+                log.add(row)
+            rows[name].append(row)
+        if progress is not None:
+            progress(index + 1, total)
+    summaries = [{"model": name, **PROTOCOLS[protocol].summarise(rows[name])} for name in models]
+    table = Table(summaries, {**settings, "pairs": total})
+    log.finish(table)
+    return table
+
+
+class PairLog:
+    """Rows of single pairs in a file beside out, from which a run that was cut off goes on.
+
+    While a run lasts the file is NAME.partial.jsonl, with the settings in its first line; other settings start it anew.
+    A finished run leaves NAME.jsonl. Without out nothing is written.
+    """
+
+    def __init__(self, out: str | Path | None, settings: Row) -> None:
+        self.out = None if out is None else check_output(out, TABLE_SUFFIXES)
+        self.done: dict[tuple[str, int], Row] = {}
+        if self.out is None:
+            return
+        self.partial = self.out.with_suffix(".partial.jsonl")
+        whole = self._read()
+        if not whole or whole[0] != settings:
+            whole = [settings]
+        self.done = {(row["model"], row["index"]): row for row in whole[1:]}
+        self.partial.write_text("".join(_line(row) for row in whole), encoding="utf-8")
+
+    def _read(self) -> list[Row]:
+        """The file's whole lines; one that was cut off in writing, and any after it, are left out."""
+        rows: list[Row] = []
+        lines = self.partial.read_text(encoding="utf-8").splitlines() if self.partial.is_file() else []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            rows.append({key: np.inf if value is None else value for key, value in row.items()})
+        return rows
+
+    def add(self, row: Row) -> None:
+        """Append one pair's row."""
+        if self.out is not None:
+            with self.partial.open("a", encoding="utf-8") as file:
+                file.write(_line(row))
+
+    def finish(self, table: Table) -> None:
+        """Write the table and give the file of pairs its final name."""
+        if self.out is not None:
+            table.save(self.out)
+            self.partial.replace(self.out.with_suffix(".jsonl"))
+
+
+def _line(row: Row) -> str:
+    """A line of JSON, which knows no infinity: failures are null."""
+    return json.dumps({key: None if value == np.inf else value for key, value in row.items()}) + "\n"
+
+
+def _identity(model: str) -> str:
+    """What must be the same for a cut-off run to go on: a file of weights by its size and time, others by name."""
+    path = Path(model)
+    if not path.is_file():
+        return model
+    stat = path.stat()
+    return f"{model} {stat.st_size} {stat.st_mtime_ns}"

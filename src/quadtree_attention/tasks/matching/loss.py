@@ -101,6 +101,8 @@ def coarse_focal_loss(
         truth: (b, i, j), int64 ``[M]`` each: the positives.
         mask0, mask1: bool ``[B, L]`` and ``[B, S]`` or their grids, True = valid; pairs with an invalid cell do not count.
     """
+    if gamma < 1:
+        raise ValueError(f"gamma is {gamma}, expected at least 1; without focus use coarse_cross_entropy")
     positive, negative, count = _split(confidence, truth, mask0, mask1)
     loss_positive = -alpha * (1 - positive).pow(gamma) * positive.log()
     loss_negative = _NegativeFocal.apply(negative, gamma) * alpha
@@ -144,7 +146,7 @@ def fine_l2_std_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 def _split(
     confidence: Tensor, truth: tuple[Tensor, Tensor, Tensor], mask0: Tensor | None, mask1: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | int]:
     """Confidence of the positives ``[M]``; of all pairs, 0 for those that are no negatives; how many negatives."""
     b, i, j = truth
     confidence = confidence if confidence.dtype == torch.float64 else confidence.float()
@@ -158,7 +160,7 @@ def _split(
         b, i, j = b[keep], i[keep], j[keep]
         count = (valid0.sum(1) * valid1.sum(1)).sum() - len(b)
     else:
-        count = torch.tensor(confidence.numel() - len(b))
+        count = confidence.numel() - len(b)
     positive = confidence[b, i, j].clamp(_SMALLEST, _BELOW_ONE)
     negative = confidence.index_put((b, i, j), confidence.new_zeros(())).clamp(max=_BELOW_ONE)
     return positive, negative, count
@@ -185,7 +187,7 @@ class _NegativeFocal(torch.autograd.Function):
 
 
 def _mean(total: Tensor, count: Tensor | int) -> Tensor:
-    return total / max(int(count), 1)
+    return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
 
 
 def _visible_cells(visible: Tensor, mask: Tensor | None, stride: int) -> Tensor:

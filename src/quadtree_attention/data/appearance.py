@@ -1,0 +1,106 @@
+"""What happens to a photograph besides its geometry: occluders, light, blur, noise, compression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Strengths at difficulty 1, and shares of images that each thing happens to. Both images change on their own.
+
+    occluders: at most so many in an image. occluder_size: their largest radius, as a share of the shorter side.
+    gamma: exponent, a ratio either way. contrast: factor, a ratio either way. brightness: shift of 0..1, either way.
+    shade: depth of an uneven light over the image, 0..1. blur: standard deviation of a Gaussian in pixels, with the
+    share ``blurred``. motion: length in pixels, with the share ``moved``. noise: standard deviation, of 0..1.
+    jpeg: the lowest quality, with the share ``compressed``. inverted: share of negatives.
+    """
+
+    occluders: int = 3
+    occluder_size: float = 0.2
+    gamma: float = 1.8
+    contrast: float = 1.6
+    brightness: float = 0.15
+    shade: float = 0.6
+    blur: float = 1.5
+    blurred: float = 0.3
+    motion: int = 7
+    moved: float = 0.1
+    noise: float = 0.04
+    jpeg: int = 30
+    compressed: float = 0.2
+    inverted: float = 0.02
+
+    def occluder_counts(self, rng: np.random.Generator, difficulty: float) -> tuple[int, int]:
+        """How many occluders the two images have; half of the images have none."""
+        most = round(self.occluders * difficulty)
+        first, second = (int(max(0, n)) for n in rng.integers(-most, most + 1, 2))
+        return first, second
+
+
+def occlude(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    visible: np.ndarray,
+    filler: np.ndarray,
+    count: int,
+    appearance: Appearance,
+) -> None:
+    """Paste polygons of ``filler``, at times of one grey, into ``image`` ``[H, W]`` uint8; ``visible`` becomes False there."""
+    side = min(image.shape)
+    for _ in range(count):
+        corners = rng.integers(3, 9)
+        angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+        radii = side * appearance.occluder_size * rng.uniform(0.3, 1.0) * rng.uniform(0.5, 1.0, corners)
+        centre = rng.uniform(0, 1, 2) * image.shape[::-1]
+        outline = np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None] + centre
+        mask = np.zeros(image.shape, np.uint8)
+        cv2.fillPoly(mask, [np.rint(outline).astype(np.int32)], 1)
+        flat = rng.random() < 0.2
+        np.copyto(image, np.uint8(rng.integers(256)) if flat else filler, where=mask.view(bool))
+        visible[mask.view(bool)] = False
+
+
+def change_appearance(
+    rng: np.random.Generator, image: np.ndarray, appearance: Appearance, difficulty: float
+) -> np.ndarray:
+    """Change light, sharpness and noise of ``[H, W]`` uint8; returns float32 in 0..1 of the same shape."""
+
+    def either_way(ratio: float) -> float:
+        return float(ratio ** (difficulty * rng.uniform(-1, 1)))
+
+    curve = np.linspace(0, 1, 256, dtype=np.float32) ** either_way(appearance.gamma)
+    curve = (curve - 0.5) * either_way(appearance.contrast) + 0.5
+    curve = curve + difficulty * appearance.brightness * rng.uniform(-1, 1)
+    if rng.random() < appearance.inverted * difficulty:
+        curve = 1 - curve
+    if rng.random() < appearance.blurred:
+        image = cv2.GaussianBlur(image, (0, 0), 0.3 + rng.uniform(0, appearance.blur) * difficulty)
+    length = 2 * int(rng.uniform(0, appearance.motion) * difficulty / 2) + 1
+    if rng.random() < appearance.moved and length > 1:
+        image = cv2.filter2D(image, -1, _motion_kernel(length, rng.uniform(0, np.pi)))
+    changed = cv2.LUT(image, curve.clip(0, 1).astype(np.float32))
+    depth = difficulty * appearance.shade * rng.uniform()
+    light = (1 - depth * rng.uniform(0, 1, (3, 3))).astype(np.float32)
+    changed *= cv2.resize(light, image.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    deviation = difficulty * appearance.noise * rng.uniform()
+    changed += rng.standard_normal(image.shape, np.float32) * np.float32(deviation)
+    np.clip(changed, 0, 1, out=changed)
+    if rng.random() < appearance.compressed:
+        quality = round(95 - (95 - appearance.jpeg) * difficulty * rng.uniform())
+        _, code = cv2.imencode(".jpg", (changed * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
+        changed = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+    return changed
+
+
+def _motion_kernel(length: int, angle: float) -> np.ndarray:
+    """A centred line ``[length, length]`` that sums to 1: no point moves on average."""
+    kernel = np.zeros((length, length), np.float32)
+    radius = length // 2
+    x, y = np.cos(angle) * radius, np.sin(angle) * radius
+    start, end = (round(radius - x), round(radius - y)), (round(radius + x), round(radius + y))
+    cv2.line(kernel, start, end, 1.0)
+    return kernel / kernel.sum()

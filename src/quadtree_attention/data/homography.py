@@ -1,0 +1,354 @@
+"""Pairs of views of photographs under random homographies, with everything that makes matching hard.
+
+Sample n of a seed is always the same, whatever came before it and whichever worker makes it: a resumed training sees
+what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from .appearance import Appearance, change_appearance, occlude
+from .photos import list_photographs, read_gray
+
+_TRIES = 20  # random warps, or broken photographs in a row, before giving up
+
+
+@dataclass(frozen=True)
+class Warp:
+    """How far apart the two views may be, at difficulty 1.
+
+    rotation: in the image plane, degrees either way. scale: ratio of sizes, either way. tilt: foreshortening in any one
+    direction, a ratio. perspective: shift of each corner, as a share of the sides. translation: likewise, of the whole.
+    min_overlap: share of either image that the other shows at least; but for a share ``careless`` of all pairs it may be
+    anything. background: share of pairs with another photograph around the first, which else goes on mirrored.
+    """
+
+    rotation: float = 45.0
+    scale: float = 2.0
+    tilt: float = 2.0
+    perspective: float = 0.2
+    translation: float = 0.25
+    min_overlap: float = 0.3
+    careless: float = 0.03
+    background: float = 0.5
+
+
+class HomographyDataset(Dataset):
+    """Random pairs of views; sample n depends on the seed and n alone.
+
+    Args:
+        photos: paths of photographs. Broken ones are skipped with a warning.
+        size: (height, width) of both views.
+        length: samples an epoch. Numbers beyond it are valid too, those of later epochs.
+        seed: of all chance.
+        warp, appearance: how hard the pairs are, at difficulty 1.
+        difficulty: 0 to 1, scales all strengths; a pair (first, last) rises evenly over the first ``ramp`` samples.
+
+    A sample is a dict of ``image0``, ``image1`` float32 ``[1, H, W]`` in 0..1; ``homography`` float32 ``[3, 3]``, pixels
+    of image 0 to pixels of image 1; ``visible0``, ``visible1`` bool ``[H, W]``, False under an occluder and outside of
+    the photograph.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[str | Path],
+        size: tuple[int, int] = (256, 256),
+        length: int = 1000,
+        seed: int = 0,
+        warp: Warp | None = None,
+        appearance: Appearance | None = None,
+        difficulty: float | tuple[float, float] = 1.0,
+        ramp: int = 0,
+    ) -> None:
+        if not photos:
+            raise ValueError("got no photographs, expected at least one; list_photographs finds those of a folder")
+        if min(size) < 32:
+            raise ValueError(f"size is {size[0]}x{size[1]}, expected at least 32 pixels on each side")
+        if length < 1:
+            raise ValueError(f"length is {length}, expected at least 1 sample an epoch")
+        self.photos = [str(path) for path in photos]
+        self.size = (int(size[0]), int(size[1]))
+        self.length = length
+        self.seed = seed
+        self.warp = warp or Warp()
+        self.appearance = appearance or Appearance()
+        first, last = (difficulty, difficulty) if isinstance(difficulty, (int, float)) else difficulty
+        if not (0 <= first <= 1 and 0 <= last <= 1):
+            raise ValueError(f"difficulty is {difficulty}, expected 0 to 1, or two such numbers")
+        self.difficulty = (float(first), float(last))
+        self.ramp = ramp
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return (self[index] for index in range(self.length))
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index < 0:
+            raise IndexError(f"index is {index}, expected 0 or more")
+        rng = np.random.default_rng([self.seed, index])
+        difficulty = self._difficulty(index)
+        photo = self._photograph(rng)
+        views = random_views(rng, photo.shape, self.size, self.warp, difficulty)
+        homography = np.linalg.inv(views[1]) @ views[0]
+        homography /= homography[2, 2]
+        sample: dict[str, Any] = {"homography": torch.from_numpy(homography.astype(np.float32))}
+        other = None
+        behind = rng.random() < self.warp.background
+        counts = self.appearance.occluder_counts(rng, difficulty)
+        if behind or sum(counts):
+            other = self._photograph(rng)
+        for k, (view, count) in enumerate(zip(views, counts, strict=True)):
+            image = warped_view(photo, view, self.size, cv2.BORDER_REFLECT_101)
+            visible = cv2.warpPerspective(
+                np.ones_like(photo), view, self.size[::-1], flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+            ).astype(bool)
+            if behind and not visible.all():
+                image = np.where(visible, image, _random_crop(rng, other, self.size))
+            if count:
+                occlude(rng, image, visible, _random_crop(rng, other, self.size), count, self.appearance)
+            image = change_appearance(rng, image, self.appearance, difficulty)
+            sample[f"image{k}"] = torch.from_numpy(image)[None]
+            sample[f"visible{k}"] = torch.from_numpy(visible)
+        return sample
+
+    def _difficulty(self, index: int) -> float:
+        first, last = self.difficulty
+        return first + (last - first) * (min(index / self.ramp, 1.0) if self.ramp else 1.0)
+
+    def _photograph(self, rng: np.random.Generator) -> np.ndarray:
+        """A random photograph ``[H, W]`` uint8 that can be read."""
+        for _ in range(_TRIES):
+            path = self.photos[rng.integers(len(self.photos))]
+            try:
+                return read_gray(path, 2 * max(self.size))
+            except (ValueError, OSError) as error:
+                # Python shows a warning of the same text once.
+                warnings.warn(f"photograph skipped: {error}", stacklevel=2)
+        raise ValueError(f"{_TRIES} photographs in a row cannot be read, the last one {path}; check the folder")
+
+
+def random_views(
+    rng: np.random.Generator, photo: tuple[int, int], size: tuple[int, int], warp: Warp, difficulty: float = 1.0
+) -> list[np.ndarray]:
+    """Two homographies [3, 3] float64 from pixels of a view to pixels of the photograph.
+
+    One view, either of them, is a plain rectangle inside the photograph, at times mirrored; the other is a projective
+    warp of it.
+    """
+    height, width = size
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    relative, zoom = _random_homography(rng, size, warp, difficulty)
+    fits = min(photo[0] / height, photo[1] / width)
+    # Photograph pixels a view pixel. A view that shows more of the plane than the first one is met halfway.
+    largest = fits * min(1.0, zoom) ** 0.5
+    step = np.exp(rng.uniform(np.log(min(largest, max(0.8, largest / 2))), np.log(largest)))
+    span = (photo[1] - step * width, photo[0] - step * height)
+    place = [(side - 1) / 2 + rng.uniform(-0.5, 0.5) * room for side, room in zip(photo[::-1], span, strict=True)]
+    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    first = _shift(place) @ np.diag([mirror * step, step, 1.0]) @ _shift(-centre)
+    views = [first, first @ np.linalg.inv(relative)]
+    return views if rng.random() < 0.5 else views[::-1]
+
+
+def warped_view(photo: np.ndarray, view: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
+    """The view ``[H, W]`` of a photograph by a homography from pixels of the view to those of the photograph."""
+    height, width = size
+    step = _local_step(view, (width - 1) / 2, (height - 1) / 2)
+    if step > 1.25:  # averaged first: bilinear interpolation alone would leave pixels out
+        small = tuple(max(1, round(side / step)) for side in photo.shape[::-1])
+        ratio = np.array(small) / photo.shape[::-1]
+        view = np.diag([*ratio, 1.0]) @ view
+        view = _shift((ratio - 1) / 2) @ view
+        photo = cv2.resize(photo, small, interpolation=cv2.INTER_AREA)
+    return cv2.warpPerspective(
+        photo, view, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border
+    )
+
+
+def _random_homography(
+    rng: np.random.Generator, size: tuple[int, int], warp: Warp, difficulty: float
+) -> tuple[np.ndarray, float]:
+    """A homography [3, 3] between two views, and its scale; milder ones are tried until enough of each is in the other."""
+    height, width = size
+    sides = np.array([width, height], np.float64)
+    corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], np.float64)
+    centre = corners.mean(0)
+    needed = 0.02 if rng.random() < warp.careless else warp.min_overlap
+    for attempt in range(_TRIES):
+        strength = difficulty * (1 - attempt / _TRIES)
+        zoom = warp.scale ** (strength * _bell(rng))
+        stretch = warp.tilt ** (strength * abs(_bell(rng)) / 2)
+        direction = _rotation(rng.uniform(0, np.pi))
+        linear = _rotation(np.deg2rad(warp.rotation) * strength * _bell(rng))
+        linear = linear @ direction @ np.diag([zoom * stretch, zoom / stretch, 1.0]) @ direction.T
+        moved = corners + strength * warp.perspective * rng.uniform(-0.5, 0.5, (4, 2)) * sides
+        perspective = cv2.getPerspectiveTransform(corners.astype(np.float32), moved.astype(np.float32))
+        shift = strength * warp.translation * np.array([_bell(rng), _bell(rng)]) * sides
+        homography = _shift(centre + shift) @ linear @ _shift(-centre) @ perspective
+        if _overlap(homography, size) >= needed:
+            return homography / homography[2, 2], zoom
+    return np.eye(3), 1.0
+
+
+def _overlap(homography: np.ndarray, size: tuple[int, int]) -> float:
+    """The share of either image that the other one shows, the smaller; 0 where a view comes close to its horizon."""
+    height, width = size
+    x, y = np.meshgrid(np.linspace(0, width - 1, 9), np.linspace(0, height - 1, 9))
+    points = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+    shares = []
+    for matrix in (homography, np.linalg.inv(homography)):
+        x1, y1, w = matrix @ points
+        w = w / w[w.size // 2]
+        if w.min() < 0.3:
+            return 0.0
+        x1, y1 = x1 / (w * (matrix @ points)[2, w.size // 2]), y1 / (w * (matrix @ points)[2, w.size // 2])
+        shares.append(np.mean((x1 >= 0) & (x1 <= width - 1) & (y1 >= 0) & (y1 <= height - 1)))
+    return float(min(shares))
+
+
+def _local_step(view: np.ndarray, x: float, y: float) -> float:
+    """Pixels of the photograph a pixel of the view at (x, y): the root of the determinant of the Jacobian."""
+    w = view[2] @ (x, y, 1.0)
+    return float(np.sqrt(abs(np.linalg.det(view) / w**3)))
+
+
+def _bell(rng: np.random.Generator) -> float:
+    """A number in -1..1, mostly small: most real pairs are mild."""
+    return float(np.clip(rng.normal(0, 0.5), -1, 1))
+
+
+def _shift(vector: Sequence[float] | np.ndarray) -> np.ndarray:
+    return np.array([[1.0, 0.0, vector[0]], [0.0, 1.0, vector[1]], [0.0, 0.0, 1.0]])
+
+
+def _rotation(angle: float) -> np.ndarray:
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+
+
+def _random_crop(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A random part of a photograph ``[H, W]``, as large as fits or down to half of that."""
+    share = rng.uniform(0.5, 1.0) * min(photo.shape[0] / size[0], photo.shape[1] / size[1])
+    height, width = (max(1, int(share * side)) for side in size)
+    top, left = rng.integers(photo.shape[0] - height + 1), rng.integers(photo.shape[1] - width + 1)
+    return cv2.resize(photo[top : top + height, left : left + width], size[::-1], interpolation=cv2.INTER_AREA)
+
+
+class StreamSampler(DistributedSampler):
+    """Numbers of an endless stream of samples, ``len(dataset)`` an epoch, dealt out to the devices.
+
+    Being a DistributedSampler it is left as it is by Lightning. ``first``: how many of this epoch's numbers the next
+    iteration leaves out.
+    """
+
+    def __init__(self, dataset: HomographyDataset) -> None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        devices, device = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if distributed else (1, 0)
+        super().__init__(dataset, devices, device, shuffle=False, drop_last=True)
+        self.first = 0
+
+    def __iter__(self) -> Iterator[int]:
+        begin = self.epoch * self.num_samples * self.num_replicas
+        numbers = range(begin + self.rank, begin + self.num_samples * self.num_replicas, self.num_replicas)
+        first, self.first = self.first, 0
+        return iter(numbers[first:])
+
+
+class StreamLoader(DataLoader):
+    """A DataLoader over a `StreamSampler` that knows how far it has come; Lightning stores that in its checkpoints."""
+
+    sampler: StreamSampler
+    _done = 0  # batches of this epoch that were handed out
+
+    def __iter__(self) -> Iterator[Any]:
+        self._done = self.sampler.first // self.batch_size
+        for batch in super().__iter__():
+            self._done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "batches": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        at_end = state["batches"] >= len(self)
+        self.sampler.epoch = state["epoch"] + at_end
+        self.sampler.first = 0 if at_end else state["batches"] * self.batch_size
+
+
+class HomographyData(LightningDataModule):
+    """Synthetic pairs for training and validation, each from a folder of photographs.
+
+    Args:
+        train_folder, val_folder: searched for photographs, folders below them too.
+        size: (height, width) of the views.
+        batch_size: pairs a device and step.
+        length: training pairs an epoch, over all devices.
+        val_length: validation pairs, always the same ones.
+        num_workers: processes that make pairs; the pairs do not depend on it.
+        seed, warp, appearance, difficulty, ramp: see `HomographyDataset`; validation is at the last difficulty.
+    """
+
+    def __init__(
+        self,
+        train_folder: str,
+        val_folder: str,
+        size: tuple[int, int] = (256, 256),
+        batch_size: int = 8,
+        length: int = 10_000,
+        val_length: int = 200,
+        num_workers: int = 2,
+        seed: int = 0,
+        warp: Warp = field(default_factory=Warp),  # noqa: B008
+        appearance: Appearance = field(default_factory=Appearance),  # noqa: B008
+        difficulty: tuple[float, float] = (1.0, 1.0),
+        ramp: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train_folder, self.val_folder = train_folder, val_folder
+        self.size, self.batch_size, self.num_workers = size, batch_size, num_workers
+        self.length, self.val_length, self.seed = length, val_length, seed
+        self.warp, self.appearance, self.difficulty, self.ramp = warp, appearance, difficulty, ramp
+
+    def train_dataloader(self) -> DataLoader:
+        """Pairs of an endless stream, the next ``length`` in each epoch."""
+        dataset = self._dataset(self.train_folder, self.length, self.seed, self.difficulty, self.ramp)
+        if self.length < self.batch_size:
+            raise ValueError(f"length is {self.length}, expected at least one batch of {self.batch_size} pairs")
+        return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **self._options())
+
+    def val_dataloader(self) -> DataLoader:
+        """The same pairs each time, of other photographs and another seed than those of training."""
+        dataset = self._dataset(self.val_folder, self.val_length, self.seed + 1, self.difficulty[1], 0)
+        return DataLoader(dataset, **self._options())
+
+    test_dataloader = val_dataloader
+
+    def _dataset(self, folder: str, length: int, seed: int, difficulty: Any, ramp: int) -> HomographyDataset:
+        photos = list_photographs(folder)
+        return HomographyDataset(photos, self.size, length, seed, self.warp, self.appearance, difficulty, ramp)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": _one_thread,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
