@@ -7,6 +7,7 @@ of what a short command costs.
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -168,7 +169,9 @@ def _lightning(command: str, arguments: list[str]) -> None:
     cli = require("lightning.pytorch.cli", "train")
     jsonargparse = require("jsonargparse", "train")
     try:
-        cli.LightningCLI(args=[command, *arguments], parser_kwargs={"exit_on_error": False})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts that parse twice
+            cli.LightningCLI(args=[command, *arguments], parser_kwargs={"exit_on_error": False})
     except jsonargparse.ArgumentError as error:
         raise UsageError(f"{error}; see quadtree {command} --help") from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +210,12 @@ def _overlap(homography: np.ndarray, size: tuple[int, int]) -> float:
     points = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
     shares = []
     for matrix in (homography, np.linalg.inv(homography)):
-        x1, y1, w = matrix @ points
-        w = w / w[w.size // 2]
-        if w.min() < 0.3:
+        across, down, w = matrix @ points
+        nearness = w / w[w.size // 2]  # of each point, against that of the centre
+        if nearness.min() < 0.3:
             return 0.0
-        x1, y1 = x1 / (w * (matrix @ points)[2, w.size // 2]), y1 / (w * (matrix @ points)[2, w.size // 2])
-        shares.append(np.mean((x1 >= 0) & (x1 <= width - 1) & (y1 >= 0) & (y1 <= height - 1)))
+        across, down = across / w, down / w
+        shares.append(np.mean((across >= 0) & (across <= width - 1) & (down >= 0) & (down <= height - 1)))
     return float(min(shares))
 
 
@@ -311,8 +311,8 @@ class HomographyData(LightningDataModule):
         val_length: int = 200,
         num_workers: int = 2,
         seed: int = 0,
-        warp: Warp = field(default_factory=Warp),  # noqa: B008
-        appearance: Appearance = field(default_factory=Appearance),  # noqa: B008
+        warp: Warp | None = None,
+        appearance: Appearance | None = None,
         difficulty: tuple[float, float] = (1.0, 1.0),
         ramp: int = 0,
     ) -> None:
