@@ -86,14 +86,22 @@ def change_appearance(
     depth = difficulty * appearance.shade * rng.uniform()
     light = (1 - depth * rng.uniform(0, 1, (3, 3))).astype(np.float32)
     changed *= cv2.resize(light, image.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    deviation = difficulty * appearance.noise * rng.uniform()
-    changed += rng.standard_normal(image.shape, np.float32) * np.float32(deviation)
+    changed += difficulty * appearance.noise * np.float32(rng.uniform()) * _noise(rng, image.shape)
     np.clip(changed, 0, 1, out=changed)
     if rng.random() < appearance.compressed:
         quality = round(95 - (95 - appearance.jpeg) * difficulty * rng.uniform())
         _, code = cv2.imencode(".jpg", (changed * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
         changed = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
     return changed
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise ``[H, W]`` float32 of mean 0 and deviation 1: sums of two random bytes, a tenth of the cost of a Gaussian."""
+    dice = np.frombuffer(rng.bytes(2 * np.prod(shape)), np.uint8).reshape(2, *shape)
+    total = np.add(dice[0], dice[1], dtype=np.float32)
+    total -= 255
+    total /= np.float32((2 * (256**2 - 1) / 12) ** 0.5)
+    return total
 
 
 def _motion_kernel(length: int, angle: float) -> np.ndarray:

@@ -244,7 +244,7 @@ def _random_crop(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, i
     share = rng.uniform(0.5, 1.0) * min(photo.shape[0] / size[0], photo.shape[1] / size[1])
     height, width = (max(1, int(share * side)) for side in size)
     top, left = rng.integers(photo.shape[0] - height + 1), rng.integers(photo.shape[1] - width + 1)
-    return cv2.resize(photo[top : top + height, left : left + width], size[::-1], interpolation=cv2.INTER_AREA)
+    return cv2.resize(photo[top : top + height, left : left + width], size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 class StreamSampler(DistributedSampler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def _read_jpeg(path: str | Path, short_side: int | None) -> np.ndarray | None:
     """The quick way, by the luma channel of a JPEG alone; None for what needs the long way, broken files included."""
     pil, ops = require("PIL.Image", "vision"), require("PIL.ImageOps", "vision")
     try:
-        with pil.open(path) as image:
+        # Read at once: Pillow asks for small pieces, which some file systems are slow to give.
+        with pil.open(BytesIO(Path(path).read_bytes())) as image:
             if image.format != "JPEG" or image.mode not in ("L", "RGB"):
                 return None
             # Without a size the file is decoded whole.
