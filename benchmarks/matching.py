@@ -52,7 +52,14 @@ def main() -> None:
             sections.append((title, table))
             print(f"{title}\n{table.text()}\n", flush=True)
     if options.photos:
-        table = run("homography", options.photos, models=models, layout="synthetic", limit=options.length, max_size=options.max_size)
+        table = run(
+            "homography",
+            options.photos,
+            models=models,
+            layout="synthetic",
+            limit=options.length,
+            max_size=options.max_size,
+        )
         sections.append((f"{options.length} synthetic homographies of photographs kept out of training", table))
         print(f"{sections[-1][0]}\n{table.text()}\n", flush=True)
     if options.opencv:
@@ -69,7 +76,10 @@ def known_pairs(options: argparse.Namespace, scratch: Path) -> dict[str, tuple[s
     if options.opencv:
         storage = cv2.FileStorage(str(options.opencv / "H1to3p.xml"), cv2.FILE_STORAGE_READ)
         homography = " ".join(map(str, storage.getNode("H13").mat().ravel()))
-        lists["graf 1, 3 (homography)"] = ("homography", f"{_quoted(options.opencv, 'graf1.png', 'graf3.png')} {homography}")
+        lists["graf 1, 3 (homography)"] = (
+            "homography",
+            f"{_quoted(options.opencv, 'graf1.png', 'graf3.png')} {homography}",
+        )
         lists["aloe (disparity)"] = ("stereo", _quoted(options.opencv, "aloeL.jpg", "aloeR.jpg", "aloeGT.png"))
     if options.skimage:
         names = ("motorcycle_left.png", "motorcycle_right.png", "motorcycle_disp.npz")

@@ -23,7 +23,10 @@ MATCH_SUFFIXES = (".npz", ".json", ".csv")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 app = typer.Typer(
-    help="Match images with quadtree attention.", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    help="Match images with quadtree attention.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -56,7 +59,9 @@ def _version(asked: bool) -> None:
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -73,9 +78,14 @@ def match(
     threshold: Annotated[
         float | None, typer.Option(help="Smallest confidence, 0..1; by default that of the model.", show_default=False)
     ] = None,
-    geometry: Annotated[str, typer.Option(help=f"Keep apart the matches that fit one geometry: {', '.join(GEOMETRIES)}.")] = "none",
+    geometry: Annotated[
+        str, typer.Option(help=f"Keep apart the matches that fit one geometry: {', '.join(GEOMETRIES)}.")
+    ] = "none",
     intrinsics: Annotated[
-        str | None, typer.Option(metavar="FX,FY,CX,CY", help="For essential: of both cameras, or eight numbers, of A and then of B.")
+        str | None,
+        typer.Option(
+            metavar="FX,FY,CX,CY", help="For essential: of both cameras, or eight numbers, of A and then of B."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda; by default a CUDA GPU if there is one.", show_default=False)
@@ -85,7 +95,9 @@ def match(
     start = time.perf_counter()
     cameras = _check_geometry(geometry, intrinsics)
     outputs = [
-        check_output(path, suffixes) for path, suffixes in ((out, MATCH_SUFFIXES), (picture, PICTURE_SUFFIXES)) if path is not None
+        check_output(path, suffixes)
+        for path, suffixes in ((out, MATCH_SUFFIXES), (picture, PICTURE_SUFFIXES))
+        if path is not None
     ]
     from .data.images import fitted_size, read_image
 
@@ -128,9 +140,14 @@ def models() -> None:
 @app.command()
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="Published .ckpt or .pth, or .ckpt of our training.")],
-    out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="File to write; --model of quadtree match takes it.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT.safetensors", help="File to write; --model of quadtree match takes it.")
+    ],
     architecture: Annotated[
-        str | None, typer.Option(help="For published files: indoor, outdoor, ...; by default told from the weights.", show_default=False)
+        str | None,
+        typer.Option(
+            help="For published files: indoor, outdoor, ...; by default told from the weights.", show_default=False
+        ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store parameters as float16: half the size.")] = False,
 ) -> None:
@@ -146,17 +163,29 @@ def convert(
 @app.command()
 def evaluate(
     protocol: Annotated[str, typer.Argument(help="homography, pose or stereo: what is known of the pairs.")],
-    source: Annotated[str, typer.Argument(help="Folder or list of pairs; a plain folder of photographs gives synthetic homographies.")],
-    models: Annotated[str, typer.Option(help="What to compare, with commas: sift, names of quadtree models, files of weights.")] = "tiny,sift",
+    source: Annotated[
+        str, typer.Argument(help="Folder or list of pairs; a plain folder of photographs gives synthetic homographies.")
+    ],
+    models: Annotated[
+        str, typer.Option(help="What to compare, with commas: sift, names of quadtree models, files of weights.")
+    ] = "tiny,sift",
     layout: Annotated[
         str | None,
-        typer.Option(help="list, hpatches, synthetic; superglue, scannet, megadepth; stereo. By default told from the source.", show_default=False),
+        typer.Option(
+            help="list, hpatches, synthetic; superglue, scannet, megadepth; stereo. By default told from the source.",
+            show_default=False,
+        ),
     ] = None,
     max_size: Annotated[
-        int | None, typer.Option(help="Shrink images until their longer side has this many pixels.", show_default="640, megadepth 840")
+        int | None,
+        typer.Option(
+            help="Shrink images until their longer side has this many pixels.", show_default="640, megadepth 840"
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first pairs.", show_default=False)] = None,
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table: .json, .csv or .md; single pairs go beside it.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the table: .json, .csv or .md; single pairs go beside it.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of synthetic homographies.")] = 0,
 ) -> None:
     """Measure matchers on pairs with known geometry: AUC of homographies, of poses, or of stereo matches."""
@@ -166,7 +195,15 @@ def evaluate(
         print(f"\r{done}/{pairs} pairs", end="" if done < pairs else "\n", file=sys.stderr, flush=True)
 
     table = evaluate_pairs(
-        protocol, source, models=models.split(","), layout=layout, max_size=max_size, limit=limit, out=out, seed=seed, progress=progress
+        protocol,
+        source,
+        models=models.split(","),
+        layout=layout,
+        max_size=max_size,
+        limit=limit,
+        out=out,
+        seed=seed,
+        progress=progress,
     )
     print(table.text())
 

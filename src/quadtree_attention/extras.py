@@ -16,4 +16,6 @@ def require(module: str, extra: str) -> Any:
         package = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise ImportError(f"{package} is not installed; install it with: pip install 'quadtree-attention[{extra}]'") from None
+        raise ImportError(
+            f"{package} is not installed; install it with: pip install 'quadtree-attention[{extra}]'"
+        ) from None

@@ -70,7 +70,9 @@ class Matches:
         if kind not in GEOMETRIES:
             raise ValueError(f"geometry is {kind!r}, expected one of {', '.join(GEOMETRIES)}")
         if (intrinsics is not None) != (kind == "essential"):
-            raise ValueError(f"intrinsics {'are missing' if intrinsics is None else 'were given'} with geometry {kind!r}; 'essential' alone takes them")
+            raise ValueError(
+                f"intrinsics {'are missing' if intrinsics is None else 'were given'} with geometry {kind!r}; 'essential' alone takes them"
+            )
         if threshold is not None and not 0 < threshold < float("inf"):
             raise ValueError(f"geometry threshold is {threshold}, expected pixels above 0")
         fewest, default = GEOMETRIES[kind]
@@ -198,7 +200,13 @@ def _cameras(intrinsics: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         if not isinstance(intrinsics, list | tuple) or len(intrinsics) != 2:
             raise ValueError(f"intrinsics are {intrinsics!r}, {wanted}") from None
     else:
-        pair = [array, array] if array.shape in ((3, 3), (4,)) else list(array) if array.ndim > 1 and len(array) == 2 else []
+        pair = (
+            [array, array]
+            if array.shape in ((3, 3), (4,))
+            else list(array)
+            if array.ndim > 1 and len(array) == 2
+            else []
+        )
     cameras = []
     for one in pair:
         one = np.asarray(one, np.float64)

@@ -67,7 +67,9 @@ def draw_matches(
     canvas = np.full((height + BAR, width, 3), BACKGROUND, np.uint8)
     left = 0
     for picture in pictures:
-        canvas[: picture.shape[0], left : left + picture.shape[1]] = picture * 0.82  # a little darker, so that lines stand out
+        canvas[: picture.shape[0], left : left + picture.shape[1]] = (
+            picture * 0.82
+        )  # a little darker, so that lines stand out
         left += picture.shape[1] + GAP
 
     good = np.ones(len(matches), bool) if inliers is None else np.asarray(inliers, bool)
@@ -136,7 +138,9 @@ def _fixed(point: np.ndarray) -> tuple[int, int]:
     return round(float(point[0]) * 16), round(float(point[1]) * 16)
 
 
-def _legend(canvas: np.ndarray, matches: Matches, inliers: np.ndarray | None, drawn: int, ends: tuple[float, float]) -> np.ndarray:
+def _legend(
+    canvas: np.ndarray, matches: Matches, inliers: np.ndarray | None, drawn: int, ends: tuple[float, float]
+) -> np.ndarray:
     pil, draw_module, fonts = (require(f"PIL.{name}", "vision") for name in ("Image", "ImageDraw", "ImageFont"))
     image = pil.fromarray(canvas)
     draw, font = draw_module.Draw(image), fonts.load_default(17)
@@ -148,7 +152,9 @@ def _legend(canvas: np.ndarray, matches: Matches, inliers: np.ndarray | None, dr
         counts += f"   {int(np.sum(inliers)):,} inlier" + ("" if np.sum(inliers) == 1 else "s")
     draw.text((16, middle), counts, INK, font, anchor="lm")
     if drawn < len(matches):
-        draw.text((16 + draw.textlength(counts + "   ", font), middle), f"{drawn:,} lines drawn", FAINT, font, anchor="lm")
+        draw.text(
+            (16 + draw.textlength(counts + "   ", font), middle), f"{drawn:,} lines drawn", FAINT, font, anchor="lm"
+        )
 
     bar, right = 120, width - 16
     high = f"{ends[1]:.1f}"

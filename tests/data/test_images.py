@@ -23,7 +23,15 @@ def saved(tmp_path, image: Image.Image, name: str, **options):
 def test_file_pil_numpy_torch_give_the_same(tmp_path, rgb):
     path = saved(tmp_path, Image.fromarray(rgb), "a.png")
     channels_first = torch.from_numpy(rgb).permute(2, 0, 1)
-    sources = [path, str(path), Image.fromarray(rgb), rgb, rgb / 255, np.float32(rgb / 255), rgb.astype(np.uint16) * 257]
+    sources = [
+        path,
+        str(path),
+        Image.fromarray(rgb),
+        rgb,
+        rgb / 255,
+        np.float32(rgb / 255),
+        rgb.astype(np.uint16) * 257,
+    ]
     sources += [channels_first, channels_first / 255, (channels_first / 255).double(), rgb[::-1][::-1]]
     for source in sources:
         out = read_image(source)
@@ -66,7 +74,9 @@ def test_transparency_of_arrays_and_of_one_colour(tmp_path):
     np.testing.assert_array_equal(read_image(rgba), want)
     np.testing.assert_array_equal(read_image(Image.fromarray(rgba)), want)
     np.testing.assert_array_equal(read_image(torch.from_numpy(rgba).permute(2, 0, 1)), want)
-    path = saved(tmp_path, Image.fromarray(np.array([[[9, 9, 9], [7, 7, 7]]], np.uint8)), "t.png", transparency=(9, 9, 9))
+    path = saved(
+        tmp_path, Image.fromarray(np.array([[[9, 9, 9], [7, 7, 7]]], np.uint8)), "t.png", transparency=(9, 9, 9)
+    )
     assert read_image(path)[0, :, 0].tolist() == [255, 7]
 
 
@@ -191,7 +201,9 @@ def test_resize_averages():
     assert np.abs(small[10:-10, 10:-10].astype(int) - 127.5).max() < 8
 
 
-@pytest.mark.parametrize(("size", "max_size"), [((1, 1), 640), ((1000, 20), 640), ((3000, 100), 640), ((100, 100), 31), ((100, 100), -1)])
+@pytest.mark.parametrize(
+    ("size", "max_size"), [((1, 1), 640), ((1000, 20), 640), ((3000, 100), 640), ((100, 100), 31), ((100, 100), -1)]
+)
 def test_too_small(size, max_size):
     with pytest.raises(ValueError, match="at least 32"):
         fitted_size(size, max_size)

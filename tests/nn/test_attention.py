@@ -35,7 +35,9 @@ def test_published_module(name, precision, atol, backend):
     (out * torch.from_numpy(arrays["in.cotangent"]).to(dtype)).sum().backward()
     np.testing.assert_allclose(x.grad, arrays[f"{precision}.grad.x"], rtol=0, atol=atol)
     if precision == "f64":  # these were recorded in float32
-        recorded = {key.removeprefix("f64.grad.param."): torch.from_numpy(a) for key, a in arrays.items() if "grad.param" in key}
+        recorded = {
+            key.removeprefix("f64.grad.param."): torch.from_numpy(a) for key, a in arrays.items() if "grad.param" in key
+        }
         recorded = convert_published(recorded)
         for key, parameter in module.named_parameters():
             torch.testing.assert_close(parameter.grad.float(), recorded[key].float(), rtol=1e-5, atol=1e-5)
@@ -51,7 +53,11 @@ def test_published_lepe(name, precision, atol):
     module = QuadtreeAttention(16, heads, levels=levels, topk=meta["ctor"]["topks"][: levels - 1], lepe=True)
     module.load_state_dict(convert_published(parameters(arrays)), strict=False)
     module = module.to(dtype)
-    leaves = {key: torch.from_numpy(arrays[key]).to(dtype).requires_grad_() for key in arrays if key[:4] in ("in.q", "in.k", "in.v")}
+    leaves = {
+        key: torch.from_numpy(arrays[key]).to(dtype).requires_grad_()
+        for key in arrays
+        if key[:4] in ("in.q", "in.k", "in.v")
+    }
     pyramid = lambda letter: [leaves[f"in.{letter}{i}"].permute(0, 2, 3, 1) for i in reversed(range(levels))]  # noqa: E731
     q, k, v = pyramid("q"), pyramid("k"), pyramid("v")
     weights = module.level_weights.softmax(0)
@@ -62,13 +68,18 @@ def test_published_lepe(name, precision, atol):
     (out.flatten(1, 2) * torch.from_numpy(arrays["in.cotangent"]).to(dtype)).sum().backward()
     for key, leaf in leaves.items():
         np.testing.assert_allclose(leaf.grad, arrays[f"{precision}.grad.{key.removeprefix('in.')}"], rtol=0, atol=atol)
-    np.testing.assert_allclose(module.level_weights.grad, arrays[f"{precision}.grad.param.weight"], rtol=0, atol=max(atol, 1e-9) * 10)
+    np.testing.assert_allclose(
+        module.level_weights.grad, arrays[f"{precision}.grad.param.weight"], rtol=0, atol=max(atol, 1e-9) * 10
+    )
 
 
 def brute_linear(module, x, context):
     """LoFTR's linear attention, one query at a time."""
     feature = lambda y: torch.where(y > 0, y + 1, y.exp())  # noqa: E731
-    q, k, v = (module.heads(p(y)).flatten(1, 2) for p, y in ((module.q_proj, x), (module.k_proj, context), (module.v_proj, context)))
+    q, k, v = (
+        module.heads(p(y)).flatten(1, 2)
+        for p, y in ((module.q_proj, x), (module.k_proj, context), (module.v_proj, context))
+    )
     scores = torch.einsum("bnhd,bmhd->bnmh", feature(q), feature(k))
     out = torch.einsum("bnmh,bmhd->bnhd", scores / scores.sum(2, keepdim=True), v)
     return module.proj(out.flatten(-2)).reshape(x.shape)
@@ -159,7 +170,10 @@ def test_autocast():
         (lambda: QuadtreeAttention(16, 2)(torch.zeros(1, 4, 4, 16), mask=torch.ones(1, 4, 4)), "torch.bool"),
         (lambda: QuadtreeAttention(16, 2, lepe=True)(torch.zeros(1, 4, 16)), "two-dimensional"),
         (lambda: QuadtreeAttention(16, 2, lepe=True)(torch.zeros(1, 4, 4, 16), torch.zeros(1, 5, 4, 16)), "lepe"),
-        (lambda: FullAttention(16, 2)(torch.zeros(1, 4, 16), context_mask=torch.ones(1, 4, dtype=torch.bool)), "without context"),
+        (
+            lambda: FullAttention(16, 2)(torch.zeros(1, 4, 16), context_mask=torch.ones(1, 4, dtype=torch.bool)),
+            "without context",
+        ),
     ],
 )
 def test_errors(call, message):

@@ -49,7 +49,10 @@ def _one_query(cell, q, k, v, levels, topk, variant, weights):
         token = q[level][tuple(c >> (levels - 1 - level) for c in cell)]
         groups = [(sorted(k[level]), 1.0)] if kept is None else []
         for parent, share in kept or []:
-            children = [tuple(2 * p + bit for p, bit in zip(parent, bits)) for bits in np.ndindex(*[2] * len(parent))]
+            children = [
+                tuple(2 * p + bit for p, bit in zip(parent, bits, strict=True))
+                for bits in np.ndindex(*[2] * len(parent))
+            ]
             groups.append(([c for c in children if c in k[level]], share))
         if variant == "b":
             groups = [([c for cells, _ in groups for c in cells], 1.0)]
@@ -57,8 +60,10 @@ def _one_query(cell, q, k, v, levels, topk, variant, weights):
         for cells, share in groups:
             if cells:
                 logits = torch.stack([token @ k[level][c] for c in cells]) / math.sqrt(len(token))
-                scored += list(zip(cells, logits.softmax(0) * share))
-        best = sorted(range(len(scored)), key=lambda i: -float(scored[i][1]))[: topk[level]] if level < levels - 1 else []
+                scored += list(zip(cells, logits.softmax(0) * share, strict=True))
+        best = (
+            sorted(range(len(scored)), key=lambda i: -float(scored[i][1]))[: topk[level]] if level < levels - 1 else []
+        )
         kept = [scored[i] for i in best]
         parts = [p * v[level][c] for i, (c, p) in enumerate(scored) if variant == "b" or i not in best]
         if parts:
@@ -90,7 +95,9 @@ def random_inputs(grid, key_grid, heads=2, dim=4, dim_v=3, batch=2, dtype=torch.
 def test_equals_brute_force(backend, variant, grid, key_grid, levels, topk):
     query, key, value = random_inputs(grid, key_grid)
     weights = torch.linspace(0.5, 1.5, levels, dtype=torch.float64) if variant == "b" else None
-    out = quadtree_attention(query, key, value, levels=levels, topk=topk, variant=variant, level_weights=weights, backend=backend)
+    out = quadtree_attention(
+        query, key, value, levels=levels, topk=topk, variant=variant, level_weights=weights, backend=backend
+    )
     torch.testing.assert_close(out, brute_force(query, key, value, levels, topk, variant, weights), rtol=0, atol=1e-12)
 
 
@@ -104,9 +111,19 @@ def test_masks_equal_brute_force(backend, variant):
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
     options = dict(query_mask=query_mask, key_mask=key_mask)
     out = quadtree_attention(
-        query, key, value, levels=2, topk=3, variant=variant, level_weights=weights if variant == "b" else None, backend=backend, **options
+        query,
+        key,
+        value,
+        levels=2,
+        topk=3,
+        variant=variant,
+        level_weights=weights if variant == "b" else None,
+        backend=backend,
+        **options,
     )
-    torch.testing.assert_close(out, brute_force(query, key, value, 2, (3,), variant, weights, **options), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        out, brute_force(query, key, value, 2, (3,), variant, weights, **options), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -134,7 +151,9 @@ def test_padding_changes_nothing(backend, variant):
     padded = [torch.full((2, 12, 8, *x.shape[3:]), 7.0, dtype=x.dtype) for x in (query, key, value)]
     for big, small in zip(padded, (query, key, value), strict=True):
         big[:, :5, :7] = small
-    out = quadtree_attention(*padded, levels=3, topk=2, variant=variant, query_mask=mask, key_mask=mask, backend=backend)
+    out = quadtree_attention(
+        *padded, levels=3, topk=2, variant=variant, query_mask=mask, key_mask=mask, backend=backend
+    )
     torch.testing.assert_close(out[:, :5, :7], alone, rtol=0, atol=1e-12)
     assert (out[~mask] == 0).all()
 
@@ -149,7 +168,15 @@ def test_gradcheck(backend, variant, masked):
 
     def call(query, key, value, weights):
         return quadtree_attention(
-            query, key, value, levels=3, topk=(2, 3), variant=variant, level_weights=weights, key_mask=mask, backend=backend
+            query,
+            key,
+            value,
+            levels=3,
+            topk=(2, 3),
+            variant=variant,
+            level_weights=weights,
+            key_mask=mask,
+            backend=backend,
         )
 
     assert torch.autograd.gradcheck(call, (query, key, value, weights))
@@ -199,7 +226,11 @@ def test_golden(backend, name, precision, atol):
     arrays, meta = load(name)
     heads, dim, levels = meta["ctor"]["nhead"], meta["ctor"]["dim"], meta["levels"]
     dtype = {"f64": torch.float64, "f32": torch.float32}[precision]
-    leaves = {n: torch.from_numpy(a).to(dtype).requires_grad_() for n, a in arrays.items() if n[:4] in ("in.q", "in.k", "in.v")}
+    leaves = {
+        n: torch.from_numpy(a).to(dtype).requires_grad_()
+        for n, a in arrays.items()
+        if n[:4] in ("in.q", "in.k", "in.v")
+    }
 
     def pyramid(letter):
         finest_last = [leaves[f"in.{letter}{i}"] for i in reversed(range(levels))]
@@ -241,8 +272,11 @@ def test_candidates(backend):
     query, key, value = random_inputs((4, 4), (6, 10), heads=1, batch=1)
     key_mask = torch.zeros(1, 6, 10, dtype=torch.bool)
     key_mask[0, 4, 6] = key_mask[0, 0, 0] = True  # coarse cells (2, 3) and (0, 0) of a 3 x 5 grid
-    _, kept = quadtree_attention(query, key, value, levels=2, topk=4, key_mask=key_mask, backend=backend, return_candidates=True)
-    assert kept[0].shape == (1, 2, 2, 1, 4) and kept[0].dtype == torch.int64
+    _, kept = quadtree_attention(
+        query, key, value, levels=2, topk=4, key_mask=key_mask, backend=backend, return_candidates=True
+    )
+    assert kept[0].shape == (1, 2, 2, 1, 4)
+    assert kept[0].dtype == torch.int64
     coarse_query = token_pyramid(query, 2)[0][0, :, :, 0]
     scores = torch.stack([coarse_query @ key[0, 0, 0, 0], coarse_query @ key[0, 4, 6, 0]], -1)
     first_is_origin = scores[..., 0] > scores[..., 1]
@@ -333,7 +367,9 @@ def test_export_keeps_sizes_free():
     net = Net()
     size = torch.export.Dim.DYNAMIC
     program = torch.export.export(
-        net, (torch.randn(1, 12, 9, 2, 8), torch.randn(1, 10, 13, 2, 8)), dynamic_shapes=({1: size, 2: size}, {1: size, 2: size})
+        net,
+        (torch.randn(1, 12, 9, 2, 8), torch.randn(1, 10, 13, 2, 8)),
+        dynamic_shapes=({1: size, 2: size}, {1: size, 2: size}),
     )
     for grid, context_grid in (((12, 9), (10, 13)), ((17, 16), (5, 21)), ((5, 30), (8, 8))):
         x, y = torch.randn(1, *grid, 2, 8), torch.randn(1, *context_grid, 2, 8)

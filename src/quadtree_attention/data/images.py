@@ -36,7 +36,9 @@ def read_image(source: Any) -> np.ndarray:
         return _from_tensor(source)
     if module == "PIL":
         return _from_pil(source, "PIL image")
-    raise ValueError(f"image is a {type(source).__name__}, expected a path, a PIL image, a numpy array or a torch tensor")
+    raise ValueError(
+        f"image is a {type(source).__name__}, expected a path, a PIL image, a numpy array or a torch tensor"
+    )
 
 
 def to_gray(image: np.ndarray) -> np.ndarray:
@@ -56,7 +58,9 @@ def fitted_size(size: tuple[int, int], max_size: int, name: str = "image") -> tu
     height, width = (max(round(side * factor), 1) for side in size)
     if min(height, width) < MIN_SIDE:
         shrunk = f" ({width}x{height} after shrinking to max_size {max_size})" if factor < 1 else ""
-        raise ValueError(f"{name} is too small: {size[1]}x{size[0]} pixels{shrunk}, expected at least {MIN_SIDE} on each side")
+        raise ValueError(
+            f"{name} is too small: {size[1]}x{size[0]} pixels{shrunk}, expected at least {MIN_SIDE} on each side"
+        )
     return height, width
 
 
@@ -126,7 +130,9 @@ def _from_pil(image: Any, name: str) -> np.ndarray:
         return np.array(image)
     if image.mode == "I":  # 32-bit whole numbers: how some versions of Pillow hold 16-bit files
         if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError(f"{name} has 32-bit values from {deep.min()} to {deep.max()}, expected 0..65535; convert it to 16 bits")
+            raise ValueError(
+                f"{name} has 32-bit values from {deep.min()} to {deep.max()}, expected 0..65535; convert it to 16 bits"
+            )
         deep = deep.astype(np.uint16)
     return _from_array(deep.astype(deep.dtype.newbyteorder("=")), name, "[H, W]")
 
@@ -150,7 +156,9 @@ def _to_rgb(image: Any, pil: Any) -> Any:
 
 def _from_tensor(tensor: Any) -> np.ndarray:
     if tensor.dim() not in (2, 3):
-        raise ValueError(f"torch image has shape {tuple(tensor.shape)}, expected [C, H, W] or [H, W]; pass one image at a time")
+        raise ValueError(
+            f"torch image has shape {tuple(tensor.shape)}, expected [C, H, W] or [H, W]; pass one image at a time"
+        )
     tensor = tensor.detach().cpu()
     array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     if array.ndim == 3:
@@ -168,7 +176,9 @@ def _from_array(array: np.ndarray, name: str, expected: str) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"{name} has shape {array.shape} with {array.shape[-1]} channels, expected {expected} with 1, 3 or 4")
+        raise ValueError(
+            f"{name} has shape {array.shape} with {array.shape[-1]} channels, expected {expected} with 1, 3 or 4"
+        )
     array = _to_uint8(array, name)
     if array.shape[-1] == 4:  # over white
         alpha = array[..., 3:].astype(np.float32) / 255
@@ -187,7 +197,9 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(low + high):
         raise ValueError(f"{name} holds NaN or infinite values, expected floats in 0..1")
     if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(f"{name} has float values from {low:g} to {high:g}, expected 0..1; divide by the largest value it can have")
+        raise ValueError(
+            f"{name} has float values from {low:g} to {high:g}, expected 0..1; divide by the largest value it can have"
+        )
     return np.rint(array.clip(0, 1).astype(np.float32) * 255).astype(np.uint8)
 
 

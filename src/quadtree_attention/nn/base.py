@@ -36,7 +36,12 @@ class Attention(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, context_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
     ) -> Tensor:
         """Attend from ``x`` to ``context`` (default: ``x`` itself).
 
@@ -49,7 +54,9 @@ class Attention(nn.Module):
             ``[B, *grid, dim]``; zeros where ``mask`` is False.
         """
         if x.dim() not in (3, 4, 5) or x.shape[-1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected [B, *grid, {self.dim}] with a grid of 1, 2 or 3 axes")
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected [B, *grid, {self.dim}] with a grid of 1, 2 or 3 axes"
+            )
         if context is None:
             if context_mask is not None:
                 raise ValueError("context_mask is given without context; for self-attention pass mask alone")

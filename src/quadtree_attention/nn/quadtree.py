@@ -57,7 +57,9 @@ class QuadtreeAttention(Attention):
             raise ValueError(f"levels is {levels}, expected at least 1")
         topk = (topk,) * (levels - 1) if isinstance(topk, int) else tuple(topk)
         if len(topk) != levels - 1:
-            raise ValueError(f"topk has {len(topk)} entries for {levels} levels, expected {levels - 1}: one for each level but the last")
+            raise ValueError(
+                f"topk has {len(topk)} entries for {levels} levels, expected {levels - 1}: one for each level but the last"
+            )
         if variant not in ("a", "b"):
             raise ValueError(f"variant is {variant!r}, expected 'a' or 'b'")
         if value not in ("pool", "conv"):
@@ -72,20 +74,29 @@ class QuadtreeAttention(Attention):
         self.value = value
         self.backend = backend
         self.level_weights = nn.Parameter(torch.randn(levels)) if variant == "b" else None
-        self.lepe = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1, groups=dim) for _ in range(levels)) if lepe else None
+        self.lepe = (
+            nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1, groups=dim) for _ in range(levels)) if lepe else None
+        )
         self.value_branches = None
         if value == "conv":  # [l] makes level l from level l + 1
             act = ACTIVATIONS[value_act]
             self.value_branches = nn.ModuleList(
                 nn.Sequential(
-                    nn.GroupNorm(1, dim), act(), nn.Conv2d(dim, dim, 2, stride=2), nn.GroupNorm(1, dim), act(), nn.Conv2d(dim, dim, 1)
+                    nn.GroupNorm(1, dim),
+                    act(),
+                    nn.Conv2d(dim, dim, 2, stride=2),
+                    nn.GroupNorm(1, dim),
+                    act(),
+                    nn.Conv2d(dim, dim, 1),
                 )
                 for _ in range(levels - 1)
             )
 
     def attend(self, x: Tensor, context: Tensor, mask: Tensor | None, context_mask: Tensor | None) -> Tensor:
         if (self.lepe is not None or self.value == "conv") and x.dim() != 4:
-            raise ValueError(f"x has {x.dim() - 2} grid axes, expected 2: value='conv' and lepe=True are two-dimensional")
+            raise ValueError(
+                f"x has {x.dim() - 2} grid axes, expected 2: value='conv' and lepe=True are two-dimensional"
+            )
         if self.lepe is not None and context.shape != x.shape:
             raise ValueError(
                 f"context has grid {tuple(context.shape[1:-1])}, expected x's, {tuple(x.shape[1:-1])}: lepe=True adds a map of the "
@@ -94,10 +105,17 @@ class QuadtreeAttention(Attention):
         query, key, value = self.q_proj(x), self.k_proj(context), self.v_proj(context)
         weights = self.level_weights.softmax(0) if self.level_weights is not None else None
         options = dict(
-            topk=self.topk, variant=self.variant, level_weights=weights, query_mask=mask, key_mask=context_mask, backend=self.backend
+            topk=self.topk,
+            variant=self.variant,
+            level_weights=weights,
+            query_mask=mask,
+            key_mask=context_mask,
+            backend=self.backend,
         )
         if self.lepe is None and self.value == "pool":
-            out = quadtree_attention(self.heads(query), self.heads(key), self.heads(value), levels=self.levels, **options)
+            out = quadtree_attention(
+                self.heads(query), self.heads(key), self.heads(value), levels=self.levels, **options
+            )
             return out.flatten(-2)
         values = self._value_pyramid(value, context_mask)
         queries = token_pyramid(self.heads(query), self.levels, mask=mask)
@@ -117,7 +135,10 @@ class QuadtreeAttention(Attention):
         masks: list[Tensor | None] = [None] * self.levels
         if mask is not None:
             valid = build_valid(mask, grids, value.shape[0], value.device)
-            masks = [from_tree(v[:, None, :, None], grids[0], level, grids[level])[..., 0, 0] for level, v in enumerate(valid)]
+            masks = [
+                from_tree(v[:, None, :, None], grids[0], level, grids[level])[..., 0, 0]
+                for level, v in enumerate(valid)
+            ]
         maps = [value.permute(0, 3, 1, 2)]
         for level in reversed(range(self.levels - 1)):
             maps.append(_value_branch(self.value_branches[level], maps[-1], masks[level + 1], masks[level]))

@@ -47,7 +47,9 @@ class SpatialReductionAttention(Attention):
         pool: cells of the fixed grid along each axis; 8 in the paper's comparison.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, pool: int = 8, qkv_bias: bool = True, proj_bias: bool = True) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, pool: int = 8, qkv_bias: bool = True, proj_bias: bool = True
+    ) -> None:
         super().__init__(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
         if pool < 1:
             raise ValueError(f"pool is {pool}, expected at least 1")

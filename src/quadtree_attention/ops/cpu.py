@@ -28,7 +28,8 @@ def attend(
     levels = len(query.tokens)
     q, k, v = ([x.to(work).contiguous() for x in tree.tokens] for tree in (query, key, value))
     weights = torch.ones(levels, dtype=work) if level_weights is None else level_weights.to(work)
-    out, kept, _ = forward_op(q, k, v, key.valid or [], [*topk, 0], variant == "a", weights)
+    function = forward if _is_plain(q + k + v, weights) else forward_op
+    out, kept, _ = function(q, k, v, key.valid or [], [*topk, 0], variant == "a", weights)
     if query.valid is not None:
         out = out.masked_fill(~query.valid[-1][:, None, :, None], 0)
         kept = [x.masked_fill(~valid[:, None, :, None], -1) for x, valid in zip(kept, query.valid, strict=False)]
@@ -43,9 +44,28 @@ def _kept_counts(topk: list[int], keys: int, children: int) -> list[int]:
     return counts
 
 
-@torch.library.custom_op("quadtree_attention::cpu_forward", mutates_args=(), device_types="cpu")
-def forward_op(
-    q: list[Tensor], k: list[Tensor], v: list[Tensor], valid: list[Tensor], topk: list[int], variant_a: bool, weights: Tensor
+def _is_plain(tensors: list[Tensor], weights: Tensor) -> bool:
+    """Whether nothing but the result is asked for: no gradient, no compiling, no tracing. The first call of a torch.library op imports
+    torch's compiler, which takes two seconds; a command that matches two photographs does without."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return False
+    if any(type(x) is not Tensor for x in tensors):
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, weights)))
+
+
+def forward(
+    q: list[Tensor],
+    k: list[Tensor],
+    v: list[Tensor],
+    valid: list[Tensor],
+    topk: list[int],
+    variant_a: bool,
+    weights: Tensor,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Output ``[B, heads, N, dim_v]``; a level but the last: kept keys int32 and their scores ``[B, heads, N_l, K_l]``."""
     out, kept, share = _allocate(q, k, v, topk)
@@ -76,12 +96,17 @@ def _forward_levels(q, k, v, valid, variant_a, weight, scale, out, kept, share) 
         out.copy_(above.view_as(out))
 
 
+forward_op = torch.library.custom_op("quadtree_attention::cpu_forward", forward, mutates_args=(), device_types="cpu")
+
+
 @forward_op.register_fake
 def _(q, k, v, valid, topk, variant_a, weights):
     return _allocate(q, k, v, topk)
 
 
-def _allocate(q: list[Tensor], k: list[Tensor], v: list[Tensor], topk: list[int]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _allocate(
+    q: list[Tensor], k: list[Tensor], v: list[Tensor], topk: list[int]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     out = q[-1].new_empty(*q[-1].shape[:3], v[-1].shape[-1])
     children = q[1].shape[2] // q[0].shape[2] if len(q) > 1 else 1
     counts = _kept_counts(topk, k[0].shape[2], children)
@@ -122,7 +147,19 @@ def _backward_levels(grad, q, k, v, valid, kept, share, variant_a, weights):
         grad = grad.unflatten(2, (q[level - 1].shape[2], -1)).sum(3)
         after_kept, after_grad = kept[level - 1], grad_share
     grad_weights[0] = _root_backward(
-        grad, q[0], k[0], v[0], valid, after_kept, after_grad, variant_a, weight[0], scale, grad_q[0], grad_k[0], grad_v[0]
+        grad,
+        q[0],
+        k[0],
+        v[0],
+        valid,
+        after_kept,
+        after_grad,
+        variant_a,
+        weight[0],
+        scale,
+        grad_q[0],
+        grad_k[0],
+        grad_v[0],
     )
     return grad_q, grad_k, grad_v, grad_weights
 

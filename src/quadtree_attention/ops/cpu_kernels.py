@@ -149,7 +149,9 @@ def _sum_rows(weight, children, count, y, head, token, out, first):
         for i in range(children):
             w0, w1, w2, w3 = weight[i, j], weight[i, j + 1], weight[i, j + 2], weight[i, j + 3]
             for d in range(dim):
-                out[head, first + i, d] += w0 * y[head, t0, d] + w1 * y[head, t1, d] + w2 * y[head, t2, d] + w3 * y[head, t3, d]
+                out[head, first + i, d] += (
+                    w0 * y[head, t0, d] + w1 * y[head, t1, d] + w2 * y[head, t2, d] + w3 * y[head, t3, d]
+                )
         j += 4
     while j < count:
         for i in range(children):
@@ -171,7 +173,9 @@ def _scatter_rows(weight, children, count, x, head, first, token, out):
                 t = token[j]
                 w0, w1, w2, w3 = weight[base, j], weight[base + 1, j], weight[base + 2, j], weight[base + 3, j]
                 for d in range(dim):
-                    out[head, t, d] += w0 * x[head, i, d] + w1 * x[head, i + 1, d] + w2 * x[head, i + 2, d] + w3 * x[head, i + 3, d]
+                    out[head, t, d] += (
+                        w0 * x[head, i, d] + w1 * x[head, i + 1, d] + w2 * x[head, i + 2, d] + w3 * x[head, i + 3, d]
+                    )
         elif children == 2:
             i = first + base
             for j in range(count):
@@ -265,7 +269,9 @@ def _sibling_softmax(score, siblings, slot, share, head, parent, i, count):
 
 
 @_jit
-def fine_forward(start, stop, heads, variant_a, q, k, v, valid, masked, kept, share, above, weight, scale, out, next_kept, next_share):
+def fine_forward(
+    start, stop, heads, variant_a, q, k, v, valid, masked, kept, share, above, weight, scale, out, next_kept, next_share
+):
     """Rows ``start..stop`` of head * parents. ``above``: the parents' sum of messages, copied to their children in ``out``.
 
     q ``[BH, N, D]``, k ``[BH, Nk, D]``, v ``[BH, Nk, Dv]``, valid bool ``[B, Nk]``, kept int32 and share ``[BH, P, K]``, above ``[BH, P, Dv]``,
@@ -334,7 +340,9 @@ def fine_backward(
             for i in range(children):
                 if variant_a:
                     _sibling_softmax(score, siblings, slot, share, head, parent, i, count)
-                    for c in range(keep):  # their share of this message was left out, what comes back is from the next level
+                    for c in range(
+                        keep
+                    ):  # their share of this message was left out, what comes back is from the next level
                         kept_token = next_kept[head, first + i, c]
                         if kept_token < 0:
                             break

@@ -58,4 +58,7 @@ def _warn_once() -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn("Numba is not installed: quadtree attention runs on the slower reference backend; pip install numba", stacklevel=4)
+        warnings.warn(
+            "Numba is not installed: quadtree attention runs on the slower reference backend; pip install numba",
+            stacklevel=4,
+        )

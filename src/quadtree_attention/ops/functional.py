@@ -10,6 +10,7 @@ from torch import Tensor
 from .dispatch import choose
 from .tree import Tree, build_tree, build_valid, check_mask, from_tree, level_grids, row_major_index
 
+
 def quadtree_attention(
     query: Tensor | Sequence[Tensor],
     key: Tensor | Sequence[Tensor],
@@ -85,11 +86,15 @@ def _as_levels(query, key, value, levels, topk) -> tuple[list[Tensor], list[Tens
     given = {"query": query, "key": key, "value": value}
     single = [name for name, x in given.items() if isinstance(x, Tensor)]
     if single and len(single) < 3:
-        raise ValueError(f"{', '.join(single)} given as one tensor, the others as a sequence of levels; expected the same form for all three")
+        raise ValueError(
+            f"{', '.join(single)} given as one tensor, the others as a sequence of levels; expected the same form for all three"
+        )
     for name, x in given.items():
         for level in [x] if single else x:
             if not isinstance(level, Tensor):
-                raise ValueError(f"{name} holds a {type(level).__name__}, expected a tensor or a sequence of tensors, coarse to fine")
+                raise ValueError(
+                    f"{name} holds a {type(level).__name__}, expected a tensor or a sequence of tensors, coarse to fine"
+                )
     if single:
         if levels is None:
             if isinstance(topk, int):
@@ -110,7 +115,9 @@ def _check_topk(topk: int | Sequence[int], levels: int) -> tuple[int, ...]:
     topk = (topk,) * (levels - 1) if isinstance(topk, int) else tuple(topk)
     if len(topk) != levels - 1:
         hint = "; drop the last entry of a published list, it has no effect" if len(topk) == levels else ""
-        raise ValueError(f"topk has {len(topk)} entries for {levels} levels, expected {levels - 1}: one for each level but the last{hint}")
+        raise ValueError(
+            f"topk has {len(topk)} entries for {levels} levels, expected {levels - 1}: one for each level but the last{hint}"
+        )
     if any(not isinstance(k, int) or k < 1 for k in topk):
         raise ValueError(f"topk is {topk}, expected whole numbers of at least 1")
     return topk
@@ -120,9 +127,13 @@ def _check_weights(level_weights: Tensor | None, levels: int, variant: str) -> N
     if level_weights is None:
         return
     if variant == "a":
-        raise ValueError("level_weights is for variant 'b'; variant 'a' shares out one softmax among its levels, leave it out")
+        raise ValueError(
+            "level_weights is for variant 'b'; variant 'a' shares out one softmax among its levels, leave it out"
+        )
     if tuple(level_weights.shape) != (levels,):
-        raise ValueError(f"level_weights has shape {tuple(level_weights.shape)}, expected ({levels},): one number a level")
+        raise ValueError(
+            f"level_weights has shape {tuple(level_weights.shape)}, expected ({levels},): one number a level"
+        )
 
 
 def _check_pyramid(name: str, pyramid: list[Tensor], levels: int) -> list[tuple[int, ...]]:
@@ -130,9 +141,13 @@ def _check_pyramid(name: str, pyramid: list[Tensor], levels: int) -> list[tuple[
     finest = pyramid[-1]
     axes = finest.dim() - 3
     if not 1 <= axes <= 3:
-        raise ValueError(f"{name} has shape {tuple(finest.shape)}, expected [B, *grid, heads, dim] with a grid of 1, 2 or 3 axes")
+        raise ValueError(
+            f"{name} has shape {tuple(finest.shape)}, expected [B, *grid, heads, dim] with a grid of 1, 2 or 3 axes"
+        )
     if not finest.is_floating_point():
-        raise ValueError(f"{name} has dtype {finest.dtype}, expected a floating-point one; convert it with {name}.float()")
+        raise ValueError(
+            f"{name} has dtype {finest.dtype}, expected a floating-point one; convert it with {name}.float()"
+        )
     if any(size == 0 for size in finest.shape[1:]):
         raise ValueError(f"{name} has shape {tuple(finest.shape)}, expected at least one token, head and channel")
     grids = level_grids(finest.shape[1 : axes + 1], levels)
@@ -144,7 +159,9 @@ def _check_pyramid(name: str, pyramid: list[Tensor], levels: int) -> list[tuple[
                 "each grid ceil(half) of the next; token_pyramid builds such levels"
             )
         if x.dtype != finest.dtype or x.device != finest.device:
-            raise ValueError(f"{name} level {level} is {x.dtype} on {x.device}, expected {finest.dtype} on {finest.device} as the finest level")
+            raise ValueError(
+                f"{name} level {level} is {x.dtype} on {x.device}, expected {finest.dtype} on {finest.device} as the finest level"
+            )
     return grids
 
 
@@ -153,7 +170,9 @@ def _check_together(queries, keys, values, query_grids, key_grids, value_grids) 
     if key_grids != value_grids:
         raise ValueError(f"value has grid {value_grids[-1]}, expected the key's, {key_grids[-1]}")
     if len(query_grids[-1]) != len(key_grids[-1]):
-        raise ValueError(f"query has {len(query_grids[-1])} grid axes and key {len(key_grids[-1])}, expected the same number")
+        raise ValueError(
+            f"query has {len(query_grids[-1])} grid axes and key {len(key_grids[-1])}, expected the same number"
+        )
     for name, x in (("key", key), ("value", value)):
         if x.shape[0] != query.shape[0] or x.shape[-2] != query.shape[-2]:
             raise ValueError(

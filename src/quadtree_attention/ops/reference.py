@@ -38,7 +38,11 @@ def attend(
         q, k, v = (tree.tokens[level].to(work) for tree in (query, key, value))  # [B, heads, N, dim]
         q = q * (1 / math.sqrt(q.shape[-1]))
         k_valid = key.valid[level] if key.valid is not None else None
-        keep = torch.sym_min(topk[level], children * kept.shape[-1] if kept is not None else k.shape[2]) if level < levels - 1 else 0
+        keep = (
+            torch.sym_min(topk[level], children * kept.shape[-1] if kept is not None else k.shape[2])
+            if level < levels - 1
+            else 0
+        )
         if kept is None:
             message, kept, share = _root_level(q, k, v, k_valid, keep, variant)
         else:
@@ -75,7 +79,15 @@ def _root_level(
 
 
 def _fine_level(
-    q: Tensor, k: Tensor, v: Tensor, k_valid: Tensor | None, keep: int, variant: str, children: int, kept: Tensor, share: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_valid: Tensor | None,
+    keep: int,
+    variant: str,
+    children: int,
+    kept: Tensor,
+    share: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each query attends to the children of the keys that its parent kept.
 
@@ -121,7 +133,9 @@ def _fine_level(
     return tuple(x.flatten(2, 3) for x in outputs)
 
 
-def _in_blocks(block: Callable, sliced: tuple[Tensor, ...], whole: tuple[Tensor, ...], numbers_per_row: int) -> tuple[Tensor, ...]:
+def _in_blocks(
+    block: Callable, sliced: tuple[Tensor, ...], whole: tuple[Tensor, ...], numbers_per_row: int
+) -> tuple[Tensor, ...]:
     """Run ``block(*sliced, *whole)`` over slices of dim 2 and concatenate; exporting takes one slice, so that sizes stay free."""
     if torch.compiler.is_exporting():
         return block(*sliced, *whole)
@@ -155,7 +169,9 @@ def _select(scores: Tensor, valid: Tensor | None, keep: int) -> Tensor:
         scores = scores.masked_fill(~valid, -torch.inf)
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or scores.is_meta or not scores.numel():
         value, place = scores.sort(dim=-1, descending=True, stable=True)
-        first = torch.arange(keep, device=place.device)  # a slice would tie exported graphs to keep being below the count
+        first = torch.arange(
+            keep, device=place.device
+        )  # a slice would tie exported graphs to keep being below the count
         value, place = value.index_select(-1, first), place.index_select(-1, first)
     else:
         value, place = _top(scores, keep)

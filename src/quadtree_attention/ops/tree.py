@@ -67,7 +67,9 @@ def from_tree(x: Tensor, root_grid: Sequence[int], level: int, grid: Sequence[in
     axes = len(root_grid)
     batch, heads, _, dim = x.shape
     order = _tree_permutation(axes, level)
-    split = [root_grid[i] if i < axes else 2 for i in range(len(order))]  # roots first, then the bits of level 1, level 2, ...
+    split = [
+        root_grid[i] if i < axes else 2 for i in range(len(order))
+    ]  # roots first, then the bits of level 1, level 2, ...
     back = sorted(range(len(order)), key=order.__getitem__)
     x = x.reshape(batch, heads, *split, dim).permute(0, *(2 + d for d in back), 1, 2 + len(order))
     x = x.reshape(batch, *(root * 2**level for root in root_grid), heads, dim)
@@ -118,7 +120,9 @@ def pool(x: Tensor, children: int, valid: Tensor | None = None) -> Tensor:
     return (total / weight.sum(3).clamp(min=1)).to(x.dtype)
 
 
-def build_valid(mask: Tensor | None, grids: Sequence[tuple[int, ...]], batch: int, device: torch.device) -> list[Tensor] | None:
+def build_valid(
+    mask: Tensor | None, grids: Sequence[tuple[int, ...]], batch: int, device: torch.device
+) -> list[Tensor] | None:
     """Validity of all levels in tree order, coarse to fine; None where neither mask nor padding makes any token invalid."""
     root, levels = grids[0], len(grids)
     if mask is None:
@@ -185,9 +189,13 @@ def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
     if mask is None:
         return
     if mask.dtype != torch.bool:
-        raise ValueError(f"{name} has dtype {mask.dtype}, expected torch.bool with True = valid; convert it with mask.bool()")
+        raise ValueError(
+            f"{name} has dtype {mask.dtype}, expected torch.bool with True = valid; convert it with mask.bool()"
+        )
     if tuple(mask.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {tuple(shape)}: [B, *grid] of the finest level")
+        raise ValueError(
+            f"{name} has shape {tuple(mask.shape)}, expected {tuple(shape)}: [B, *grid] of the finest level"
+        )
 
 
 def _product(sizes: Sequence[int]) -> int:

@@ -106,7 +106,9 @@ def coarse_focal_loss(
     positive, negative, count = _split(confidence, truth, mask0, mask1)
     loss_positive = -alpha * (1 - positive).pow(gamma) * positive.log()
     loss_negative = _NegativeFocal.apply(negative, gamma) * alpha
-    return positive_weight * _mean(loss_positive.sum(), positive.numel()) + negative_weight * _mean(loss_negative, count)
+    return positive_weight * _mean(loss_positive.sum(), positive.numel()) + negative_weight * _mean(
+        loss_negative, count
+    )
 
 
 def coarse_cross_entropy(
@@ -121,7 +123,9 @@ def coarse_cross_entropy(
     """Binary cross entropy in place of the focal loss; arguments as of `coarse_focal_loss`."""
     positive, negative, count = _split(confidence, truth, mask0, mask1)
     loss_negative = -torch.log1p(-negative).sum()
-    return positive_weight * _mean(-positive.log().sum(), positive.numel()) + negative_weight * _mean(loss_negative, count)
+    return positive_weight * _mean(-positive.log().sum(), positive.numel()) + negative_weight * _mean(
+        loss_negative, count
+    )
 
 
 def fine_l2_std_loss(predicted: Tensor, target: Tensor) -> Tensor:
