@@ -93,7 +93,9 @@ def test_a_network(photo):
         assert (keypoints > -4).all()
         assert (keypoints < (width + 4, height + 4)).all()
     assert not matcher.model.training
-    assert len(matcher.match(photo, part)) == 0  # untrained, nothing is sure
+    sure = matcher.match(photo, part, threshold=0.99)
+    assert len(sure) < len(matches)
+    assert (sure.confidence > 0.99).all()
 
 
 def test_kinds_of_images_agree(matcher, photo, tmp_path):

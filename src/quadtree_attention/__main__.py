@@ -32,6 +32,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def command() -> None:
+    """What the script `quadtree` calls: `main`, and the end of the process."""
+    status = main()
+    if sys.argv[1:2] == ["match"]:
+        # Nothing of a match outlives it, and taking torch down in order costs 0.8 s.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def _fail(problem: object, status: int = 2) -> int:
     if isinstance(problem, OSError) and problem.strerror and problem.filename is not None:
         problem = f"{problem.filename}: {problem.strerror}"
@@ -40,4 +51,4 @@ def _fail(problem: object, status: int = 2) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

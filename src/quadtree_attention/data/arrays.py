@@ -65,7 +65,10 @@ def read_map(path: Path) -> np.ndarray:
     """An array [H, W] from .npy, .npz, or what OpenCV reads with its depth kept (.png, .tif, .pfm, .exr)."""
     if path.suffix in (".npy", ".npz"):
         values = np.load(path, allow_pickle=False)
-        return values if isinstance(values, np.ndarray) else values[values.files[0]]
+        if isinstance(values, np.ndarray):
+            return values
+        with values as archive:
+            return archive[archive.files[0]]
     cv2 = require("cv2", "vision")
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if values is None:

@@ -119,14 +119,11 @@ def hpatches(folder: str | Path, short_side: int | None = 480) -> list[Homograph
             for stem in ("1", other):
                 if stem not in images:
                     raise FileNotFoundError(f"{scene}: image {stem}.ppm is missing, needed for {truth.name}")
-            H, sizes = read_homography(truth), []
-            for stem in ("1", other) if short_side is not None else ():
-                width, height = _image_size(images[stem])
-                factor = short_side / min(width, height)
-                sizes.append(((width, height), (round(width * factor), round(height * factor))))
-            if sizes:
-                H = resize_matrix(*sizes[1]) @ H @ np.linalg.inv(resize_matrix(*sizes[0]))
-            size0, size1 = (new for _, new in sizes) if sizes else (None, None)
+            H, size0, size1 = read_homography(truth), None, None
+            if short_side is not None:
+                old0, old1 = _image_size(images["1"]), _image_size(images[other])
+                size0, size1 = _with_short_side(old0, short_side), _with_short_side(old1, short_side)
+                H = resize_matrix(old1, size1) @ H @ np.linalg.inv(resize_matrix(old0, size0))
             name = f"{scene.name}/1-{other}"
             pairs.append(
                 HomographyPair(
@@ -140,6 +137,11 @@ def resize_matrix(old: Size, new: Size) -> np.ndarray:
     """The [3, 3] map of pixels of an image of size old to those of its resized copy; sizes (width, height)."""
     sx, sy = new[0] / old[0], new[1] / old[1]
     return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
+
+
+def _with_short_side(size: Size, pixels: int) -> Size:
+    factor = pixels / min(size)
+    return round(size[0] * factor), round(size[1] * factor)
 
 
 def read_homography(path: str | Path) -> np.ndarray:

@@ -12,8 +12,7 @@ import numpy as np
 from ..extras import require
 from .images import read_image, resize_longest
 from .pairs import HomographyPair
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+from .photos import list_photographs
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class SyntheticHomographies:
         return self.length
 
     def __iter__(self) -> Iterator[HomographyPair]:
-        photos = image_files(self.folder)
+        photos = list_photographs(self.folder)
         for index in range(self.length):
             yield self._pair(index, photos[index % len(photos)])
 
@@ -53,17 +52,6 @@ class SyntheticHomographies:
         if index % 2:
             image, view, H = view, image, np.linalg.inv(H)
         return HomographyPair(name=f"{index:04d} {photo.name}", image0=image, image1=view, homography=H / H[2, 2])
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """The photographs in a folder and its sub-folders, by name."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder, expected one with photographs")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not files:
-        raise FileNotFoundError(f"{folder}: no photographs here, expected files {' '.join(IMAGE_SUFFIXES)}")
-    return files
 
 
 def _view(frame: np.ndarray, rng: np.random.Generator, cv2: Any) -> np.ndarray:

@@ -127,7 +127,7 @@ def _prepare(
 
 
 def summarise_homography(rows: Sequence[Row]) -> Row:
-    """AUC of the corner error at 3, 5, 10 pixels, mean share of right matches (0 without any), mean numbers, median ms."""
+    """AUC of the corner error at 3, 5, 10 pixels, mean share of right matches, mean numbers, median ms."""
     areas = metrics.error_auc([row["corner_error"] for row in rows], PIXELS)
     return {**areas, "right@3px": _share(rows, "right", "matches"), **_counts(rows, "right", "matches")}
 

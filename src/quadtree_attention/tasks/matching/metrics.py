@@ -11,9 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-Array = NDArray[np.float64]
+from numpy.typing import ArrayLike
 
 
 class PoseError(NamedTuple):
@@ -31,9 +29,9 @@ class PoseError(NamedTuple):
 class Pose(NamedTuple):
     """An estimated relative pose: R [3, 3], t [3] of unit length, inliers bool [M]."""
 
-    R: Array
-    t: Array
-    inliers: NDArray[np.bool_]
+    R: np.ndarray
+    t: np.ndarray
+    inliers: np.ndarray
 
 
 def error_auc(errors: ArrayLike, thresholds: Sequence[float]) -> dict[str, float]:
@@ -68,7 +66,7 @@ def share_within(errors: ArrayLike, threshold: float) -> float:
 # ---- homographies --------------------------------------------------------------------------------
 
 
-def warp_points(H: ArrayLike, points: ArrayLike) -> Array:
+def warp_points(H: ArrayLike, points: ArrayLike) -> np.ndarray:
     """Points [M, 2] through the homography H [3, 3]; inf for points on its horizon."""
     H = np.asarray(H, dtype=np.float64)
     x, y, w = H @ np.c_[_points(points), np.ones(len(_points(points)))].T
@@ -78,7 +76,7 @@ def warp_points(H: ArrayLike, points: ArrayLike) -> Array:
     return warped
 
 
-def reprojection_errors(kpts0: ArrayLike, kpts1: ArrayLike, H: ArrayLike) -> Array:
+def reprojection_errors(kpts0: ArrayLike, kpts1: ArrayLike, H: ArrayLike) -> np.ndarray:
     """Distance [M] in pixels of image 1 between kpts0 warped by H and kpts1."""
     return np.linalg.norm(warp_points(H, kpts0) - _points(kpts1), axis=1)
 
@@ -102,7 +100,7 @@ def homography_corner_error(H_est: ArrayLike | None, H_true: ArrayLike, size: tu
 
 def estimate_homography(
     kpts0: ArrayLike, kpts1: ArrayLike, threshold: float = 3.0
-) -> tuple[Array | None, NDArray[np.bool_]]:
+) -> tuple[np.ndarray | None, np.ndarray]:
     """Homography by OpenCV's USAC_MAGSAC at a threshold in pixels -> H [3, 3] or None, inliers bool [M]."""
     import cv2
 
@@ -120,7 +118,7 @@ def estimate_homography(
 # ---- disparities ---------------------------------------------------------------------------------
 
 
-def disparity_errors(kpts0: ArrayLike, kpts1: ArrayLike, disparity: ArrayLike) -> Array:
+def disparity_errors(kpts0: ArrayLike, kpts1: ArrayLike, disparity: ArrayLike) -> np.ndarray:
     """Errors [M] in pixels of matches in a rectified pair: the larger of |x0 - d - x1| and |y0 - y1|.
 
     NaN where d is not known. disparity [H, W] belongs to the left image (left x - d = right x) and is read at the
@@ -156,7 +154,7 @@ def relative_pose_error(T_0to1: ArrayLike, R: ArrayLike, t: ArrayLike, ignore_gt
     elif not np.linalg.norm(t) > 0:
         translation = float("inf")
     else:
-        angle = _degrees(t @ t_true / (np.linalg.norm(t) * length))
+        angle = _degrees(float(t @ t_true) / (float(np.linalg.norm(t)) * length))
         translation = min(angle, 180.0 - angle)
     return PoseError(_degrees((np.trace(R.T @ T_0to1[:3, :3]) - 1) / 2), translation)
 
@@ -193,13 +191,13 @@ def estimate_pose(
     best, best_count = None, 0
     for E in np.split(stacked, len(stacked) // 3):
         # recoverPose clears points behind a camera in this very mask; the next one sees what is left, as published
-        count, R, t, _ = cv2.recoverPose(E, rays0, rays1, np.eye(3), 1e9, mask=mask)
+        count, R, t = cv2.recoverPose(E, rays0, rays1, np.eye(3), 1e9, mask=mask)[:3]
         if count > best_count:
             best, best_count = Pose(R, t[:, 0], mask.ravel() > 0), count
     return best
 
 
-def essential_matrix(T_0to1: ArrayLike) -> Array:
+def essential_matrix(T_0to1: ArrayLike) -> np.ndarray:
     """The essential matrix [t]x R [3, 3] of a relative pose [3 or 4, 4]."""
     T_0to1 = np.asarray(T_0to1, dtype=np.float64)
     x, y, z = T_0to1[:3, 3]
@@ -208,14 +206,14 @@ def essential_matrix(T_0to1: ArrayLike) -> Array:
 
 def symmetric_epipolar_distance(
     kpts0: ArrayLike, kpts1: ArrayLike, E: ArrayLike, K0: ArrayLike, K1: ArrayLike
-) -> Array:
+) -> np.ndarray:
     """Squared symmetric epipolar distances [M] in calibrated coordinates; NaN for a match of two epipoles."""
     return _epipolar(
         _calibrated(kpts0, np.asarray(K0)), _calibrated(kpts1, np.asarray(K1)), np.asarray(E, dtype=np.float64)
     )
 
 
-def epipolar_errors(kpts0: ArrayLike, kpts1: ArrayLike, F: ArrayLike) -> Array:
+def epipolar_errors(kpts0: ArrayLike, kpts1: ArrayLike, F: ArrayLike) -> np.ndarray:
     """Root mean square [M] of the two distances in pixels from a keypoint to the other's epipolar line by F [3, 3]."""
     return np.sqrt(_epipolar(_points(kpts0), _points(kpts1), np.asarray(F, dtype=np.float64)) / 2)
 
@@ -231,11 +229,11 @@ def epipolar_precision(distances: Iterable[ArrayLike], thresholds: Sequence[floa
     return {f"prec@{t:.0e}": float(np.mean(share)) if share else 0.0 for t, share in shares.items()}
 
 
-def _points(points: ArrayLike) -> Array:
+def _points(points: ArrayLike) -> np.ndarray:
     return np.asarray(points, dtype=np.float64).reshape(-1, 2)
 
 
-def _calibrated(kpts: ArrayLike, K: Array) -> Array:
+def _calibrated(kpts: ArrayLike, K: np.ndarray) -> np.ndarray:
     return (_points(kpts) - K[[0, 1], [2, 2]]) / K[[0, 1], [0, 1]]
 
 
@@ -243,7 +241,7 @@ def _degrees(cosine: float) -> float:
     return float(np.rad2deg(np.arccos(np.clip(cosine, -1.0, 1.0))))
 
 
-def _epipolar(points0: Array, points1: Array, E: Array) -> Array:
+def _epipolar(points0: np.ndarray, points1: np.ndarray, E: np.ndarray) -> np.ndarray:
     """Sum of the two squared point-to-line distances [M]."""
     homogeneous0, homogeneous1 = np.c_[points0, np.ones(len(points0))], np.c_[points1, np.ones(len(points1))]
     lines1, lines0 = homogeneous0 @ E.T, homogeneous1 @ E

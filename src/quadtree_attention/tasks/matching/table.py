@@ -40,7 +40,7 @@ class Table:
         return "\n".join("| " + " | ".join(row) + " |" for row in [head, marks, *body])
 
     def save(self, path: str | Path) -> None:
-        """Write to .json (with the settings, figures in full), .csv (in full) or .md; the file is whole or not there."""
+        """Write to .json (with the settings), .csv or .md; the file is whole or not there."""
         path = Path(path)
         if path.suffix.lower() not in TABLE_SUFFIXES:
             raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(TABLE_SUFFIXES)}")
