@@ -124,7 +124,9 @@ class Matcher:
 
     def __init__(self, model: LoFTR, device: str | torch.device | None = None) -> None:
         self.device = _device(device)
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)  # convolutions take half the time so
+        self.model = model.eval().to(
+            self.device, memory_format=torch.channels_last
+        )  # convolutions take half the time so
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path = "tiny", *, device: str | torch.device | None = None) -> Matcher:

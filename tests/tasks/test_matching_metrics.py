@@ -30,7 +30,7 @@ class TestErrorAuc:
     def test_recorded_values(self):
         """Values that the code published with LoFTR gives for these errors."""
         areas = metrics.error_auc([0.5, 4.9, 5.0, 12.0, 19.0, np.inf, np.inf], (5, 10, 20))
-        assert areas == pytest.approx({"auc@5": 0.207428571429, "auc@10": 0.318, "auc@20": 0.472142857143}, abs=1e-9)
+        assert areas == pytest.approx({"auc@5": 1.41 / 7, "auc@10": 2.21 / 7, "auc@20": 3.405 / 7}, abs=1e-12)
 
     def test_an_error_equal_to_the_threshold_is_not_below_it(self):
         assert metrics.error_auc([5.0], [5])["auc@5"] == 0
