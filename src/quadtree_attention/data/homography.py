@@ -53,6 +53,7 @@ class HomographyDataset(Dataset):
         length: samples an epoch. Numbers beyond it are valid too, those of later epochs.
         seed: of all chance.
         warp, appearance: how hard the pairs are, at difficulty 1.
+        collage: share of pairs that show a collage of parts of 4 or 9 photographs in place of one.
         difficulty: 0 to 1, scales all strengths; a pair (first, last) rises evenly over the first ``ramp`` samples.
 
     A sample is a dict of ``image0``, ``image1`` float32 ``[1, H, W]`` in 0..1; ``homography`` float32 ``[3, 3]``, pixels
@@ -68,6 +69,7 @@ class HomographyDataset(Dataset):
         seed: int = 0,
         warp: Warp | None = None,
         appearance: Appearance | None = None,
+        collage: float = 0.5,
         difficulty: float | tuple[float, float] = 1.0,
         ramp: int = 0,
     ) -> None:
@@ -83,6 +85,7 @@ class HomographyDataset(Dataset):
         self.seed = seed
         self.warp = warp or Warp()
         self.appearance = appearance or Appearance()
+        self.collage = collage
         first, last = (difficulty, difficulty) if isinstance(difficulty, (int, float)) else difficulty
         if not (0 <= first <= 1 and 0 <= last <= 1):
             raise ValueError(f"difficulty is {difficulty}, expected 0 to 1, or two such numbers")
@@ -100,7 +103,7 @@ class HomographyDataset(Dataset):
             raise IndexError(f"index is {index}, expected 0 or more")
         rng = np.random.default_rng([self.seed, index])
         difficulty = self._difficulty(index)
-        photo = self._photograph(rng)
+        photo = self._collage(rng) if rng.random() < self.collage else self._photograph(rng)
         views = random_views(rng, photo.shape, self.size, self.warp, difficulty)
         homography = np.linalg.inv(views[1]) @ views[0]
         homography /= homography[2, 2]
@@ -128,12 +131,19 @@ class HomographyDataset(Dataset):
         first, last = self.difficulty
         return first + (last - first) * (min(index / self.ramp, 1.0) if self.ramp else 1.0)
 
-    def _photograph(self, rng: np.random.Generator) -> np.ndarray:
-        """A random photograph ``[H, W]`` uint8 that can be read."""
+    def _collage(self, rng: np.random.Generator) -> np.ndarray:
+        """Square parts of photographs side by side, ``[S, S]`` uint8 with S about twice the longer side of a view."""
+        count = int(rng.integers(2, 4))
+        side = 2 * max(self.size) // count
+        parts = [_random_crop(rng, self._photograph(rng, side), (side, side)) for _ in range(count**2)]
+        return np.block([parts[row * count : (row + 1) * count] for row in range(count)])
+
+    def _photograph(self, rng: np.random.Generator, short_side: int | None = None) -> np.ndarray:
+        """A random photograph ``[H, W]`` uint8 that can be read; see `read_gray` for ``short_side``."""
         for _ in range(_TRIES):
             path = self.photos[rng.integers(len(self.photos))]
             try:
-                return read_gray(path, 2 * max(self.size))
+                return read_gray(path, short_side or 2 * max(self.size))
             except (ValueError, OSError) as error:
                 # Python shows a warning of the same text once.
                 warnings.warn(f"photograph skipped: {error}", stacklevel=2)
@@ -298,7 +308,7 @@ class HomographyData(LightningDataModule):
         length: training pairs an epoch, over all devices.
         val_length: validation pairs, always the same ones.
         num_workers: processes that make pairs; the pairs do not depend on it.
-        seed, warp, appearance, difficulty, ramp: see `HomographyDataset`; validation is at the last difficulty.
+        seed, warp, appearance, collage, difficulty, ramp: see `HomographyDataset`; validation is at the last difficulty.
     """
 
     def __init__(
@@ -313,6 +323,7 @@ class HomographyData(LightningDataModule):
         seed: int = 0,
         warp: Warp | None = None,
         appearance: Appearance | None = None,
+        collage: float = 0.5,
         difficulty: tuple[float, float] = (1.0, 1.0),
         ramp: int = 0,
     ) -> None:
@@ -320,7 +331,8 @@ class HomographyData(LightningDataModule):
         self.train_folder, self.val_folder = train_folder, val_folder
         self.size, self.batch_size, self.num_workers = size, batch_size, num_workers
         self.length, self.val_length, self.seed = length, val_length, seed
-        self.warp, self.appearance, self.difficulty, self.ramp = warp, appearance, difficulty, ramp
+        self.warp, self.appearance, self.collage = warp, appearance, collage
+        self.difficulty, self.ramp = difficulty, ramp
 
     def train_dataloader(self) -> DataLoader:
         """Pairs of an endless stream, the next ``length`` in each epoch."""
@@ -337,8 +349,17 @@ class HomographyData(LightningDataModule):
     test_dataloader = val_dataloader
 
     def _dataset(self, folder: str, length: int, seed: int, difficulty: Any, ramp: int) -> HomographyDataset:
-        photos = list_photographs(folder)
-        return HomographyDataset(photos, self.size, length, seed, self.warp, self.appearance, difficulty, ramp)
+        return HomographyDataset(
+            list_photographs(folder),
+            self.size,
+            length,
+            seed,
+            self.warp,
+            self.appearance,
+            self.collage,
+            difficulty,
+            ramp,
+        )
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -155,7 +155,7 @@ def _load_checkpoint(path: Path, architecture: str | None) -> LoFTR:
     if architecture is not None and architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     content = read_checkpoint(path)
-    config = content.get("hyper_parameters", {}).get("config")
+    config = content.get("config")
     if isinstance(config, Mapping):  # of our own training
         weights = {
             key.removeprefix("model."): value
