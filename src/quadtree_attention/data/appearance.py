@@ -111,4 +111,5 @@ def _motion_kernel(length: int, angle: float) -> np.ndarray:
     x, y = np.cos(angle) * radius, np.sin(angle) * radius
     start, end = (round(radius - x), round(radius - y)), (round(radius + x), round(radius + y))
     cv2.line(kernel, start, end, 1.0)
+    kernel += kernel[::-1, ::-1]  # the line is drawn in whole pixels, and off centre by a part of one
     return kernel / kernel.sum()

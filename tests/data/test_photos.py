@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from quadtree_attention.data.images import read_image, to_gray
+from quadtree_attention.data.photos import list_photographs, read_gray
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+def test_list_is_sorted_and_searches_folders_below(tmp_path, photo):
+    names = ["b.jpg", "a/z.PNG", "a.jpeg", ".hidden.jpg", "notes.txt"]
+    for name in names[:4]:
+        save(tmp_path / name, photo)
+    (tmp_path / "notes.txt").write_text("no photograph")
+    found = [path.relative_to(tmp_path).as_posix() for path in list_photographs(tmp_path)]
+    assert found == ["a/z.PNG", "a.jpeg", "b.jpg"]
+    assert [path.name for path in list_photographs(tmp_path, recursive=False)] == ["a.jpeg", "b.jpg"]
+
+
+def test_list_says_what_is_wrong(tmp_path, photo):
+    with pytest.raises(FileNotFoundError, match="does not exist, expected a folder"):
+        list_photographs(tmp_path / "missing")
+    with pytest.raises(NotADirectoryError, match="is a file, expected a folder"):
+        list_photographs(save(tmp_path / "below/a.jpg", photo))
+    with pytest.raises(ValueError, match="recursive=True"):
+        list_photographs(tmp_path, recursive=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no photographs"):
+        list_photographs(tmp_path / "empty")
+
+
+def test_jpeg_is_read_as_the_slow_way_reads_it(tmp_path, photo):
+    path = save(tmp_path / "a.jpg", photo, quality=95, subsampling=0)
+    slow = to_gray(read_image(path)) * 255
+    assert np.abs(read_gray(path) - slow).max() < 3  # both round
+
+
+def test_large_jpeg_is_reduced_but_never_below_the_side_asked_for(tmp_path, photo):
+    path = save(tmp_path / "a.jpg", np.kron(photo, np.ones((4, 4, 1), np.uint8)))  # 480 x 640
+    assert read_gray(path).shape == (480, 640)
+    assert read_gray(path, 241).shape == (480, 640)
+    assert read_gray(path, 200).shape == (240, 320)
+    assert read_gray(path, 33).shape == (60, 80)
+
+
+def test_rotation_of_exif_and_png_with_alpha(tmp_path, photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    assert read_gray(save(tmp_path / "a.jpg", photo, exif=exif)).shape == (160, 120)
+    clear = np.dstack([photo, np.zeros(photo.shape[:2], np.uint8)])
+    assert (read_gray(save(tmp_path / "a.png", clear)) == 255).all()
+
+
+def test_broken_and_small_files(tmp_path, photo):
+    path = save(tmp_path / "a.jpg", photo)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"a\.jpg"):
+        read_gray(path)
+    with pytest.raises(ValueError, match="too small: 40x20 pixels"):
+        read_gray(save(tmp_path / "b.png", photo[:20, :40]))
