@@ -1,0 +1,182 @@
+import math
+
+import cv2
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from quadtree_attention.data.homography import HomographyData
+from quadtree_attention.predict import Matcher
+from quadtree_attention.tasks.matching.module import MatchingTask, rate
+from quadtree_attention.weights.registry import load_matcher
+
+# What Lightning warns of (few workers, its own use of torch) is not our concern.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SMALL = {"initial_dim": 8, "block_dims": [8, 16, 16], "num_layers": 1, "num_heads": 2, "fine_heads": 2, "topk": [4, 4]}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for n in range(3):
+        coarse = rng.integers(0, 256, (24, 32), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{n}.png"), cv2.resize(coarse, (256, 192), interpolation=cv2.INTER_CUBIC))
+    return folder
+
+
+def task(**changes):
+    pl.seed_everything(0, verbose=False)
+    return MatchingTask(options=SMALL, **{"learning_rate": 3e-3, "warmup_steps": 2, **changes})
+
+
+def data(photos, **changes):
+    return HomographyData(
+        str(photos),
+        str(photos),
+        **{"size": (64, 64), "batch_size": 2, "length": 8, "val_length": 2, "num_workers": 0, **changes},
+    )
+
+
+def trainer(folder, steps, *callbacks, **options):
+    return pl.Trainer(
+        default_root_dir=folder,
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        enable_checkpointing=bool(callbacks),
+        **options,
+    )
+
+
+def checkpoints(folder, every):
+    return ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)
+
+
+def batch_of(photos):
+    module = data(photos)
+    module.setup("fit")
+    return next(iter(module.train_dataloader()))
+
+
+def test_one_batch_is_learnt(photos):
+    batch, learner = batch_of(photos), task()
+    optimizer = torch.optim.AdamW(learner.parameters(), 5e-3)
+    recalls, fines = [], []
+    for _ in range(60):
+        parts = learner.losses(batch)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+        recalls.append(float(parts["recall"]))
+        fines.append(float(parts["fine"].detach()))
+    assert recalls[0] < 0.3
+    assert np.mean(recalls[-5:]) > 0.8
+    assert np.mean(fines[-5:]) < 0.7 * np.mean(fines[:5])
+
+
+def test_every_parameter_gets_a_gradient(photos):
+    learner = task()
+    learner.losses(batch_of(photos))["loss"].backward()
+    assert [name for name, p in learner.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_weights_of_the_losses(photos):
+    batch = batch_of(photos)
+    one, other = (task(coarse_weight=c, fine_weight=f).losses(batch) for c, f in ((1.0, 1.0), (0.5, 3.0)))
+    torch.testing.assert_close(one["loss"], one["coarse"] + one["fine"])
+    torch.testing.assert_close(other["loss"], 0.5 * one["coarse"] + 3 * one["fine"])
+
+
+def test_fine_matches_are_drawn_by_image(photos):
+    learner = task(fine_matches=5)
+    b = torch.tensor([0] * 20 + [1] * 3 + [2] * 9)
+    truth = type("Truth", (), {"b": b})()
+    drawn = learner._draw(truth, 3)
+    assert torch.bincount(b[drawn]).tolist() == [5, 3, 5]
+    assert len(drawn.unique()) == 13
+    assert torch.equal(drawn, learner._draw(truth, 3))
+
+
+def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path):
+    whole = task()
+    trainer(tmp_path, 10, checkpoints(tmp_path / "whole", 3)).fit(whole, data(photos))
+    # Another process would come upon what step 6 left on the disk: the middle of the second epoch of 4 steps.
+    resumed = task()
+    pl.seed_everything(99, verbose=False)
+    trainer(tmp_path, 10, checkpoints(tmp_path / "resumed", 3)).fit(
+        resumed, data(photos), ckpt_path=tmp_path / "whole" / "step=6.ckpt", weights_only=False
+    )
+    for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_checkpoint_matches_photographs(photos, tmp_path):
+    learner = task()
+    trainer(tmp_path, 2, checkpoints(tmp_path, 2)).fit(learner, data(photos))
+    path = tmp_path / "step=2.ckpt"
+    model = load_matcher(path)
+    assert model.config == learner.model.config
+    for name, value in learner.model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+    found = Matcher(model, "cpu").match(photos / "0.png", photos / "0.png", threshold=0.0)
+    assert found.keypoints0.shape == found.keypoints1.shape == (len(found), 2)
+    again = MatchingTask(options=SMALL, init_from=str(path))
+    torch.testing.assert_close(again.model.state_dict(), learner.model.state_dict(), rtol=0, atol=0)
+
+
+def test_validation_measures_what_matching_gives(photos, tmp_path):
+    (result,) = trainer(tmp_path, 1).validate(task(), data(photos), verbose=False)
+    assert {"val/loss", "val/coarse", "val/fine", "val/recall", "val/auc@5", "val/right@3px", "val/matches"} <= set(
+        result
+    )
+    assert all(math.isfinite(value) for value in result.values())
+    # tiny finds its way about in pairs that a new network cannot match.
+    tiny = MatchingTask(init_from="tiny")
+    (better,) = trainer(tmp_path, 1).validate(tiny, data(photos, size=(128, 128), val_length=4), verbose=False)
+    assert better["val/recall"] > 0.3 > result["val/recall"]
+
+
+def test_learning_rate_rises_and_falls():
+    assert [rate(step, 4, math.inf) for step in (0, 1, 3, 1000)] == [0.25, 0.5, 1, 1]
+    assert rate(50, 4, 100) == pytest.approx(0.5)
+    assert rate(100, 4, 100) == rate(150, 4, 100) == pytest.approx(0)
+
+
+def test_vectors_do_not_decay(photos, tmp_path):
+    learner = task(weight_decay=0.3)
+    learner._trainer = trainer(tmp_path, 5)
+    learner.trainer.strategy._lightning_module = learner
+    learner.trainer.fit_loop.setup_data = lambda: None
+    decays = {
+        id(p): group["weight_decay"]
+        for group in learner.configure_optimizers()["optimizer"].param_groups
+        for p in group["params"]
+    }
+    assert {decays[id(p)] for p in learner.parameters() if p.dim() <= 1} == {0.0}
+    assert {decays[id(p)] for p in learner.parameters() if p.dim() > 1} == {0.3}
+    assert len(decays) == len(list(learner.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "huge"}, "preset is 'huge', expected one of indoor, outdoor, lite, tiny"),
+        ({"options": {"depth": 3}}, "options do not fit the model: .*depth"),
+        ({"options": {"fine_window": 4}}, "fine_window is 4, expected an odd number"),
+        ({"coarse_loss": "hinge"}, "coarse_loss is 'hinge', expected focal or cross_entropy"),
+        ({"fine_matches": 0}, "fine_matches is 0, expected at least 1"),
+        ({"options": SMALL, "init_from": "tiny"}, "init_from tiny does not fit the model: "),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MatchingTask(**arguments)
