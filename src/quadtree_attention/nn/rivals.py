@@ -9,6 +9,9 @@ from torch import Tensor
 from .base import Attention, flat_heads, sum_dtype
 
 
+LINEAR_EPS = 1e-6  # keeps the division finite, as LoFTR has it
+
+
 class FullAttention(Attention):
     """Every token attends to every token, by torch's `scaled_dot_product_attention`."""
 
@@ -22,21 +25,11 @@ class FullAttention(Attention):
 class LinearAttention(Attention):
     """Linear attention with the feature map elu(x) + 1 (Katharopoulos et al., arXiv 2006.16236), as LoFTR uses it."""
 
-    eps = 1e-6
-
     def attend(self, x: Tensor, context: Tensor, mask: Tensor | None, context_mask: Tensor | None) -> Tensor:
-        query = F.elu(sum_dtype(flat_heads(self.heads(self.q_proj(x))))) + 1  # [B, heads, N, d]
-        key = F.elu(sum_dtype(flat_heads(self.heads(self.k_proj(context))))) + 1
-        value = sum_dtype(flat_heads(self.heads(self.v_proj(context))))
-        if context_mask is not None:
-            valid = context_mask.flatten(1)[:, None, :, None]
-            key = key.masked_fill(~valid, 0)
-            value = value.masked_fill(~valid, 0)
-        count = value.shape[2]  # dividing by it and multiplying again keeps the sums small in half precision
-        message = query @ (key.transpose(-1, -2) @ (value / count))
-        total = query @ key.sum(2)[..., None]
-        out = message / (total + self.eps) * count
-        return out.transpose(1, 2).flatten(-2).reshape(x.shape)
+        query = flat_heads(self.heads(self.q_proj(x)))
+        key = flat_heads(self.heads(self.k_proj(context)))
+        value = flat_heads(self.heads(self.v_proj(context)))
+        return linear_attention(query, key, value, context_mask).transpose(1, 2).flatten(-2).reshape(x.shape)
 
 
 class SpatialReductionAttention(Attention):
@@ -87,3 +80,17 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> T
     some = valid.any(-1, keepdim=True)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=valid | ~some)
     return torch.where(some, out, out.new_zeros(())).transpose(1, 2)
+
+
+def linear_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The arithmetic of `LinearAttention`: ``[B, heads, N, d]`` each, valid bool ``[B, ...]`` with Nk entries, to ``[B, heads, N, d]``."""
+    query, key = F.elu(sum_dtype(query)) + 1, F.elu(sum_dtype(key)) + 1
+    value = sum_dtype(value)
+    if valid is not None:
+        valid = valid.flatten(1)[:, None, :, None]
+        key = key.masked_fill(~valid, 0)
+        value = value.masked_fill(~valid, 0)
+    count = value.shape[2]  # dividing by it and multiplying again keeps the sums small in half precision
+    message = query @ (key.transpose(-1, -2) @ (value / count))
+    total = query @ key.sum(2)[..., None]
+    return message / (total + LINEAR_EPS) * count

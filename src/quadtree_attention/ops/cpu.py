@@ -83,17 +83,23 @@ def _forward_levels(q, k, v, valid, variant_a, weight, scale, out, kept, share) 
         here = out if last else v[0].new_empty(*q[level].shape[:3], v[0].shape[-1])
         no_more = (kept[0].new_empty(*q[level].shape[:3], 0), share[0].new_empty(*q[level].shape[:3], 0))
         after = no_more if last else (kept[level], share[level])
-        arrays = _arrays(kept[level - 1], share[level - 1], above)
-        parents = arrays[0].shape[0] * arrays[0].shape[1]
-        mask, masked = _mask(valid, level)
-        task = partial(
-            _call, kernels.fine_forward, q[0].shape[1], variant_a, *_arrays(q[level], k[level], v[level]), mask, masked,
-            *arrays, _number(weight[level], q[0]), _number(scale, q[0]), *_arrays(here, *after),
+        mask = _mask(valid, level)
+        above = fine_level(
+            q[level], k[level], v[level], mask, kept[level - 1], share[level - 1], above, variant_a, weight[level], scale, here, *after
         )  # fmt: skip
-        run(task, parents)
-        above = here
     if len(q) == 1:
         out.copy_(above.view_as(out))
+
+
+def fine_level(q, k, v, mask, kept, share, above, variant_a, weight, scale, out, next_kept, next_share) -> Tensor:
+    """One finer level: fills out, and next_kept and next_share unless they have no room for any (the last level)."""
+    arrays = _arrays(kept, share, above)
+    task = partial(
+        _call, kernels.fine_forward, q.shape[1], variant_a, *_arrays(q, k, v), *mask, *arrays,
+        _number(weight, q), _number(scale, q), *_arrays(out, next_kept, next_share),
+    )  # fmt: skip
+    run(task, arrays[0].shape[0] * arrays[0].shape[1])
+    return out
 
 
 forward_op = torch.library.custom_op("quadtree_attention::cpu_forward", forward, mutates_args=(), device_types="cpu")

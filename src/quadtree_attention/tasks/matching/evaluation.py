@@ -22,7 +22,7 @@ from ...data.synthetic import SyntheticHomographies
 from ...extras import require
 from ...files import check_output
 from . import metrics
-from .table import TABLE_SUFFIXES, Table
+from ...table import TABLE_SUFFIXES, Table
 
 MatchFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...files import atomic_write
+from .files import atomic_write
 
 TABLE_SUFFIXES = (".json", ".csv", ".md")
 
