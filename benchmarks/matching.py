@@ -30,8 +30,8 @@ import torch
 
 from quadtree_attention.data.images import read_image
 from quadtree_attention.predict import Matches
-from quadtree_attention.tasks.matching.evaluation import load_matcher, run
 from quadtree_attention.table import Table
+from quadtree_attention.tasks.matching.evaluation import load_matcher, run
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from quadtree_attention.data.pairs import HomographyPair, Pair, PosePair, StereoPair
-from quadtree_attention.tasks.matching import evaluation
 from quadtree_attention.table import Table
+from quadtree_attention.tasks.matching import evaluation
 
 H = np.array([[0.9, -0.1, 20], [0.1, 0.95, 5], [1e-4, 5e-5, 1]])
 GRID = np.stack(np.meshgrid(np.arange(5.0, 150, 9), np.arange(5.0, 110, 9)), -1).reshape(-1, 2)

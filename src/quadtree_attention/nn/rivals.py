@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .base import Attention, flat_heads, sum_dtype
 
-
 LINEAR_EPS = 1e-6  # keeps the division finite, as LoFTR has it
 
 

@@ -21,8 +21,8 @@ from ...data.pairs import HomographyPair, Pair, PosePair, StereoPair, resize_mat
 from ...data.synthetic import SyntheticHomographies
 from ...extras import require
 from ...files import check_output
-from . import metrics
 from ...table import TABLE_SUFFIXES, Table
+from . import metrics
 
 MatchFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 Row = dict[str, Any]
