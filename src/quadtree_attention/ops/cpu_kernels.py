@@ -204,42 +204,63 @@ def _softmax_row(row, count):
 
 
 @_jit
-def _select(score, count, keep, best, place):
-    """Places of the ``keep`` highest scores, best first, ties to the lower place; returns how many were found."""
+def _bar(score, count, keep):
+    """A number that at least ``keep`` scores reach, and few more do: by halving the range, with counts that LLVM vectorises."""
+    low, high = score[0], score[0]
+    for j in range(1, count):
+        low = min(low, score[j])
+        high = max(high, score[j])
+    spare = 4 + keep // 4
+    half = score.dtype.type(0.5)
+    for _ in range(12):
+        middle = half * (low + high)
+        reach = np.int32(0)
+        for j in range(count):
+            reach += np.int32(score[j] >= middle)
+        if reach >= keep:
+            low = middle
+            if reach <= keep + spare:
+                break
+        else:
+            high = middle
+    return low
+
+
+@_jit
+def _select(score, count, keep, best, place, spare):
+    """Places of the ``keep`` highest scores, best first, ties to the lower place; returns how many were found.
+
+    spare: room for ``count`` places. best and place have room for ``keep``.
+    """
+    if keep == 0 or count == 0:
+        return 0
+    some = 0
+    if count > keep:
+        bar = _bar(score, count, keep)
+        for j in range(count):  # no branch: places that do not count are written over
+            spare[some] = j
+            some += score[j] >= bar
+    else:
+        for j in range(count):
+            spare[j] = j
+        some = count
     found = 0
-    j = 0
-    while j < count and found < keep:  # fill
+    for c in range(some):
+        j = spare[c]
         s = score[j]
-        at = found
+        if found < keep:
+            at = found
+            found += 1
+        elif s > best[keep - 1]:
+            at = keep - 1
+        else:
+            continue
         while at > 0 and best[at - 1] < s:
             best[at] = best[at - 1]
             place[at] = place[at - 1]
             at -= 1
         best[at] = s
         place[at] = j
-        found += 1
-        j += 1
-    if found < keep or keep == 0:
-        return found
-    worst = best[keep - 1]
-    while j < count:
-        stop = min(j + 16, count)
-        top = score[j]
-        for i in range(j + 1, stop):
-            top = max(top, score[i])
-        if top > worst:
-            for i in range(j, stop):
-                s = score[i]
-                if s > worst:
-                    at = keep - 1
-                    while at > 0 and best[at - 1] < s:
-                        best[at] = best[at - 1]
-                        place[at] = place[at - 1]
-                        at -= 1
-                    best[at] = s
-                    place[at] = i
-                    worst = best[keep - 1]
-        j = stop
     return found
 
 
@@ -283,7 +304,7 @@ def fine_forward(
     keep = next_kept.shape[2]
     token, slot = np.empty(most, np.int32), np.empty(most, np.int32)
     score, siblings = np.empty((children, most), q.dtype), np.empty((children, most), q.dtype)
-    best, place = np.empty(keep, q.dtype), np.empty(keep, np.int32)
+    best, place, spare = np.empty(keep, q.dtype), np.empty(keep, np.int32), np.empty(most + 1, np.int32)
     for row in range(start, stop):
         head, parent = row // parents, row % parents
         first = parent * children
@@ -295,7 +316,7 @@ def fine_forward(
             if variant_a:
                 _sibling_softmax(score, siblings, slot, share, head, parent, i, count)
             if keep:
-                found = _select(score[i], count, keep, best, place)
+                found = _select(score[i], count, keep, best, place, spare)
                 for c in range(keep):
                     next_kept[head, first + i, c] = token[place[c]] if c < found else -1
                     if variant_a:
@@ -391,18 +412,23 @@ def root_rows(start, stop, heads, variant_a, score, valid, masked, kept, share):
     """
     rows, keys = score.shape[1:]
     keep = kept.shape[2]
-    token = np.empty(keys, np.int32)
+    token = np.arange(keys).astype(np.int32)
     line = np.empty(keys, score.dtype)
-    best, place = np.empty(keep, score.dtype), np.empty(keep, np.int32)
+    best, place, spare = np.empty(keep, score.dtype), np.empty(keep, np.int32), np.empty(keys + 1, np.int32)
     for index in range(start, stop):
         head, row = index // rows, index % rows
-        count = 0
-        for j in range(keys):
-            if not masked or valid[head // heads, j]:
-                token[count] = j
-                line[count] = score[head, row, j]
-                count += 1
-        found = _select(line, count, keep, best, place)
+        count = keys
+        if masked:
+            count = 0
+            for j in range(keys):
+                if valid[head // heads, j]:
+                    token[count] = j
+                    line[count] = score[head, row, j]
+                    count += 1
+        else:
+            for j in range(keys):
+                line[j] = score[head, row, j]
+        found = _select(line, count, keep, best, place, spare)
         _softmax_row(line, count)
         for c in range(keep):
             kept[head, row, c] = token[place[c]] if c < found else -1
@@ -413,5 +439,8 @@ def root_rows(start, stop, heads, variant_a, score, valid, masked, kept, share):
         if masked:
             for j in range(keys):
                 score[head, row, j] = 0
-        for j in range(count):
-            score[head, row, token[j]] = line[j]
+            for j in range(count):
+                score[head, row, token[j]] = line[j]
+        else:
+            for j in range(keys):
+                score[head, row, j] = line[j]
