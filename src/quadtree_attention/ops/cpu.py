@@ -16,7 +16,7 @@ from . import cpu_kernels as kernels
 from .threads import run
 from .tree import Tree
 
-ROOT_CHUNK = 2**22  # scores of the coarsest level held at once
+ROOT_CHUNK = 2**20  # scores of the coarsest level held at once: few enough to stay in the cache
 
 
 def attend(

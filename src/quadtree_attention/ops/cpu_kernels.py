@@ -7,11 +7,13 @@ results, so any number of threads gives the same numbers. They work on the list 
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numba
 import numpy as np
 from llvmlite import ir
+from numba.core import event
 from numba.extending import intrinsic, overload
 
 FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "afn"}
@@ -19,7 +21,31 @@ LN2 = math.log(2)
 
 
 def _jit(function):
-    return numba.njit(nogil=True, fastmath=FAST, cache=True, error_model="numpy", boundscheck=False)(function)
+    """Compiled when first called, and kept beside this file, or else in the user's cache folder (or in NUMBA_CACHE_DIR)."""
+    options = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "boundscheck": False}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # there is no folder to write to: every process then compiles for itself
+        return numba.njit(**options)(function)
+
+
+class _Notice(event.Listener):
+    """Says once that kernels are being compiled; those that are found in the cache are silent."""
+
+    said = False
+
+    def on_start(self, started: event.Event) -> None:
+        if not self.said and started.data["dispatcher"].py_func.__module__ == __name__:
+            self.said = True
+            logging.getLogger("quadtree_attention").warning(
+                "compiling the CPU kernels; they are kept for the next time"
+            )
+
+    def on_end(self, ended: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", _Notice())
 
 
 # ---- exp of numbers <= 0, by a polynomial that LLVM vectorises ----
