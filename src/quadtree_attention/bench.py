@@ -263,7 +263,6 @@ def parts(case: Case, repeats: int = 7) -> Table:
                     "coarsest level", lambda: cpu._root_forward(q[0], k[0], v[0], [], [], [], False, 1.0, scale), work
                 )
                 if not last:
-                    cpu._root_forward(q[0], k[0], v[0], [], kept, share, False, 1.0, scale)
                     timed(
                         "its selection", lambda: cpu._root_forward(q[0], k[0], v[0], [], kept, share, False, 1.0, scale)
                     )
