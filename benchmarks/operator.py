@@ -1,0 +1,160 @@
+"""The operator, its parts, and whole layers on the CPU, beside dense, linear and spatial-reduction attention.
+
+    python benchmarks/operator.py --out benchmarks/results/operator.md --chart benchmarks/results/operator.png
+
+8 heads of 32 channels, float32, on features that vary smoothly over the image; times are medians, taken in turns in one process, and hold
+everything from the raster tensors to the raster output. Memory is what a pass holds at most beyond its inputs, gradients and output included.
+"limit@" is the share of the limit in percent: the arithmetic that the method needs, at the rate of a matrix product measured in the same run.
+Run it with nothing else on the machine; it takes about a quarter of an hour and 20 GB (--no-million leaves out what needs most of it).
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quadtree_attention import bench
+from quadtree_attention.bench import PASSES, Case
+from quadtree_attention.files import atomic_write
+from quadtree_attention.models.loftr import LOFTR_PRESETS
+from quadtree_attention.models.loftr.transformer import coarse_transformer
+from quadtree_attention.nn import FullAttention, LinearAttention, QuadtreeAttention, SpatialReductionAttention
+from quadtree_attention.table import Table
+from quadtree_attention.viz import save_chart
+
+# The coarsest grid is 16x16 in each, so that all grow by the same factor.
+GROWING = [Case((128, 128), (32, 16, 16)), Case((256, 256), (32, 16, 16, 16)), Case((512, 512), (32, 16, 16, 16, 16))]
+MILLION = Case((1024, 1024), (32, 16, 16, 16, 16, 16))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--million", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--chart", type=Path)
+    options = parser.parse_args()
+    sections = []
+
+    def show(title: str, table: Table) -> None:
+        sections.append(f"## {title}\n\n{table.markdown()}\n")
+        print(f"{title}\n{table.text()}\n", flush=True)
+
+    near = bench.compare([Case((60, 80)), Case((128, 128))], list(bench.METHODS), repeats=options.repeats)
+    show("Beside the others", near)
+    for case in (Case((60, 80)), Case((128, 128))):
+        show(f"Where the forward pass goes, {case.grid[0]}x{case.grid[1]}", bench.parts(case, options.repeats))
+    far = bench.compare(GROWING, ["quadtree", "linear", "spatial reduction"], repeats=3)
+    show("Growing", far)
+    show("Growth from one size to the next, of 4 times the tokens", growth(far))
+    show("Whole layers, 60x80 tokens of 256 channels", layers(options.repeats))
+    if options.million:
+        show("A million tokens", million())
+    if options.chart:
+        small = [Case((size, size)) for size in (16, 32, 64)]
+        start = bench.compare(small, ["quadtree", "dense", "linear", "spatial reduction"], repeats=options.repeats)
+        rows = [
+            row
+            for row in (*start.rows, *near.rows, *far.rows)
+            if row["method"] != "reference" and row["tokens"] != "60x80"
+        ]
+        unique = {(row["tokens"], row["method"], row["pass"]): row for row in rows}
+        save_chart(Table(list(unique.values()), near.settings), options.chart)
+    if options.out:
+        settings = "\n".join(f"- {name}: {value}" for name, value in near.settings.items())
+        lead = __doc__.partition("\n\n")
+        command = f"`python benchmarks/operator.py --out {options.out} --chart {options.chart}`"
+        with atomic_write(options.out) as temporary:
+            temporary.write_text(
+                f"# Operator\n\n{lead[0]}\n\n- command: {command}\n{settings}\n\n" + "\n".join(sections)
+            )
+
+
+def growth(table: Table) -> Table:
+    """Ratios of times of neighbouring sizes."""
+    rows = []
+    for what in dict.fromkeys(row["pass"] for row in table.rows):
+        for method in dict.fromkeys(row["method"] for row in table.rows):
+            mine = [row for row in table.rows if row["pass"] == what and row["method"] == method]
+            steps = {f"{b['tokens']} / {a['tokens']}": round(b["ms"] / a["ms"], 2) for a, b in pairwise(mine)}
+            rows.append({"pass": what, "method": method, **steps})
+    return Table(rows)
+
+
+def layers(repeats: int) -> Table:
+    """An attention layer with its projections, and the coarse transformer of LoFTR outdoor for 640x480 pixels."""
+    x, y = torch.randn(2, 1, 60, 80, 256).unbind(0)
+    attentions = {
+        "quadtree": QuadtreeAttention(256, 8, levels=3, topk=(16, 8)),
+        "linear": LinearAttention(256, 8),
+        "spatial reduction": SpatialReductionAttention(256, 8),
+        "full": FullAttention(256, 8),
+    }
+    config = LOFTR_PRESETS["outdoor"]
+    kinds = {"quadtree": "quadtree_b", "linear": "linear", "spatial reduction": "sr", "full": "full"}
+    rows = _in_turns("attention layer", {name: lambda a=a: a(x) for name, a in attentions.items()}, attentions, repeats)
+    networks = {name: coarse_transformer(replace(config, attention=kind)) for name, kind in kinds.items()}
+    rows += _in_turns(
+        "coarse transformer of LoFTR outdoor", {name: lambda n=n: sum(n(x, y)) for name, n in networks.items()}, networks, max(1, repeats // 2)
+    )  # fmt: skip
+    return Table(rows)
+
+
+def _in_turns(
+    what: str, calls: dict[str, Callable[[], torch.Tensor]], modules: dict[str, Any], repeats: int
+) -> list[dict[str, Any]]:
+    seen: dict[tuple[str, str], list[float]] = {(name, how): [] for how in PASSES for name in calls}
+    for turn in range(repeats + 1):
+        for (name, how), values in seen.items():
+            modules[name].zero_grad(set_to_none=True)
+            start = time.perf_counter()
+            if how == "forward":
+                with torch.inference_mode():
+                    calls[name]()
+            else:
+                calls[name]().sum().backward()
+            if turn:
+                values.append(time.perf_counter() - start)
+    took = {key: 1000 * statistics.median(values) for key, values in seen.items()}
+    return [
+        {
+            "what": what,
+            "pass": "forward" if how == "forward" else "forward+backward",
+            "method": name,
+            "ms": took[name, how],
+            "x full": round(took["full", how] / took[name, how], 2),
+        }
+        for how in PASSES
+        for name in calls
+    ]
+
+
+def million() -> Table:
+    """Quadtree attention of 1024x1024 tokens; all that it holds: inputs, their gradients, output and what lies between."""
+    inputs = 3 * 4 * MILLION.tokens * MILLION.heads * MILLION.dim
+    rows = []
+    for how in PASSES:
+        beyond = bench.memory(MILLION, "quadtree", how)
+        took = bench.times(MILLION, ["quadtree"], how, repeats=1)["quadtree"]
+        used = None if beyond is None else round((beyond + inputs) / 1e9, 1)
+        rows.append(
+            {"pass": "forward" if how == "forward" else "forward+backward", "s": round(took, 1), "GB, inputs too": used}
+        )
+    return Table(rows)
+
+
+if __name__ == "__main__":
+    main()
