@@ -107,7 +107,18 @@ def test_parts_add_up():
 
 def test_command(tmp_path, capsys):
     out, chart = tmp_path / "table.md", tmp_path / "chart.svg"
-    arguments = ["--sizes", "8x8,16x16", "--topk", "4", "--methods", "quadtree,linear", "--repeats", "1", "--no-memory", "--parts"]
+    arguments = [
+        "--sizes",
+        "8x8,16x16",
+        "--topk",
+        "4",
+        "--methods",
+        "quadtree,linear",
+        "--repeats",
+        "1",
+        "--no-memory",
+        "--parts",
+    ]
     assert main(["bench", *arguments, "--out", str(out), "--chart", str(chart)]) == 0
     text = capsys.readouterr().out
     assert text.count("quadtree") == 4

@@ -16,6 +16,8 @@ from llvmlite import ir
 from numba.core import event
 from numba.extending import intrinsic, overload
 
+from . import cpu_blocks as blocks
+
 FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "afn"}
 LN2 = math.log(2)
 
@@ -136,9 +138,19 @@ def _candidates(kept, valid, masked, children, head, heads, parent, token, slot)
 
 @_jit
 def _dots(x, head, first, children, y, token, count, scale, out):
-    """out[i, j] = scale * x[first + i] . y[token[j]]."""
+    """out[i, j] = scale * x[first + i] . y[token[j]]; out has room for a multiple of 4 keys."""
     dim = x.shape[2]
     zero = x.dtype.type(0)
+    if children % 4 == 0 and blocks.fits(x, dim):
+        for j in range(count, (count + 3) // 4 * 4):
+            token[j] = 0  # the last block is filled up with what nobody reads
+        for base in range(0, children, 4):
+            for j in range(0, count, 4):
+                blocks.dots(
+                    x, (head * x.shape[1] + first + base) * dim, y, head * y.shape[1] * dim, dim,
+                    token, j, scale, out, base * out.shape[1] + j, out.shape[1],
+                )  # fmt: skip
+        return
     for base in range(0, children, 4):
         if base + 4 <= children:
             i = first + base
@@ -169,6 +181,15 @@ def _dots(x, head, first, children, y, token, count, scale, out):
 def _sum_rows(weight, children, count, y, head, token, out, first):
     """out[head, first + i] += sum over j of weight[i, j] * y[token[j]]."""
     dim = y.shape[2]
+    if children % 4 == 0 and count > 0 and blocks.fits(y, dim):
+        lanes = blocks.LANES * 4 // y.itemsize
+        for base in range(0, children, 4):
+            for d in range(0, dim, lanes):
+                blocks.sum_rows(
+                    weight[base:], weight.shape[1], y, head * y.shape[1] * dim + d, dim,
+                    token, count, out, (head * out.shape[1] + first + base) * dim + d,
+                )  # fmt: skip
+        return
     j = 0
     while j + 4 <= count:
         t0, t1, t2, t3 = token[j], token[j + 1], token[j + 2], token[j + 3]
@@ -190,6 +211,15 @@ def _sum_rows(weight, children, count, y, head, token, out, first):
 def _scatter_rows(weight, children, count, x, head, first, token, out):
     """out[token[j]] += sum over i of weight[i, j] * x[first + i]."""
     dim = x.shape[2]
+    if children % 4 == 0 and count > 0 and blocks.fits(x, dim):
+        lanes = blocks.LANES * 4 // x.itemsize
+        for base in range(0, children, 4):
+            for d in range(0, dim, lanes):
+                blocks.scatter_rows(
+                    weight[base:], weight.shape[1], x, (head * x.shape[1] + first + base) * dim + d, dim,
+                    token, count, out, head * out.shape[1] * dim + d,
+                )  # fmt: skip
+        return
     for base in range(0, children, 2):  # children is 2, 4 or 8
         if base + 4 <= children:
             if base % 4:
