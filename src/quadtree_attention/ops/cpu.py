@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import cpu_kernels as kernels
 from .threads import run
-from .tree import Tree
+from .tree import Tree, is_plain
 
 ROOT_CHUNK = 2**20  # scores of the coarsest level held at once: few enough to stay in the cache
 
@@ -28,7 +28,9 @@ def attend(
     levels = len(query.tokens)
     q, k, v = ([x.to(work).contiguous() for x in tree.tokens] for tree in (query, key, value))
     weights = torch.ones(levels, dtype=work) if level_weights is None else level_weights.to(work)
-    function = forward if _is_plain(q + k + v, weights) else forward_op
+    # The first call of a torch.library op imports torch's compiler, which takes two seconds; a command that matches two photographs
+    # does without.
+    function = forward if is_plain(*q, *k, *v, weights) else forward_op
     out, kept, _ = function(q, k, v, key.valid or [], [*topk, 0], variant == "a", weights)
     if query.valid is not None:
         out = out.masked_fill(~query.valid[-1][:, None, :, None], 0)
@@ -42,20 +44,6 @@ def _kept_counts(topk: list[int], keys: int, children: int) -> list[int]:
     for k in topk[:-1]:
         counts.append(min(k, counts[-1] * children if counts else keys))
     return counts
-
-
-def _is_plain(tensors: list[Tensor], weights: Tensor) -> bool:
-    """Whether nothing but the result is asked for: no gradient, no compiling, no tracing. The first call of a torch.library op imports
-    torch's compiler, which takes two seconds; a command that matches two photographs does without."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        return False
-    if any(type(x) is not Tensor for x in tensors):
-        return False
-    return not (torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, weights)))
 
 
 def forward(
