@@ -87,7 +87,8 @@ def test_table_and_chart(tmp_path):
     assert all(row["x dense"] == 1 for row in table.rows if row["method"] == "dense")
     assert all(0 < row["limit@"] < 1 for row in table.rows if row["method"] == "quadtree")
     save_chart(table, tmp_path / "chart.png")
-    assert Image.open(tmp_path / "chart.png").size[0] > 500
+    with Image.open(tmp_path / "chart.png") as image:
+        assert image.size[0] > 500
 
 
 def test_dense_is_left_out_where_it_is_hopeless():
