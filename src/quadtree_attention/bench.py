@@ -30,6 +30,7 @@ from .table import Table
 
 PASSES = ("forward", "both")
 SPATIAL_POOL = 8  # cells along each axis of the grid that spatial reduction pools keys and values to, as in the paper
+WARM_UP = 1.0  # seconds of each method before it is timed: the first dozen calls take up to three times as long
 Method = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -116,17 +117,21 @@ def _step(method: Method, tensors: Sequence[Tensor], what: str) -> None:
 
 
 def times(case: Case, methods: Sequence[str], what: str, *, repeats: int = 7) -> dict[str, float]:
-    """Median seconds of each method, taken in turns after a first call that does not count."""
+    """Median seconds of each method, taken in turns after `WARM_UP` seconds of each that do not count."""
     _check(methods, what, repeats)
     tensors = case.tensors(grad=what == "both")
     functions = {name: METHODS[name](case) for name in methods}
     seen: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in range(repeats + 1):
+    for function in functions.values():
+        until = time.perf_counter() + WARM_UP
+        _step(function, tensors, what)
+        while time.perf_counter() < until:
+            _step(function, tensors, what)
+    for _ in range(repeats):
         for name, function in functions.items():
             start = time.perf_counter()
             _step(function, tensors, what)
-            if turn:
-                seen[name].append(time.perf_counter() - start)
+            seen[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seen.items()}
 
 

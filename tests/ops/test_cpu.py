@@ -31,7 +31,7 @@ def thread_count():
 
 
 @pytest.mark.parametrize("variant", ["a", "b"])
-def test_same_bits_for_any_number_of_threads(thread_count, variant):
+def test_same_bits_for_any_number_of_threads(thread_count, variant, kind_of_threads):
     thread_count(1)
     alone = run(variant)
     thread_count(3)
@@ -39,14 +39,22 @@ def test_same_bits_for_any_number_of_threads(thread_count, variant):
         assert torch.equal(one, other)
 
 
-def test_concurrent_calls():
+def test_concurrent_calls(kind_of_threads):
     expected = run()
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(lambda _: run(), range(8)):
             assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
-def test_pool_runs_every_row_once_and_raises(thread_count):
+@pytest.fixture(params=["torch's threads", "a pool"])
+def kind_of_threads(request, monkeypatch):
+    if request.param == "a pool":
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    elif threads._openmp() is None:
+        pytest.skip("this torch has no OpenMP library of its own")
+
+
+def test_every_row_runs_once_and_errors_are_raised(thread_count, kind_of_threads):
     thread_count(3)
     seen = torch.zeros(1000, dtype=torch.int32)
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from . import cpu_kernels as kernels
+from .memory import empty, is_plain, zeros_like
 from .threads import run
-from .tree import Tree, is_plain
+from .tree import Tree
 
 ROOT_CHUNK = 2**20  # scores of the coarsest level held at once: few enough to stay in the cache
 
@@ -68,7 +69,7 @@ def _forward_levels(q, k, v, valid, variant_a, weight, scale, out, kept, share) 
     above = _root_forward(q[0], k[0], v[0], valid, kept, share, variant_a, weight[0], scale)
     for level in range(1, len(q)):
         last = level == len(q) - 1
-        here = out if last else v[0].new_empty(*q[level].shape[:3], v[0].shape[-1])
+        here = out if last else empty((*q[level].shape[:3], v[0].shape[-1]), v[0])
         no_more = (kept[0].new_empty(*q[level].shape[:3], 0), share[0].new_empty(*q[level].shape[:3], 0))
         after = no_more if last else (kept[level], share[level])
         mask = _mask(valid, level)
@@ -101,11 +102,11 @@ def _(q, k, v, valid, topk, variant_a, weights):
 def _allocate(
     q: list[Tensor], k: list[Tensor], v: list[Tensor], topk: list[int]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    out = q[-1].new_empty(*q[-1].shape[:3], v[-1].shape[-1])
+    out = empty((*q[-1].shape[:3], v[-1].shape[-1]), q[-1])
     children = q[1].shape[2] // q[0].shape[2] if len(q) > 1 else 1
     counts = _kept_counts(topk, k[0].shape[2], children)
-    kept = [x.new_empty(*x.shape[:3], n, dtype=torch.int32) for x, n in zip(q, counts, strict=False)]
-    return out, kept, [x.new_empty(*x.shape[:3], n) for x, n in zip(q, counts, strict=False)]
+    kept = [empty((*x.shape[:3], n), x, torch.int32) for x, n in zip(q, counts, strict=False)]
+    return out, kept, [empty((*x.shape[:3], n), x) for x, n in zip(q, counts, strict=False)]
 
 
 @torch.library.custom_op("quadtree_attention::cpu_backward", mutates_args=(), device_types="cpu")
@@ -119,7 +120,7 @@ def backward_op(
 
 
 def _backward_levels(grad, q, k, v, valid, kept, share, variant_a, weights):
-    grad_q, grad_k, grad_v = ([torch.zeros_like(x) for x in levels] for levels in (q, k, v))
+    grad_q, grad_k, grad_v = ([zeros_like(x) for x in levels] for levels in (q, k, v))
     grad_weights = torch.zeros_like(weights)
     scale = 1 / math.sqrt(q[0].shape[-1])
     weight = weights.tolist()

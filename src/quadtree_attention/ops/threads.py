@@ -1,13 +1,23 @@
-"""A small thread pool for nogil kernels: as many threads as torch uses, made anew after a fork."""
+"""Nogil kernels on as many threads as torch uses: on torch's own where they can be had, else on a small pool of ours.
+
+torch's OpenMP threads keep a core busy for milliseconds after each parallel operation, waiting for the next one. A second pool has to share the
+cores with them and loses a third of its speed; their own team starts at once. A forked process has lost that team, so it gets a pool.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 
+_process = os.getpid()
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process, threads, executor
 
 
@@ -22,8 +32,29 @@ def run(task: Callable[[int, int], None], rows: int, *, chunks_per_thread: int =
         task(0, rows)
         return
     edges = [rows * i // chunks for i in range(chunks + 1)]
-    for _ in _executor(threads).map(task, edges[:-1], edges[1:]):
-        pass
+    ranges = deque(pairwise(edges))
+    team = _openmp() if os.getpid() == _process else None
+    if team is None:
+        for _ in _executor(threads).map(lambda both: task(*both), ranges):
+            pass
+        return
+    failures: list[BaseException] = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def work(_: int | None) -> None:
+        try:
+            while ranges:  # each thread takes the next range
+                try:
+                    start, stop = ranges.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                task(start, stop)
+        except BaseException as failure:
+            failures.append(failure)
+
+    team(ctypes.cast(work, ctypes.c_void_p), None, threads, 0)
+    if failures:
+        raise failures[0]
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:
@@ -31,3 +62,19 @@ def _executor(threads: int) -> ThreadPoolExecutor:
     if _pool is None or _pool[:2] != (os.getpid(), threads):
         _pool = (os.getpid(), threads, ThreadPoolExecutor(threads, thread_name_prefix="quadtree"))
     return _pool[2]
+
+
+@cache
+def _openmp() -> Callable | None:
+    """GOMP_parallel of the OpenMP library that torch has loaded; None where there is none (macOS, Windows, other builds of torch)."""
+    maps = Path("/proc/self/maps")
+    if not torch.backends.openmp.is_available() or not maps.exists():
+        return None
+    home = str(Path(torch.__file__).parent)  # a wheel's own lies in torch/lib or torch.libs
+    for path in {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "libgomp" in line}:
+        if path.startswith(home):
+            start = ctypes.CDLL(path).GOMP_parallel
+            start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            start.restype = None
+            return start
+    return None

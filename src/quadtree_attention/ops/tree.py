@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .memory import contiguous, empty, is_plain
+
 GATHERED = 2**21  # tokens times heads up to which the way into tree order is kept as a list of rows
 
 
@@ -51,14 +53,17 @@ def to_tree(x: Tensor, root_grid: Sequence[int], level: int) -> Tensor:
         x = F.pad(x, pad)
     batch, heads, dim = x.shape[0], x.shape[-2], x.shape[-1]
     if is_plain(x) and batch == 1 and x.is_contiguous() and x.shape[:-1].numel() <= GATHERED:
-        index = _tree_rows(tuple(root_grid), level, heads)
-        return F.embedding(index, x.view(-1, dim)).view(1, heads, -1, dim)  # 5 times as fast as the copy below
+        rows = x.view(-1, dim)
+        out = torch.index_select(
+            rows, 0, _tree_rows(tuple(root_grid), level, heads), out=empty(tuple(rows.shape), rows)
+        )
+        return out.view(1, heads, -1, dim)  # 5 times as fast as the copy below
     split: list[int] = []
     for root in root_grid:
         split += [root] + [2] * level  # [root, bit 1, ..., bit level] of one axis
     order = _tree_permutation(axes, level)
     x = x.reshape(batch, *split, heads, dim).permute(0, 1 + len(order), *(1 + d for d in order), 2 + len(order))
-    return x.reshape(batch, heads, _product(full), dim)
+    return contiguous(x).reshape(batch, heads, _product(full), dim)
 
 
 @lru_cache(maxsize=8)
@@ -68,19 +73,6 @@ def _tree_rows(root_grid: tuple[int, ...], level: int, heads: int) -> Tensor:
     with torch.inference_mode(False):
         token = torch.arange(_product(full)).view(1, *full, 1, 1)
         return (to_tree(token, root_grid, level)[0, 0, :, 0] * heads + torch.arange(heads)[:, None]).flatten()
-
-
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether nothing but values is asked for: CPU tensors of floats, no gradient, no compiling, no tracing."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        return False
-    if any(type(x) is not Tensor or x.device.type != "cpu" or not x.is_floating_point() for x in tensors):
-        return False
-    return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
 def _stretch(x: Tensor, axis: int, size: int) -> Tensor:
@@ -100,7 +92,7 @@ def from_tree(x: Tensor, root_grid: Sequence[int], level: int, grid: Sequence[in
     ]  # roots first, then the bits of level 1, level 2, ...
     back = sorted(range(len(order)), key=order.__getitem__)
     x = x.reshape(batch, heads, *split, dim).permute(0, *(2 + d for d in back), 1, 2 + len(order))
-    x = x.reshape(batch, *(root * 2**level for root in root_grid), heads, dim)
+    x = contiguous(x).reshape(batch, *(root * 2**level for root in root_grid), heads, dim)
     if torch.compiler.is_exporting():
         for axis, size in enumerate(grid, 1):
             x = x.index_select(axis, torch.arange(size, device=x.device))
