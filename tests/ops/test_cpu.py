@@ -1,7 +1,9 @@
 """The Numba backend as a library citizen: torch.library, torch.compile, threads, forks, chunks, missing Numba."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -65,6 +67,25 @@ def test_every_row_runs_once_and_errors_are_raised(thread_count, kind_of_threads
     assert (seen == 1).all()
     with pytest.raises(ZeroDivisionError):
         threads.run(lambda start, stop: 1 // 0, 1000)
+
+
+def test_nothing_is_held_after_a_call(thread_count, kind_of_threads):
+    """Arrays that a task holds are freed at once, not by the garbage collector: a backward pass would hold twice as much."""
+    thread_count(2)
+
+    class Task:
+        def __call__(self, start, stop):
+            pass
+
+    task = Task()
+    held = weakref.ref(task)
+    gc.disable()
+    try:
+        threads.run(task, 100)
+        del task
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_in_a_forked_worker():
@@ -159,7 +180,7 @@ def test_meta_tensors():
 
 def test_without_numba(monkeypatch):
     monkeypatch.setattr(dispatch, "HAS_NUMBA", False)
-    monkeypatch.setattr(dispatch, "_warned", False)
+    monkeypatch.setattr(dispatch, "_warned", set())
     x = torch.randn(1, 4, 4, 1, 4)
     with pytest.warns(UserWarning, match="Numba is not installed"):
         quadtree_attention(x, x, x, levels=2, topk=2)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _process = os.getpid()
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process, threads, executor
 
@@ -40,7 +41,7 @@ def run(task: Callable[[int, int], None], rows: int, *, chunks_per_thread: int =
         return
     failures: list[BaseException] = []
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    @_WORK
     def work(_: int | None) -> None:
         try:
             while ranges:  # each thread takes the next range
@@ -52,7 +53,7 @@ def run(task: Callable[[int, int], None], rows: int, *, chunks_per_thread: int =
         except BaseException as failure:
             failures.append(failure)
 
-    team(ctypes.cast(work, ctypes.c_void_p), None, threads, 0)
+    team(work, None, threads, 0)
     if failures:
         raise failures[0]
 
@@ -74,7 +75,7 @@ def _openmp() -> Callable | None:
     for path in {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "libgomp" in line}:
         if path.startswith(home):
             start = ctypes.CDLL(path).GOMP_parallel
-            start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            start.argtypes = [_WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
             start.restype = None
             return start
     return None
