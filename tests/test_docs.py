@@ -25,6 +25,6 @@ def test_commands_and_links_exist(page):
 
     text = page.read_text(encoding="utf-8")
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert set(re.findall(r"\bquadtree ([a-z]+)(?= |`)", text)) <= known
+    assert set(re.findall(r"(?:^|`)quadtree ([a-z]+)\b", text, re.MULTILINE)) <= known
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("http") or (page.parent / link).exists(), link
