@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from quadtree_attention.models.loftr.matching import expected_position
 from quadtree_attention.tasks.matching.loss import (
     coarse_cross_entropy,
     coarse_focal_loss,
+    fine_cross_entropy,
     fine_l2_std_loss,
     homography_supervision,
     warp_points,
@@ -196,10 +198,41 @@ def test_fine_loss_against_a_loop():
     assert (predicted.grad[:, 2] == 0).all()
 
 
-def test_fine_loss_of_nothing_still_has_a_gradient():
-    for predicted, target in ((torch.ones(0, 3), torch.ones(0, 2)), (torch.ones(2, 3), torch.full((2, 2), 2.0))):
+def test_fine_cross_entropy_against_a_loop():
+    generator = torch.Generator().manual_seed(3)
+    heat = torch.rand(5, 25, generator=generator, dtype=torch.float64)
+    heat = heat / heat.sum(1, keepdim=True)
+    target = torch.tensor([[0.0, 0.0], [0.25, -0.6], [-0.99, 0.99], [0.3, 1.0], [2.0, 0.0]], dtype=torch.float64)
+    want = 0.0
+    for k in range(3):  # the last two lie outside
+        for row in range(5):
+            for column in range(5):
+                x, y = 2 * (float(target[k, 0]) + 1), 2 * (float(target[k, 1]) + 1)
+                share = max(0.0, 1 - abs(x - column)) * max(0.0, 1 - abs(y - row))
+                want -= share * float(heat[k, 5 * row + column].log()) / 3
+    assert float(fine_cross_entropy(heat, target)) == pytest.approx(want, rel=1e-12)
+
+
+def test_fine_cross_entropy_is_least_where_the_map_has_the_target_as_its_mean():
+    target = torch.tensor([[0.25, -0.6]], dtype=torch.float64)
+    logits = torch.zeros(1, 25, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        fine_cross_entropy(logits.softmax(1), target).backward()
+        optimizer.step()
+    torch.testing.assert_close(expected_position(logits.detach().softmax(1))[:, :2], target, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("loss_of", [fine_l2_std_loss, fine_cross_entropy])
+def test_fine_loss_of_nothing_still_has_a_gradient(loss_of):
+    width = 3 if loss_of is fine_l2_std_loss else 25
+    for predicted, target in (
+        (torch.ones(0, width), torch.ones(0, 2)),
+        (torch.ones(2, width), torch.full((2, 2), 2.0)),
+    ):
         predicted.requires_grad_()
-        loss = fine_l2_std_loss(predicted, target)
+        loss = loss_of(predicted, target)
         loss.backward()
         assert loss == 0
         assert (predicted.grad == 0).all()

@@ -173,6 +173,7 @@ def test_vectors_do_not_decay(photos, tmp_path):
         ({"options": {"depth": 3}}, "options do not fit the model: .*depth"),
         ({"options": {"fine_window": 4}}, "fine_window is 4, expected an odd number"),
         ({"coarse_loss": "hinge"}, "coarse_loss is 'hinge', expected focal or cross_entropy"),
+        ({"fine_loss": "hinge"}, "fine_loss is 'hinge', expected one of l2, cross_entropy, both"),
         ({"fine_matches": 0}, "fine_matches is 0, expected at least 1"),
         ({"options": SMALL, "init_from": "tiny"}, "init_from tiny does not fit the model: "),
     ],

@@ -2,7 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quadtree_attention.models.loftr.matching import FineWindows, dual_softmax, expected_position, select_matches
+from quadtree_attention.models.loftr.matching import (
+    FineWindows,
+    dual_softmax,
+    expected_position,
+    heat_map,
+    select_matches,
+)
 
 
 def test_dual_softmax_is_the_published_formula():
@@ -32,7 +38,7 @@ def test_confidence_is_float32(dtype):
     feat = torch.randn(1, 4, 8).to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
         confidence = dual_softmax(feat, feat, 0.1)
-        expected = expected_position(feat, feat)
+        expected = expected_position(heat_map(feat, feat))
     assert confidence.dtype == expected.dtype == torch.float32
     torch.testing.assert_close(confidence, dual_softmax(feat.float(), feat.float(), 0.1))
 
@@ -105,8 +111,8 @@ def test_expected_position_finds_a_peak():
     windows0[:, 12] = 100
     for match, place in enumerate((12, 4, 21)):  # centre, top right, bottom second from the left
         windows1[match, place] = 100
-    got = expected_position(windows0, windows1)
+    got = expected_position(heat_map(windows0, windows1))
     torch.testing.assert_close(got[:, :2], torch.tensor([[0.0, 0.0], [1.0, -1.0], [-0.5, 1.0]]), rtol=0, atol=1e-5)
     assert (got[:, 2] < 1e-2).all()
-    flat = expected_position(torch.zeros(1, 25, 4), torch.zeros(1, 25, 4))
+    flat = expected_position(heat_map(torch.zeros(1, 25, 4), torch.zeros(1, 25, 4)))
     torch.testing.assert_close(flat, torch.tensor([[0, 0, 2 * 0.5**0.5]]), rtol=0, atol=1e-5)

@@ -129,22 +129,30 @@ def _within(place: Tensor, size: int) -> Tensor:
     return (place >= 0) & (place < size)
 
 
-def expected_position(windows0: Tensor, windows1: Tensor) -> Tensor:
-    """Where the centre of each window of image 0 lies in the window of image 1 (LoFTR, section 3.4).
+def heat_map(windows0: Tensor, windows1: Tensor) -> Tensor:
+    """How likely the centre of each window of image 0 lies in each place of the window of image 1 (LoFTR, section 3.4).
 
     Args:
         windows0, windows1: ``[M, window * window, C]``.
 
     Returns:
-        ``[M, 3]`` in float32 or better: x and y in units of the window's radius (-1 to 1), and the standard deviation,
-        summed over x and y.
+        ``[M, window * window]`` in float32 or better, rows sum to 1.
     """
     with full_precision(windows0):
         windows0, windows1 = at_least_float32(windows0), at_least_float32(windows1)
         count, channels = windows0.shape[1:]
         centre = windows0[:, count // 2]
-        heat = ((windows1 @ centre[:, :, None]).squeeze(2) / channels**0.5).softmax(1)  # [M, window * window]
-        side = torch.linspace(-1, 1, round(count**0.5), device=heat.device, dtype=heat.dtype)
+        return ((windows1 @ centre[:, :, None]).squeeze(2) / channels**0.5).softmax(1)
+
+
+def expected_position(heat: Tensor) -> Tensor:
+    """The mean of each heat map ``[M, window * window]``.
+
+    Returns:
+        ``[M, 3]``: x and y in units of the window's radius (-1 to 1), and the standard deviation, summed over x and y.
+    """
+    with full_precision(heat):
+        side = torch.linspace(-1, 1, round(heat.shape[1] ** 0.5), device=heat.device, dtype=heat.dtype)
         y, x = torch.meshgrid(side, side, indexing="ij")
         grid = torch.stack([x.flatten(), y.flatten()], 1)  # [window * window, 2]
         mean = heat @ grid  # [M, 2]

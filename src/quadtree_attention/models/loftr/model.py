@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .backbone import ResNetFPN
 from .config import LoFTRConfig
-from .matching import FineWindows, dual_softmax, expected_position, select_matches
+from .matching import FineWindows, dual_softmax, expected_position, heat_map, select_matches
 from .position import sine_encoding
 from .transformer import coarse_transformer, fine_transformer
 
@@ -126,9 +126,13 @@ class LoFTR(nn.Module):
         Returns ``[M, 3]``: x and y in units of the window's radius (``fine_window // 2`` cells of the fine map), and
         the standard deviation.
         """
+        return expected_position(self.heat(features, b, i, j))
+
+    def heat(self, features: Features, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """What `refine` takes the mean of: a heat map over each window, ``[M, fine_window**2]``."""
         windows0 = self.windows(features.fine0, features.coarse0, b, i)
         windows1 = self.windows(features.fine1, features.coarse1, b, j)
-        return expected_position(*self.fine(windows0, windows1))
+        return heat_map(*self.fine(windows0, windows1))
 
     def _tokens(self, coarse: Tensor) -> Tensor:
         """``[B, C, h, w]`` to ``[B, h, w, C]``, with the position encoding added."""

@@ -12,12 +12,21 @@ from torch import Tensor
 from torchmetrics.aggregation import CatMetric, MeanMetric
 
 from ...models.loftr import LOFTR_PRESETS, LoFTR
+from ...models.loftr.matching import expected_position
 from ...weights.registry import load_matcher
-from .loss import Supervision, coarse_cross_entropy, coarse_focal_loss, fine_l2_std_loss, homography_supervision
+from .loss import (
+    Supervision,
+    coarse_cross_entropy,
+    coarse_focal_loss,
+    fine_cross_entropy,
+    fine_l2_std_loss,
+    homography_supervision,
+)
 from .metrics import error_auc, estimate_homography, homography_corner_error, reprojection_errors, share_within
 
 AUC_THRESHOLDS = (3, 5, 10)  # pixels
 RIGHT = 3.0  # pixels within which a match is right
+FINE_LOSSES = ("l2", "cross_entropy", "both")
 _COARSE_LOSSES = {"focal": coarse_focal_loss, "cross_entropy": coarse_cross_entropy}
 
 
@@ -32,6 +41,8 @@ class MatchingTask(LightningModule):
             trainer knows how many steps there are (``max_steps`` or ``max_epochs``).
         weight_decay, betas: of AdamW; vectors (biases, norms, level weights) do not decay.
         coarse_loss: "focal" (published) or "cross_entropy".
+        fine_loss: "l2", of the mean of the heat map, weighted by its deviation (published); "cross_entropy" of the map
+            itself; or "both", their sum.
         negative_weight: of the pairs of cells that do not match in the coarse loss, against 1 of those that do.
         coarse_weight, fine_weight: of the two parts of the loss.
         fine_matches: true matches an image that refinement is trained on at most, drawn at random.
@@ -51,6 +62,7 @@ class MatchingTask(LightningModule):
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.99),
         coarse_loss: Literal["focal", "cross_entropy"] = "focal",
+        fine_loss: Literal["l2", "cross_entropy", "both"] = "l2",
         negative_weight: float = 1.0,
         coarse_weight: float = 1.0,
         fine_weight: float = 1.0,
@@ -62,6 +74,8 @@ class MatchingTask(LightningModule):
             raise ValueError(f"preset is {preset!r}, expected one of {', '.join(LOFTR_PRESETS)}")
         if coarse_loss not in _COARSE_LOSSES:
             raise ValueError(f"coarse_loss is {coarse_loss!r}, expected {' or '.join(_COARSE_LOSSES)}")
+        if fine_loss not in FINE_LOSSES:
+            raise ValueError(f"fine_loss is {fine_loss!r}, expected one of {', '.join(FINE_LOSSES)}")
         if fine_matches < 1:
             raise ValueError(f"fine_matches is {fine_matches}, expected at least 1")
         try:
@@ -91,8 +105,12 @@ class MatchingTask(LightningModule):
         coarse_loss = _COARSE_LOSSES[self.hparams["coarse_loss"]]
         coarse = coarse_loss(confidence, truth[:3], negative_weight=self.hparams["negative_weight"])
         some = self._draw(truth, len(confidence))
-        refined = self.model.refine(features, truth.b[some], truth.i[some], truth.j[some])
-        fine = fine_l2_std_loss(refined, truth.offset[some])
+        heat = self.model.heat(features, truth.b[some], truth.i[some], truth.j[some])
+        fine = heat.new_zeros(())
+        if self.hparams["fine_loss"] != "cross_entropy":
+            fine = fine + fine_l2_std_loss(expected_position(heat), truth.offset[some])
+        if self.hparams["fine_loss"] != "l2":
+            fine = fine + fine_cross_entropy(heat, truth.offset[some])
         with torch.no_grad():
             found = (confidence.argmax(2)[truth.b, truth.i] == truth.j).float()
         return {
