@@ -120,7 +120,6 @@ LOFTR_PRESETS: dict[str, LoFTRConfig] = {
         mlp_ratio=2.0,
         topk=(8, 8),
         fine_heads=4,
-        fine_window=7,
         position="none",
     ),
 }
