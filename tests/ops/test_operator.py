@@ -160,9 +160,11 @@ def test_padding_changes_nothing(backend, variant):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["a", "b"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_gradcheck(backend, variant, masked):
-    query, key, value = (x.requires_grad_() for x in random_inputs((5, 4), (3, 6), dim=3, dim_v=2, batch=1))
+@pytest.mark.parametrize(
+    ("grid", "key_grid", "masked"), [((5, 4), (3, 6), False), ((5, 4), (3, 6), True), ((8, 4), (4, 8), False)]
+)
+def test_gradcheck(backend, variant, grid, key_grid, masked):
+    query, key, value = (x.requires_grad_() for x in random_inputs(grid, key_grid, dim=3, dim_v=2, batch=1))
     weights = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True) if variant == "b" else None
     mask = torch.rand(1, 3, 6, generator=torch.Generator().manual_seed(1)) > 0.3 if masked else None
 
@@ -323,6 +325,22 @@ def test_token_pyramid():
     mask[0, 0, 1] = True
     coarse = token_pyramid(x[..., 0], 2, mask=mask)[0]
     assert torch.equal(coarse[0, :, :, 0], torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
+
+
+def test_gradients_of_a_pyramid():
+    x = torch.randn(2, 8, 12, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    pooled = [x.flatten(3).permute(0, 3, 1, 2)]
+    for _ in range(2):
+        pooled.append(torch.nn.functional.avg_pool2d(pooled[-1], 2))
+    ours, theirs = token_pyramid(x, 3), pooled[::-1]
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.flatten(3).permute(0, 3, 1, 2), other)
+    got, expected = (
+        torch.autograd.grad(sum(level.pow(3).sum() for level in levels), x)[0] for levels in (ours, theirs)
+    )
+    torch.testing.assert_close(got, expected)
+    small = torch.randn(1, 4, 4, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: sum(level.pow(3).sum() for level in token_pyramid(x, 3)), small)
 
 
 @pytest.mark.parametrize(
