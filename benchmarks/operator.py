@@ -6,6 +6,15 @@
 everything from the raster tensors to the raster output. Memory is what a pass holds at most beyond its inputs, gradients and output included.
 "limit@" is the share of the limit in percent: the arithmetic that the method needs, at the rate of a matrix product measured in the same run.
 Run it with nothing else on the machine; it takes about a quarter of an hour and 20 GB (--no-million leaves out what needs most of it).
+
+    python benchmarks/operator.py --device cuda --out benchmarks/results/operator_cuda_measured.md --chart benchmarks/results/operator_cuda.png
+
+On a GPU: beside scaled_dot_product_attention on each of its backends, linear attention and the reference backend, in bfloat16 and float32,
+batches of 1 and 8, 32x32 to 512x512 tokens; timed as CUDA graphs by the device's events.
+
+    python benchmarks/operator.py --predict --out benchmarks/results/operator_cuda.md
+
+needs no GPU: the bytes and operations of each level, and the time that they would take at a GPU's peak rates.
 """
 
 from __future__ import annotations
@@ -26,7 +35,7 @@ from typing import Any
 
 import torch
 
-from quadtree_attention import bench
+from quadtree_attention import bench, bench_counts, bench_gpu
 from quadtree_attention.bench import PASSES, Case
 from quadtree_attention.files import atomic_write
 from quadtree_attention.models.loftr import LOFTR_PRESETS
@@ -39,6 +48,8 @@ from quadtree_attention.viz import save_chart
 GROWING = [Case((128, 128), (32, 16, 16)), Case((256, 256), (32, 16, 16, 16)), Case((512, 512), (32, 16, 16, 16, 16))]
 MILLION = Case((1024, 1024), (32, 16, 16, 16, 16, 16))
 
+BEGIN, END = "<!-- counted: begin -->", "<!-- counted: end -->"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,7 +57,19 @@ def main() -> None:
     parser.add_argument("--million", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--chart", type=Path)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--sides", default=",".join(map(str, bench_gpu.SIDES)), help="of the square grids on a GPU")
+    parser.add_argument(
+        "--predict", action="store_true", help="count bytes and operations on a GPU, and measure nothing"
+    )
     options = parser.parse_args()
+    sides = [int(side) for side in options.sides.split(",")]
+    if options.predict:
+        predict([side for side in sides if side >= 64], options.out)
+        return
+    if options.device != "cpu":
+        on_device(options.device, sides, options.out, options.chart)
+        return
     sections = []
 
     def show(title: str, table: Table) -> None:
@@ -81,6 +104,37 @@ def main() -> None:
             temporary.write_text(
                 f"# Operator\n\n{lead[0]}\n\n- command: {command}\n{settings}\n\n" + "\n".join(sections)
             )
+
+
+def on_device(device: str, sides: list[int], out: Path | None, chart: Path | None) -> None:
+    """Measure on a GPU: rows as they come, then the table and a chart of batch 8 in bfloat16."""
+    table = bench_gpu.compare(bench_gpu.cases(sides, device=device), show=lambda row: print(row, flush=True))
+    print(table.text())
+    if out:
+        settings = "\n".join(f"- {name}: {value}" for name, value in table.settings.items())
+        command = f"`python benchmarks/operator.py --device {device} --out {out}" + (
+            f" --chart {chart}`" if chart else "`"
+        )
+        title = f"# Operator on {table.settings['machine']}"
+        with atomic_write(out) as temporary:
+            temporary.write_text(f"{title}\n\n- command: {command}\n{settings}\n\n{table.markdown()}\n")
+    if chart:
+        rows = [row for row in table.rows if row["batch"] == 8 and row["dtype"] == "bfloat16" and row["ms"] is not None]
+        machine = f"{table.settings['machine']}, {table.settings['date']}, bfloat16, batch 8"
+        save_chart(Table(rows, {**table.settings, "machine": machine}), chart)
+
+
+def predict(sides: list[int], out: Path | None) -> None:
+    """Print what quadtree attention needs on a GPU, batch 8 in bfloat16; into ``out`` goes what stands between its markers."""
+    cases = [replace(case, dtype=torch.bfloat16) for case in bench_gpu.cases(sides, (8,), "cpu")]
+    parts, sums = bench_counts.predicted(cases)
+    print(f"{sums.text()}\n\n{parts.text()}")
+    if out:
+        old = out.read_text(encoding="utf-8") if out.exists() else f"{BEGIN}\n{END}\n"
+        before, after = old.partition(BEGIN)[0], old.partition(END)[2]
+        body = f"## Sums\n\n{sums.markdown()}\n\n## Parts\n\n{parts.markdown()}"
+        with atomic_write(out) as temporary:
+            temporary.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
 
 
 def growth(table: Table) -> Table:

@@ -1,10 +1,14 @@
 """What several test files need."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU
 
 from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR
 from quadtree_attention.weights.registry import save_model

@@ -43,6 +43,9 @@ class Case:
     heads: int = 8
     dim: int = 32
     variant: str = "b"
+    batch: int = 1
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
 
     @property
     def levels(self) -> int:
@@ -58,8 +61,8 @@ class Case:
         coarse = [max(2, size // 8) for size in self.grid]
         made = []
         for _ in range(3):
-            x = torch.randn(1, self.heads * self.dim, *coarse, generator=generator)
-            x = F.interpolate(x, self.grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+            x = torch.randn(self.batch, self.heads * self.dim, *coarse, generator=generator).to(self.device)
+            x = F.interpolate(x, self.grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1).to(self.dtype)
             made.append(x.unflatten(-1, (self.heads, self.dim)).contiguous().requires_grad_(grad))
         return made[0], made[1], made[2]
 

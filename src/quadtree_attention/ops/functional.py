@@ -42,7 +42,7 @@ def quadtree_attention(
         level_weights: ``[levels]``, multiplies each level's message; for "b" only. None means ones.
         query_mask, key_mask: bool ``[B, *grid]`` of the finest level, True = valid. Invalid keys are never attended, invalid queries give
             zeros, and neither takes part in averages.
-        backend: "reference", "cpu" (Numba), or None for the best one for these tensors.
+        backend: "reference", "cpu" (Numba), "cuda" (Triton), or None for the best one for these tensors.
         return_candidates: also return the keys kept.
 
     Returns:
@@ -68,7 +68,10 @@ def quadtree_attention(
     query_tree = build_tree(queries, query_grids, build_valid(query_mask, query_grids, batch, device))
     key_valid = build_valid(key_mask, key_grids, batch, device)
     key_tree, value_tree = build_tree(keys, key_grids, key_valid), build_tree(values, key_grids, key_valid)
-    out, kept = choose(backend, queries[-1])(query_tree, key_tree, value_tree, topk, variant, level_weights)
+    tokens = key_tree.tokens[0].shape[2]
+    keep = max((min(k, tokens * key_tree.children**level) for level, k in enumerate(topk)), default=0)
+    attend = choose(backend, queries[-1], values[-1], keep)
+    out, kept = attend(query_tree, key_tree, value_tree, topk, variant, level_weights)
     out = from_tree(out, query_grids[0], levels - 1, query_grids[-1])
     if not return_candidates:
         return out
