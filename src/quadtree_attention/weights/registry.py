@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.error import URLError
 
 import torch
@@ -19,7 +19,8 @@ from .convert import convert_published
 from .published import read_checkpoint
 
 EMBEDDED = Path(__file__).parent / "embedded"
-_RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/QuadTreeAttention_feature_match"
+_RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/"
+_FEATURE_MATCH, _CLS = f"{_RELEASES}QuadTreeAttention_feature_match", f"{_RELEASES}QuadTreeAttention_cls"
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
 # Architectures that a checkpoint without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
@@ -34,11 +35,12 @@ ARCHITECTURES: dict[str, LoFTRConfig] = {
 class Pretrained:
     """One row of the table of weights.
 
-    what: one line; licence: of the weights; megabytes: size of the file, of a download by its float32 weights alone; url: None if the
-    weights come with the package.
+    task: what it is for; what: one line; licence: of the weights; megabytes: size of the file, of a download by its float32 weights alone;
+    url: None if the weights come with the package.
     """
 
     name: str
+    task: Literal["matching", "classification"]
     what: str
     licence: str
     megabytes: float
@@ -54,7 +56,8 @@ class Pretrained:
         """Where the weights are on this machine, or will be once they are downloaded."""
         if self.url is None:
             return EMBEDDED / f"{self.name}.safetensors"
-        return Path(torch.hub.get_dir()) / "checkpoints" / "quadtree_attention" / f"{self.name}.ckpt"
+        suffix = Path(self.url).suffix
+        return Path(torch.hub.get_dir()) / "checkpoints" / "quadtree_attention" / f"{self.name}{suffix}"
 
     @property
     def card(self) -> Path | None:
@@ -65,9 +68,14 @@ class Pretrained:
 PRETRAINED: dict[str, Pretrained] = {
     row.name: row
     for row in (
-        Pretrained("tiny", "matching, any scene, small and fast", "MIT", 2.1),
-        Pretrained("indoor", "matching, trained on ScanNet", "Apache-2.0", 50.8, f"{_RELEASES}/indoor.ckpt"),
-        Pretrained("outdoor", "matching, trained on MegaDepth", "Apache-2.0", 50.8, f"{_RELEASES}/outdoor.ckpt"),
+        Pretrained("tiny", "matching", "any scene, small and fast", "MIT", 2.1),
+        Pretrained("indoor", "matching", "trained on ScanNet", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/indoor.ckpt"),
+        Pretrained("outdoor", "matching", "trained on MegaDepth", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/outdoor.ckpt"),
+        Pretrained("quadtree_b0", "classification", "ImageNet-1K, top-1 72.0 %", "MIT", 14.4, f"{_CLS}/b0.pth"),
+        Pretrained("quadtree_b1", "classification", "ImageNet-1K, top-1 80.0 %", "MIT", 54.6, f"{_CLS}/b1.pth"),
+        Pretrained("quadtree_b2", "classification", "ImageNet-1K, top-1 82.7 %", "MIT", 100.3, f"{_CLS}/b2.pth"),
+        Pretrained("quadtree_b3", "classification", "ImageNet-1K, top-1 83.8 %", "MIT", 185.1, f"{_CLS}/b3.pth"),
+        Pretrained("quadtree_b4", "classification", "ImageNet-1K, top-1 84.0 %", "MIT", 256.8, f"{_CLS}/b4.pth"),
     )
 }
 
@@ -83,21 +91,20 @@ def load_matcher(name_or_path: str | Path, *, architecture: str | None = None) -
         ValueError: an unknown name, or weights that do not fit.
         OSError: a file that is missing, or cannot be downloaded.
     """
-    if isinstance(name_or_path, str) and name_or_path in PRETRAINED:
+    names = [row.name for row in PRETRAINED.values() if row.task == "matching"]
+    if isinstance(name_or_path, str) and name_or_path in names:
         row = PRETRAINED[name_or_path]
         if row.url is None:
             return _load_safetensors(row.path)
-        return _build(LOFTR_PRESETS[row.name], convert_published(read_checkpoint(_downloaded(row))), str(row.path))
+        return _build(LOFTR_PRESETS[row.name], convert_published(read_checkpoint(downloaded(row))), str(row.path))
     path = Path(name_or_path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
     if not path.exists():
         if path.suffix or path.parent != Path():
-            raise FileNotFoundError(
-                f"{path} does not exist, expected a file of weights or one of {', '.join(PRETRAINED)}"
-            )
+            raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(names)}")
         raise ValueError(
-            f"unknown model {name_or_path!r}, expected one of {', '.join(PRETRAINED)}, or the path of a file of weights"
+            f"unknown model {name_or_path!r}, expected one of {', '.join(names)}, or the path of a file of weights"
         )
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
@@ -204,27 +211,30 @@ def _told_from(state: Mapping[str, Tensor], path: Path) -> str:
 
 def _build(config: LoFTRConfig, state: Mapping[str, Tensor], name: str) -> LoFTR:
     model = LoFTR(config)
-    want, have = _shapes(model.state_dict()), _shapes(state)
-    missing, unexpected = want.keys() - have.keys(), have.keys() - want.keys()
-    differ = sorted(key for key in want.keys() & have.keys() if want[key] != have[key])
-    if missing or unexpected or differ:
-        example = ""
-        if differ:
-            example = f"; {differ[0]} has shape {have[differ[0]]}, expected {want[differ[0]]}"
-        elif missing or unexpected:
-            example = f"; for example {min(missing or unexpected)}"
-        raise ValueError(
-            f"{name}: weights do not fit the model: {len(missing)} missing, {len(unexpected)} unexpected, {len(differ)} of another shape{example}"
-        )
+    if problem := misfit(model.state_dict(), state):
+        raise ValueError(f"{name}: weights do not fit the model: {problem}")
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return model.eval()
+
+
+def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """In what the names and shapes of two sets of weights differ, in words; empty if they do not."""
+    want, have = _shapes(wanted), _shapes(given)
+    missing, unexpected = want.keys() - have.keys(), have.keys() - want.keys()
+    differ = sorted(key for key in want.keys() & have.keys() if want[key] != have[key])
+    if not missing and not unexpected and not differ:
+        return ""
+    example = f"for example {min(missing or unexpected)}" if missing or unexpected else ""
+    if differ:
+        example = f"{differ[0]} has shape {have[differ[0]]}, expected {want[differ[0]]}"
+    return f"{len(missing)} missing, {len(unexpected)} unexpected, {len(differ)} of another shape; {example}"
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _downloaded(row: Pretrained) -> Path:
+def downloaded(row: Pretrained) -> Path:
     """The file of published weights; downloaded to the torch hub folder if it is not there."""
     path = row.path
     if not path.is_file():
