@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-
 GOLDEN = Path(__file__).parent
 
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from tests.golden import GOLDEN, load
+from tests.golden.recipe import recipe_array, state_dict_sha256
 
 import quadtree_attention.models  # noqa: F401 (registers)
 from quadtree_attention.weights import convert_published
-from tests.golden import GOLDEN, load
-from tests.golden.recipe import recipe_array, state_dict_sha256
 
 timm = pytest.importorskip("timm")
 

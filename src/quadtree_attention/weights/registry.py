@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..extras import require
 from ..files import atomic_write
@@ -119,6 +119,11 @@ def save_model(model: LoFTR, path: str | Path, *, half: bool = False) -> None:
     Raises:
         ValueError: another suffix, or parameters that float16 cannot hold.
     """
+    write_safetensors(model, asdict(model.config), path, half=half)
+
+
+def write_safetensors(model: nn.Module, config: Mapping[str, Any], path: str | Path, *, half: bool = False) -> None:
+    """Write a model's weights, class and configuration, as `save_model` does."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected .safetensors")
@@ -131,13 +136,19 @@ def save_model(model: LoFTR, path: str | Path, *, half: bool = False) -> None:
             if not tensor.isfinite().all():
                 raise ValueError(f"{name} has values that float16 cannot hold; save it without half")
         tensors[name] = tensor
-    metadata = {"format": "pt", "model": type(model).__name__, "config": json.dumps(asdict(model.config))}
+    metadata = {"format": "pt", "model": type(model).__name__, "config": json.dumps(config)}
     content = require("safetensors.torch", "vision").save(tensors, metadata)
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
 def _load_safetensors(path: Path) -> LoFTR:
+    state, config = read_safetensors(path, "matcher", lambda name: name == "LoFTR")
+    return _build(_config(config, path), state, str(path))
+
+
+def read_safetensors(path: Path, what: str, fits: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration of a file of `write_safetensors` whose model's class ``fits``; ``what`` names what is wanted."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; is the package installed whole?")
     safetensors = require("safetensors", "vision")
@@ -147,15 +158,14 @@ def _load_safetensors(path: Path) -> LoFTR:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {' '.join(str(error).split())}") from None
-    if metadata.get("model") != "LoFTR" or "config" not in metadata:
+    if not fits(metadata.get("model", "")) or "config" not in metadata:
         raise ValueError(
-            f"{path} has no configuration of a matcher in its metadata, expected a file written by quadtree convert"
+            f"{path} has no configuration of a {what} in its metadata, expected a file written by quadtree convert"
         )
     try:
-        config = json.loads(metadata["config"])
+        return state, json.loads(metadata["config"])
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has a damaged configuration in its metadata: {error}") from None
-    return _build(_config(config, path), state, str(path))
 
 
 def _load_checkpoint(path: Path, architecture: str | None) -> LoFTR:
