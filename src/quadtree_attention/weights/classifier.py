@@ -43,6 +43,17 @@ def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConf
     return _from_safetensors(path) if path.suffix == ".safetensors" else _from_checkpoint(path)
 
 
+def is_classifier(path: Path) -> bool:
+    """Whether a checkpoint is of a classifier or of a backbone, of our training or published; False for what is no checkpoint."""
+    if path.suffix not in (".ckpt", ".pth", ".pt") or not path.is_file():
+        return False
+    content = read_checkpoint(path)
+    try:
+        return "classifier" in content or any(key.startswith("stages.") for key in convert_published(content))
+    except ValueError:
+        return False
+
+
 def save_classifier(model: nn.Module, config: ClassifierConfig, path: str | Path, *, half: bool = False) -> None:
     """Write weights and configuration to a .safetensors file, whole or not at all; ``half`` stores parameters as float16.
 
