@@ -60,8 +60,8 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
 
     Args:
         levels: of each stage's tree, one number a stage.
-        topk: keys kept at each level but the last, coarse to fine: one number for all, or as many as the deepest tree has levels, or one
-            less; a shallower tree takes the first of them. Published: 8 for classification, 32 for detection and segmentation.
+        topk: keys kept at each level but the last, coarse to fine: one number for all, or a list for the deepest tree, of which a shallower one
+            takes the first; more than that is of no effect, as published. Published: 8 for classification, 32 for detection and segmentation.
         variant: "b"; or "a", which has neither value branches nor LePE.
         value_act: activation of the value branches: "gelu" (published for classification) or "relu" (detection, segmentation).
         backend: backend of the operator; None picks the best.
@@ -154,9 +154,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 def _stage_topk(topk: int | Sequence[int], levels: int, deepest: int) -> int | tuple[int, ...]:
     if isinstance(topk, int):
         return topk
-    if len(topk) not in (deepest - 1, deepest):
+    if len(topk) < deepest - 1:
         raise ValueError(
-            f"topk has {len(topk)} entries, expected one number, or {deepest - 1}: one for each level but the last of the deepest tree"
+            f"topk has {len(topk)} entries, expected one number, or at least {deepest - 1}: one for each level but the last of the deepest tree"
         )
     return tuple(topk)[: levels - 1]
 
@@ -233,5 +233,5 @@ def quadtree_b3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def quadtree_b4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """64.2 M parameters, 11.5 G multiply-accumulates at 224x224."""
+    """64.2 M parameters, 11.4 G multiply-accumulates at 224x224."""
     return _create("quadtree_b4", pretrained, **{"depths": (3, 8, 27, 3), **kwargs})
