@@ -117,9 +117,14 @@ class ClassificationData(LightningDataModule):
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of their numbers, if the dataset has any."""
         dataset = self._dataset(self.hparams["train_split"], False)
-        reader = getattr(dataset, "reader", None)
-        numbers = getattr(reader, "class_to_idx", None) or getattr(dataset, "class_to_idx", None)
-        return sorted(numbers, key=numbers.get) if numbers else None
+        for owner in (
+            getattr(dataset, "reader", None),
+            dataset,
+        ):  # timm's of folders, timm's of tar files, torchvision's
+            for name in ("class_to_idx", "class_name_to_idx"):
+                if numbers := getattr(owner, name, None):
+                    return sorted(numbers, key=numbers.get)
+        return None
 
     def train_dataloader(self) -> DataLoader:
         """Augmented images, shuffled anew in each epoch."""

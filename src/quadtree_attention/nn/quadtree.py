@@ -170,7 +170,9 @@ def _halved(x: Tensor, down: nn.Conv2d) -> Tensor:
     """A 2x2 convolution of stride 2 on ``[B, C, H, W]``, zero-padded at the end where a side is odd."""
     if not torch.compiler.is_exporting():
         return down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
-    sizes = [(side + 1) // 2 for side in x.shape[-2:]]  # spelt as the operator spells them, so that free sizes are seen to be the same
+    sizes = [
+        (side + 1) // 2 for side in x.shape[-2:]
+    ]  # spelt as the operator spells them, so that free sizes are seen to be the same
     for axis, size in zip((2, 3), sizes, strict=True):
         x = stretch(x, axis, 2 * size)
     x = down(x)

@@ -84,6 +84,7 @@ class ClassificationTask(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Loss of a batch, mixed up. All draws depend on seed, epoch, batch and device alone, so that a resumed training repeats them."""
         images, target = batch
+        self._check(target, self.hparams["num_classes"])
         place = (self.hparams["seed"], self.current_epoch, index, processes()[1])
         if self._mix is not None:
             with seeded(*place):
@@ -96,7 +97,7 @@ class ClassificationTask(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Loss and accuracy of a batch."""
         images, target = batch
-        self._check(target)
+        self._check(target, self.hparams["num_classes"])
         logits = self(images).float()
         self.top1.update(logits, target)
         self.top5.update(logits, target)
@@ -141,8 +142,8 @@ class ClassificationTask(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, warmup, total, start, low))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _check(self, target: Tensor) -> None:
-        classes = self.hparams["num_classes"]
+    @staticmethod
+    def _check(target: Tensor, classes: int) -> None:
         if int(target.max()) >= classes:
             raise ValueError(
                 f"the data has a label {int(target.max())}, expected labels below num_classes, {classes}; set --model.num_classes"
