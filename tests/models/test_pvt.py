@@ -293,3 +293,23 @@ def test_a_folder_of_the_hub(tmp_path):
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(again(images), model(images))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter, about itself
+def test_export_keeps_height_and_width_free(tmp_path):
+    """torch.export, and ONNX in onnxruntime, at three sizes of which the trees pad two; two stages, since the work grows steeply with them."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    two = {"depths": (1, 1), "embed_dims": (8, 16), "num_heads": (1, 2), "mlp_ratios": (2, 2), "levels": (2, 1)}
+    model, free = tiny(**two).eval(), torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        model, (torch.randn(1, 3, 64, 80),), dynamic_shapes={"x": {2: free, 3: free}}, dynamo=True, verbose=False
+    )
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for size in ((64, 80), (200, 97), (230, 225)):
+        images = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            want = model(images)
+            torch.testing.assert_close(program.exported_program.module()(images), want, rtol=0, atol=1e-5)
+        (got,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), want, rtol=0, atol=1e-5)

@@ -79,7 +79,8 @@ def stretch(x: Tensor, axis: int, size: int) -> Tensor:
     """Pad the end of an axis with zeros; unlike F.pad it asks no questions about free sizes, so that exported graphs hold for all."""
     place = torch.arange(size, device=x.device)
     inside = (place < x.shape[axis]).reshape(-1, *[1] * (x.dim() - axis - 1))
-    return torch.where(inside, x.index_select(axis, place.clamp(max=x.shape[axis] - 1)), x.new_zeros(()))
+    x = x.index_select(axis, place.clamp(max=x.shape[axis] - 1))
+    return x & inside if x.dtype == torch.bool else torch.where(inside, x, x.new_zeros(()))
 
 
 def from_tree(x: Tensor, root_grid: Sequence[int], level: int, grid: Sequence[int]) -> Tensor:
