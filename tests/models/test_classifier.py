@@ -112,7 +112,7 @@ def test_names_that_are_none(name, message):
 
 def test_files_that_do_not_fit(saved, tmp_path, random_weights):
     model, path = saved
-    with pytest.raises(ValueError, match="is not of a classifier|has no configuration of a classifier"):
+    with pytest.raises(ValueError, match=r"is not of a classifier|has no configuration of a classifier"):
         load_classifier(random_weights)
     with pytest.raises(ValueError, match="has no configuration of a matcher"):
         load_matcher(path)
@@ -124,7 +124,7 @@ def test_files_that_do_not_fit(saved, tmp_path, random_weights):
         load_classifier(tmp_path / "wrong.safetensors")
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
     assert not is_classifier(tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="unknown keys: layer.weight"):
+    with pytest.raises(ValueError, match=r"unknown keys: layer\.weight"):
         load_classifier(tmp_path / "other.pth")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         load_classifier(tmp_path)

@@ -101,14 +101,16 @@ def _from_checkpoint(path: Path) -> tuple[nn.Module, ClassifierConfig]:
         state = convert_published(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    for n in range(5):  # the depths tell them apart, and the widths the first two
-        config = ClassifierConfig(f"quadtree_b{n}", imagenet_labels())
-        with torch.device("meta"):
-            fits = not misfit(config.build().state_dict(), state)
-        if fits:
-            return _build(config, state, path)
+    kinds = ((imagenet_labels(), {}), ([], {"topk": 32, "value_act": "relu"}))  # with a head, and without
+    for n in range(5):
+        for labels, options in kinds:
+            config = ClassifierConfig(f"quadtree_b{n}", labels, options, crop_pct=0.875)
+            with torch.device("meta"):
+                fits = not misfit(config.build().state_dict(), state)
+            if fits:
+                return _build(config, state, path)
     raise ValueError(
-        f"{path} fits none of quadtree_b0 .. quadtree_b4 with 1000 classes; is it a backbone, or another network?"
+        f"{path} fits none of quadtree_b0 .. quadtree_b4, expected one of them with 1000 classes or as a backbone"
     )
 
 
