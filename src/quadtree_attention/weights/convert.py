@@ -140,6 +140,8 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         matches = {key: _match(key, rules) for key in state}
         matched = {key: match for key, match in matches.items() if match is not None}
         unknown = [key for key in state if key not in matched]
+        if family in (CLASSIFIER, DETECTOR) and not any("block" in key for key in matched):
+            unknown = list(state)  # heads alone could be anybody's
         if not unknown:
             return _renamed(state, matched)
         unknown_of_family.append(unknown)

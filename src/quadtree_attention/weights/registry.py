@@ -72,44 +72,26 @@ PRETRAINED: dict[str, Pretrained] = {
         Pretrained("indoor", "matching", "trained on ScanNet", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/indoor.ckpt"),
         Pretrained("outdoor", "matching", "trained on MegaDepth", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/outdoor.ckpt"),
         Pretrained(
-            "quadtree_b0",
-            "classification",
-            "ImageNet-1K, top-1 72.0 %, 3.6 M parameters, 0.6 G multiply-adds",
-            "MIT",
-            14.4,
-            f"{_CLS}/b0.pth",
+            "classify_tiny", "classification", "ten kinds of clothes, 64x64 pixels, 1.3 M parameters", "MIT", 2.6
         ),
-        Pretrained(
-            "quadtree_b1",
-            "classification",
-            "ImageNet-1K, top-1 80.0 %, 13.7 M parameters, 2.3 G multiply-adds",
-            "MIT",
-            54.6,
-            f"{_CLS}/b1.pth",
-        ),
-        Pretrained(
-            "quadtree_b2",
-            "classification",
-            "ImageNet-1K, top-1 82.7 %, 25.1 M parameters, 4.5 G multiply-adds",
-            "MIT",
-            100.3,
-            f"{_CLS}/b2.pth",
-        ),
-        Pretrained(
-            "quadtree_b3",
-            "classification",
-            "ImageNet-1K, top-1 83.8 %, 46.3 M parameters, 7.8 G multiply-adds",
-            "MIT",
-            185.1,
-            f"{_CLS}/b3.pth",
-        ),
-        Pretrained(
-            "quadtree_b4",
-            "classification",
-            "ImageNet-1K, top-1 84.0 %, 64.2 M parameters, 11.4 G multiply-adds",
-            "MIT",
-            256.8,
-            f"{_CLS}/b4.pth",
+        *(
+            Pretrained(
+                f"quadtree_b{n}",
+                "classification",
+                f"ImageNet-1K, {figures} multiply-adds",
+                "MIT",
+                size,
+                f"{_CLS}/b{n}.pth",
+            )
+            for n, (figures, size) in enumerate(
+                (
+                    ("top-1 72.0 %, 3.6 M parameters, 0.6 G", 14.4),
+                    ("top-1 80.0 %, 13.7 M parameters, 2.3 G", 54.6),
+                    ("top-1 82.7 %, 25.1 M parameters, 4.5 G", 100.3),
+                    ("top-1 83.8 %, 46.3 M parameters, 7.8 G", 185.1),
+                    ("top-1 84.0 %, 64.2 M parameters, 11.4 G", 256.8),
+                )
+            )
         ),
     )
 }
