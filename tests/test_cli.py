@@ -127,3 +127,55 @@ def test_other_commands(tmp_path, photos, random_weights, capsys):
     assert "sift" in capsys.readouterr().out
     assert main(["guess"]) == 2
     assert "guess" in capsys.readouterr().err
+
+
+def test_classify(photos, tmp_path, capsys):
+    out, picture = tmp_path / "labels.json", tmp_path / "sheet.png"
+    assert main(["classify", *photos, "--top", "2", "--out", str(out), "--picture", str(picture)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == photos[0]
+    assert lines[1].endswith(json.loads(out.read_text())[0]["classes"][0]["label"])
+    assert len(lines) == 2 * 3
+    with Image.open(picture) as sheet:
+        assert sheet.width > 2 * 224 or sheet.height > 2 * 224
+    assert main(["classify", photos[0], "--out", str(tmp_path / "labels.csv")]) == 0
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 1 + 5
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "tiny"], "tiny is for matching, expected classify_tiny, quadtree_b0"),
+        (["--model", "nonsense"], "unknown model 'nonsense', expected one of classify_tiny"),
+        (["--model", "no.ckpt"], "no.ckpt does not exist"),
+        (["--out", "labels.npz"], "unknown suffix '.npz', expected .json or .csv"),
+        (["none.jpg"], "none.jpg does not exist"),
+        (["--top", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_mistakes_of_classify(photos, options, message, capsys):
+    assert main(["classify", photos[0], *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_convert_classifier(tmp_path, photos, capsys):
+    import torch
+
+    from quadtree_attention.models.classifier import ClassifierConfig
+
+    small = {
+        "depths": [1, 1, 1, 1],
+        "embed_dims": [8, 8, 16, 16],
+        "num_heads": [1, 1, 2, 2],
+        "mlp_ratios": [2, 2, 2, 2],
+    }
+    config = ClassifierConfig("quadtree_b0", ["day", "night"], small, input_size=[3, 32, 32])
+    state = {f"model.{key}": value for key, value in config.build().state_dict().items()}
+    torch.save({"state_dict": state, "classifier": vars(config)}, tmp_path / "last.ckpt")
+    assert main(["convert", str(tmp_path / "last.ckpt"), str(tmp_path / "last.safetensors"), "--half"]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert main(["classify", photos[0], "--model", str(tmp_path / "last.safetensors")]) == 0
+    assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()} == {"day", "night"}

@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quadtree_attention.predict import Matches
-from quadtree_attention.viz import BAR, GAP, OUTLIER, confidence_colors, draw_matches, save_picture
+from quadtree_attention.predict import Classification, Matches
+from quadtree_attention.viz import (
+    BAR,
+    GAP,
+    OUTLIER,
+    confidence_colors,
+    draw_classifications,
+    draw_matches,
+    save_picture,
+)
 
 
 def some_matches(count: int = 40) -> Matches:
@@ -68,3 +76,18 @@ def test_save(tmp_path, photo, suffix):
     with Image.open(tmp_path / f"p{suffix}") as image:
         assert image.size == (160, 120)
     assert [path.name for path in tmp_path.iterdir()] == [f"p{suffix}"]
+
+
+def test_contact_sheet(photo):
+    sure = Classification(
+        ("a class with a name that is much too long for its place", "b"), np.float32([0.9, 0.1]), np.arange(2)
+    )
+    sheet = draw_classifications([photo, photo[:, :60], photo[:30]], [sure] * 3, tile=120)
+    assert sheet.dtype == np.uint8
+    assert sheet.shape[1] == 2 * (120 + GAP) + GAP
+    bars = sheet[GAP + 120 + 6 :, GAP : GAP + 56].max(-1) > 100
+    first = bars[6].sum()
+    assert first == round(56 * 0.9) + 1
+    assert not sheet[-40:, 140:].max() > 60  # nothing in the fourth place
+    with pytest.raises(ValueError, match="got 1 images and 2 results"):
+        draw_classifications([photo], [sure, sure])

@@ -1,4 +1,5 @@
-"""QuadTree Attention (Tang, Zhang, Zhu, Tan, ICLR 2022): attention for images at linear cost, and image matching built on it.
+"""QuadTree Attention (Tang, Zhang, Zhu, Tan, ICLR 2022): attention for images at linear cost, and image matching and
+classification built on it.
 
 The public names are loaded on first use (PEP 562), so that importing the package costs nothing.
 """
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .nn import QuadtreeAttention
     from .ops import quadtree_attention, token_pyramid
-    from .predict import Matcher
+    from .predict import Classifier, Matcher
 
 __version__ = "0.1.0"
-__all__ = ["Matcher", "QuadtreeAttention", "quadtree_attention", "token_pyramid"]
+__all__ = ["Classifier", "Matcher", "QuadtreeAttention", "quadtree_attention", "token_pyramid"]
 
 _HOME = {
+    "Classifier": ".predict",
     "Matcher": ".predict",
     "QuadtreeAttention": ".nn",
     "quadtree_attention": ".ops",

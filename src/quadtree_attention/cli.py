@@ -20,11 +20,12 @@ typer = require("typer", "vision")
 
 GEOMETRIES = ("none", "homography", "fundamental", "essential")
 MATCH_SUFFIXES = (".npz", ".json", ".csv")
+CLASSIFICATION_SUFFIXES = (".json", ".csv")
 CHART_SUFFIXES = (".png", ".svg", ".pdf")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 app = typer.Typer(
-    help="Match images with quadtree attention.",
+    help="Match and classify images with quadtree attention.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -124,15 +125,61 @@ def match(
 
 
 @app.command()
+def classify(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images of any size.")],
+    model: Annotated[
+        str, typer.Option(help="Name of a model, see quadtree models, one of timm's, or a file of weights.")
+    ] = "classify_tiny",
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each image.")] = 5,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write them: .json or .csv.")] = None,
+    picture: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw a contact sheet: .png, .jpg or .webp.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda; by default a CUDA GPU if there is one.", show_default=False)
+    ] = None,
+) -> None:
+    """Say what images show: the likeliest classes, with probabilities."""
+    outputs = [
+        check_output(path, suffixes)
+        for path, suffixes in ((out, CLASSIFICATION_SUFFIXES), (picture, PICTURE_SUFFIXES))
+        if path is not None
+    ]
+    from .data.images import read_image
+
+    for source in images:
+        read_image(source)
+        if any(path.exists() and path.samefile(source) for path in outputs):
+            raise ValueError(f"{source} would be overwritten by the result, expected another name for it")
+
+    from .predict import Classifier, save_classifications
+
+    classifier = Classifier.from_pretrained(model, device=device)
+    found = []
+    for source in images:
+        found.append(classifier.classify(source, top=top))
+        if len(images) > 1:
+            print(source)
+        for label, probability in zip(found[-1].labels, found[-1].probabilities, strict=True):
+            print(f"{100 * probability:5.1f} %  {label}")
+    if out is not None:
+        save_classifications(images, found, out)
+    if picture is not None:
+        from .viz import draw_classifications, save_picture
+
+        save_picture(draw_classifications(images, found), picture)
+
+
+@app.command()
 def models() -> None:
-    """List what --model can be: name, what for, size, licence, whether it is on this machine, and where it comes from."""
+    """List what --model can be: name, task, what for, size, licence, whether it is on this machine, and where it comes from."""
     from .weights.registry import PRETRAINED
 
-    rows = [("name", "what", "size", "licence", "here", "from")]
+    rows = [("name", "for", "what", "size", "licence", "here", "from")]
     for row in PRETRAINED.values():
         here = row.path.is_file()
         size = f"{row.path.stat().st_size / 1e6:.1f} MB" if here else f"about {row.megabytes:.0f} MB"
-        rows.append((row.name, row.what, size, row.licence, "yes" if here else "no", row.source))
+        rows.append((row.name, row.task, row.what, size, row.licence, "yes" if here else "no", row.source))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
@@ -141,9 +188,7 @@ def models() -> None:
 @app.command()
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="Published .ckpt or .pth, or .ckpt of our training.")],
-    out: Annotated[
-        str, typer.Argument(metavar="OUT.safetensors", help="File to write; --model of quadtree match takes it.")
-    ],
+    out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="File to write; --model takes it.")],
     architecture: Annotated[
         str | None,
         typer.Option(
@@ -154,10 +199,15 @@ def convert(
 ) -> None:
     """Convert a checkpoint to a .safetensors file that holds its configuration too."""
     path = check_output(out, (".safetensors",))
+    from .weights.classifier import is_classifier, load_classifier, save_classifier
     from .weights.registry import load_matcher, save_model
 
-    model = load_matcher(Path(checkpoint), architecture=architecture)
-    save_model(model, path, half=half)
+    if architecture is None and is_classifier(Path(checkpoint)):
+        model, config = load_classifier(Path(checkpoint))
+        save_classifier(model, config, path, half=half)
+    else:
+        model = load_matcher(Path(checkpoint), architecture=architecture)
+        save_model(model, path, half=half)
     print(f"{path}: {sum(p.numel() for p in model.parameters()):,} parameters, {path.stat().st_size / 1e6:.1f} MB")
 
 

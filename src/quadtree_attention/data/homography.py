@@ -19,6 +19,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .appearance import Appearance, change_appearance, occlude
+from .loading import StreamLoader, processes
 from .photos import list_photographs, read_gray
 
 _TRIES = 20  # random warps, or broken photographs in a row, before giving up
@@ -265,9 +266,7 @@ class StreamSampler(DistributedSampler):
     """
 
     def __init__(self, dataset: HomographyDataset) -> None:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        devices, device = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if distributed else (1, 0)
-        super().__init__(dataset, devices, device, shuffle=False, drop_last=True)
+        super().__init__(dataset, *processes(), shuffle=False, drop_last=True)
         self.first = 0
 
     def __iter__(self) -> Iterator[int]:
@@ -275,27 +274,6 @@ class StreamSampler(DistributedSampler):
         numbers = range(begin + self.rank, begin + self.num_samples * self.num_replicas, self.num_replicas)
         first, self.first = self.first, 0
         return iter(numbers[first:])
-
-
-class StreamLoader(DataLoader):
-    """A DataLoader over a `StreamSampler` that knows how far it has come; Lightning stores that in its checkpoints."""
-
-    sampler: StreamSampler
-    _done = 0  # batches of this epoch that were handed out
-
-    def __iter__(self) -> Iterator[Any]:
-        self._done = self.sampler.first // self.batch_size
-        for batch in super().__iter__():
-            self._done += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "batches": self._done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        at_end = state["batches"] >= len(self)
-        self.sampler.epoch = state["epoch"] + at_end
-        self.sampler.first = 0 if at_end else state["batches"] * self.batch_size
 
 
 class HomographyData(LightningDataModule):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import quadtree_attention, token_pyramid
-from ..ops.tree import build_valid, from_tree, level_grids
+from ..ops.tree import build_valid, from_tree, level_grids, stretch
 from .base import Attention
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -150,8 +150,7 @@ class QuadtreeAttention(Attention):
         for weight, conv, value in zip(weights, self.lepe, values, strict=True):
             local = weight * conv(value.permute(0, 3, 1, 2))
             if total is not None:
-                height, width = local.shape[-2:]
-                local = local + total.repeat_interleave(2, -1).repeat_interleave(2, -2)[..., :height, :width]
+                local = local + _copied_to_children(total, local.shape[-2], local.shape[-1])
             total = local
         return total.permute(0, 2, 3, 1)
 
@@ -163,8 +162,32 @@ def _value_branch(branch: nn.Sequential, x: Tensor, fine_mask: Tensor | None, ma
     """One step of the conv pyramid, ``[B, C, H, W]`` to ``[B, C, ceil(H/2), ceil(W/2)]``; masked tokens take no part."""
     norm1, act1, down, norm2, act2, mix = branch
     x = _hide(act1(_group_norm(norm1, x, fine_mask)), fine_mask)
-    x = down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
+    x = _halved(x, down)
     return _hide(mix(act2(_group_norm(norm2, x, mask))), mask)
+
+
+def _halved(x: Tensor, down: nn.Conv2d) -> Tensor:
+    """A 2x2 convolution of stride 2 on ``[B, C, H, W]``, zero-padded at the end where a side is odd."""
+    if not torch.compiler.is_exporting():
+        return down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
+    sizes = [
+        (side + 1) // 2 for side in x.shape[-2:]
+    ]  # spelt as the operator spells them, so that free sizes are seen to be the same
+    for axis, size in zip((2, 3), sizes, strict=True):
+        x = stretch(x, axis, 2 * size)
+    x = down(x)
+    for axis, size in zip((2, 3), sizes, strict=True):
+        x = x.index_select(axis, torch.arange(size, device=x.device))
+    return x
+
+
+def _copied_to_children(x: Tensor, height: int, width: int) -> Tensor:
+    """``[B, C, ceil(height/2), ceil(width/2)]`` to ``[B, C, height, width]``."""
+    if not torch.compiler.is_exporting():
+        return x.repeat_interleave(2, -1).repeat_interleave(2, -2)[..., :height, :width]
+    for axis, size in zip((2, 3), (height, width), strict=True):  # asks no questions about free sizes
+        x = x.index_select(axis, torch.arange(size, device=x.device) // 2)
+    return x
 
 
 def _group_norm(norm: nn.GroupNorm, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -168,7 +168,12 @@ def _select(scores: Tensor, valid: Tensor | None, keep: int) -> Tensor:
     if valid is not None:
         scores = scores.masked_fill(~valid, -torch.inf)
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or scores.is_meta or not scores.numel():
-        value, place = scores.sort(dim=-1, descending=True, stable=True)
+        if (
+            torch.onnx.is_in_onnx_export()
+        ):  # it knows no stable sort, but becomes a TopK, in which ties go to the lower place
+            value, place = scores.sort(dim=-1, descending=True)
+        else:
+            value, place = scores.sort(dim=-1, descending=True, stable=True)
         first = torch.arange(
             keep, device=place.device
         )  # a slice would tie exported graphs to keep being below the count

@@ -45,7 +45,7 @@ def to_tree(x: Tensor, root_grid: Sequence[int], level: int) -> Tensor:
     full = [root * 2**level for root in root_grid]
     if torch.compiler.is_exporting():
         for axis, want in enumerate(full, 1):
-            x = _stretch(x, axis, want)
+            x = stretch(x, axis, want)
     elif list(x.shape[1:-2]) != full:
         pad = [0, 0, 0, 0]
         for have, want in zip(reversed(x.shape[1:-2]), reversed(full), strict=True):
@@ -97,11 +97,12 @@ def _tree_rows(root_grid: tuple[int, ...], level: int, heads: int) -> tuple[Tens
         return there, back
 
 
-def _stretch(x: Tensor, axis: int, size: int) -> Tensor:
+def stretch(x: Tensor, axis: int, size: int) -> Tensor:
     """Pad the end of an axis with zeros; unlike F.pad it asks no questions about free sizes, so that exported graphs hold for all."""
     place = torch.arange(size, device=x.device)
     inside = (place < x.shape[axis]).reshape(-1, *[1] * (x.dim() - axis - 1))
-    return torch.where(inside, x.index_select(axis, place.clamp(max=x.shape[axis] - 1)), x.new_zeros(()))
+    x = x.index_select(axis, place.clamp(max=x.shape[axis] - 1))
+    return x & inside if x.dtype == torch.bool else torch.where(inside, x, x.new_zeros(()))
 
 
 def from_tree(x: Tensor, root_grid: Sequence[int], level: int, grid: Sequence[int]) -> Tensor:

@@ -80,7 +80,29 @@ LOFTR = (
     Rule(r"fine_preprocess\.merge_feat" + _WB, r"windows.merge.\g<end>"),
     *(rule.under(r"loftr_fine\.", "fine.") for rule in TRANSFORMER),
 )
-FAMILIES = (LOFTR, TRANSFORMER, ATTENTION, OPERATOR)
+
+
+def _pvt_stage(stage: int) -> tuple[Rule, ...]:
+    """One stage of the backbones, counted from 1 as published."""
+    ours = f"stages.{stage - 1}"
+    embed = "patch_embed" if stage == 1 else f"{ours}.downsample"
+    block, our_block = rf"block{stage}\.(?P<block>\d+)\.", rf"{ours}.blocks.\g<block>."
+    return (
+        Rule(rf"patch_embed{stage}\.(?P<name>proj|norm)" + _WB, embed + r".\g<name>.\g<end>"),
+        Rule(block + r"(?P<name>norm1|norm2|mlp\.fc1|mlp\.fc2)" + _WB, our_block + r"\g<name>.\g<end>"),
+        Rule(block + r"mlp\.dwconv\.dwconv" + _WB, our_block + r"mlp.dwconv.\g<end>"),
+        *(rule.under(block + r"attn\.", our_block + "attn.") for rule in ATTENTION),
+        Rule(rf"norm{stage}" + _WB, ours + r".norm.\g<end>"),
+    )
+
+
+BACKBONE = tuple(rule for stage in (1, 2, 3, 4) for rule in _pvt_stage(stage))
+CLASSIFIER = (*BACKBONE, Rule(r"head" + _WB, r"head.\g<end>"))
+DETECTOR = (  # mmdetection's and mmsegmentation's, of which this package has the backbone
+    *(rule.under(r"backbone\.", "") for rule in BACKBONE),
+    Rule(r"(neck|rpn_head|bbox_head|roi_head|decode_head|auxiliary_head)\..*", None),
+)
+FAMILIES = (LOFTR, TRANSFORMER, ATTENTION, OPERATOR, CLASSIFIER, DETECTOR)
 
 PREFIX = "matcher."  # of the matcher in its training module
 BRANCH = re.compile(r"(.*\bvalue_branches\.)(\d+)(\..*)")
@@ -91,8 +113,9 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Takes the state_dict of a whole LoFTR, with quadtree or with LoFTR's own linear attention, of its
     `LocalFeatureTransformer` alone, of a single attention module, or of the operator `QTAttB` alone; also a Lightning
-    checkpoint that has one under "state_dict", with keys that begin with "matcher.". The result fits `LoFTR`, its
-    `FeatureTransformer`, `QuadtreeAttention`, or the part of the latter that the operator has parameters for.
+    checkpoint that has one under "state_dict", with keys that begin with "matcher."; and that of a classifier, or of a
+    detector or segmenter, of which only the backbone is taken. The result fits `LoFTR`, its `FeatureTransformer`,
+    `QuadtreeAttention`, the part of the latter that the operator has parameters for, or `QuadtreeTransformer`.
 
     Args:
         state_dict: keys as published, left as it is.
@@ -103,9 +126,11 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: keys that no family of checkpoints has; the message names the first few.
     """
-    inner = state_dict.get("state_dict", state_dict)
+    inner = state_dict.get("state_dict", state_dict.get("model", state_dict))
     if not isinstance(inner, Mapping) or not inner:
-        raise ValueError("no weights found: expected a state_dict, or a checkpoint that has one under 'state_dict'")
+        raise ValueError(
+            "no weights found: expected a state_dict, or a checkpoint that has one under 'state_dict' or 'model'"
+        )
     state = {str(key).removeprefix(PREFIX): value for key, value in inner.items()}
     if len(state) < len(inner):
         raise ValueError(f"some keys occur both with and without {PREFIX!r}, expected one set of weights")
@@ -115,12 +140,14 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         matches = {key: _match(key, rules) for key in state}
         matched = {key: match for key, match in matches.items() if match is not None}
         unknown = [key for key in state if key not in matched]
+        if family in (CLASSIFIER, DETECTOR) and not any("block" in key for key in matched):
+            unknown = list(state)  # heads alone could be anybody's
         if not unknown:
             return _renamed(state, matched)
         unknown_of_family.append(unknown)
     unknown = min(unknown_of_family, key=len)
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    expected = "expected the names of a published LoFTR, transformer or attention module"
+    expected = "expected the names of a published LoFTR, transformer, attention module, classifier or detector"
     raise ValueError(f"unknown keys: {', '.join(unknown[:5])}{more}; {expected}")
 
 

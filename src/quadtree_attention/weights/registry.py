@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.error import URLError
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..extras import require
 from ..files import atomic_write
@@ -19,7 +19,8 @@ from .convert import convert_published
 from .published import read_checkpoint
 
 EMBEDDED = Path(__file__).parent / "embedded"
-_RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/QuadTreeAttention_feature_match"
+_RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/"
+_FEATURE_MATCH, _CLS = f"{_RELEASES}QuadTreeAttention_feature_match", f"{_RELEASES}QuadTreeAttention_cls"
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
 # Architectures that a checkpoint without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
@@ -34,11 +35,12 @@ ARCHITECTURES: dict[str, LoFTRConfig] = {
 class Pretrained:
     """One row of the table of weights.
 
-    what: one line; licence: of the weights; megabytes: size of the file, of a download by its float32 weights alone; url: None if the
-    weights come with the package.
+    task: what it is for; what: one line; licence: of the weights; megabytes: size of the file, of a download by its float32 weights alone;
+    url: None if the weights come with the package.
     """
 
     name: str
+    task: Literal["matching", "classification"]
     what: str
     licence: str
     megabytes: float
@@ -54,7 +56,8 @@ class Pretrained:
         """Where the weights are on this machine, or will be once they are downloaded."""
         if self.url is None:
             return EMBEDDED / f"{self.name}.safetensors"
-        return Path(torch.hub.get_dir()) / "checkpoints" / "quadtree_attention" / f"{self.name}.ckpt"
+        suffix = Path(self.url).suffix
+        return Path(torch.hub.get_dir()) / "checkpoints" / "quadtree_attention" / f"{self.name}{suffix}"
 
     @property
     def card(self) -> Path | None:
@@ -65,9 +68,31 @@ class Pretrained:
 PRETRAINED: dict[str, Pretrained] = {
     row.name: row
     for row in (
-        Pretrained("tiny", "matching, any scene, small and fast", "MIT", 2.1),
-        Pretrained("indoor", "matching, trained on ScanNet", "Apache-2.0", 50.8, f"{_RELEASES}/indoor.ckpt"),
-        Pretrained("outdoor", "matching, trained on MegaDepth", "Apache-2.0", 50.8, f"{_RELEASES}/outdoor.ckpt"),
+        Pretrained("tiny", "matching", "any scene, small and fast", "MIT", 2.1),
+        Pretrained("indoor", "matching", "trained on ScanNet", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/indoor.ckpt"),
+        Pretrained("outdoor", "matching", "trained on MegaDepth", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/outdoor.ckpt"),
+        Pretrained(
+            "classify_tiny", "classification", "ten kinds of clothes, 64x64 pixels, 1.3 M parameters", "MIT", 2.6
+        ),
+        *(
+            Pretrained(
+                f"quadtree_b{n}",
+                "classification",
+                f"ImageNet-1K, {figures} multiply-adds",
+                "MIT",
+                size,
+                f"{_CLS}/b{n}.pth",
+            )
+            for n, (figures, size) in enumerate(
+                (
+                    ("top-1 72.0 %, 3.6 M parameters, 0.6 G", 14.4),
+                    ("top-1 80.0 %, 13.7 M parameters, 2.3 G", 54.6),
+                    ("top-1 82.7 %, 25.1 M parameters, 4.5 G", 100.3),
+                    ("top-1 83.8 %, 46.3 M parameters, 7.8 G", 185.1),
+                    ("top-1 84.0 %, 64.2 M parameters, 11.4 G", 256.8),
+                )
+            )
+        ),
     )
 }
 
@@ -83,21 +108,20 @@ def load_matcher(name_or_path: str | Path, *, architecture: str | None = None) -
         ValueError: an unknown name, or weights that do not fit.
         OSError: a file that is missing, or cannot be downloaded.
     """
-    if isinstance(name_or_path, str) and name_or_path in PRETRAINED:
+    names = [row.name for row in PRETRAINED.values() if row.task == "matching"]
+    if isinstance(name_or_path, str) and name_or_path in names:
         row = PRETRAINED[name_or_path]
         if row.url is None:
             return _load_safetensors(row.path)
-        return _build(LOFTR_PRESETS[row.name], convert_published(read_checkpoint(_downloaded(row))), str(row.path))
+        return _build(LOFTR_PRESETS[row.name], convert_published(read_checkpoint(downloaded(row))), str(row.path))
     path = Path(name_or_path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
     if not path.exists():
         if path.suffix or path.parent != Path():
-            raise FileNotFoundError(
-                f"{path} does not exist, expected a file of weights or one of {', '.join(PRETRAINED)}"
-            )
+            raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(names)}")
         raise ValueError(
-            f"unknown model {name_or_path!r}, expected one of {', '.join(PRETRAINED)}, or the path of a file of weights"
+            f"unknown model {name_or_path!r}, expected one of {', '.join(names)}, or the path of a file of weights"
         )
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
@@ -112,6 +136,11 @@ def save_model(model: LoFTR, path: str | Path, *, half: bool = False) -> None:
     Raises:
         ValueError: another suffix, or parameters that float16 cannot hold.
     """
+    write_safetensors(model, asdict(model.config), path, half=half)
+
+
+def write_safetensors(model: nn.Module, config: Mapping[str, Any], path: str | Path, *, half: bool = False) -> None:
+    """Write a model's weights, class and configuration, as `save_model` does."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected .safetensors")
@@ -124,13 +153,19 @@ def save_model(model: LoFTR, path: str | Path, *, half: bool = False) -> None:
             if not tensor.isfinite().all():
                 raise ValueError(f"{name} has values that float16 cannot hold; save it without half")
         tensors[name] = tensor
-    metadata = {"format": "pt", "model": type(model).__name__, "config": json.dumps(asdict(model.config))}
+    metadata = {"format": "pt", "model": type(model).__name__, "config": json.dumps(config)}
     content = require("safetensors.torch", "vision").save(tensors, metadata)
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
 def _load_safetensors(path: Path) -> LoFTR:
+    state, config = read_safetensors(path, "matcher", lambda name: name == "LoFTR")
+    return _build(_config(config, path), state, str(path))
+
+
+def read_safetensors(path: Path, what: str, fits: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration of a file of `write_safetensors` whose model's class ``fits``; ``what`` names what is wanted."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; is the package installed whole?")
     safetensors = require("safetensors", "vision")
@@ -140,15 +175,14 @@ def _load_safetensors(path: Path) -> LoFTR:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {' '.join(str(error).split())}") from None
-    if metadata.get("model") != "LoFTR" or "config" not in metadata:
+    if not fits(metadata.get("model", "")) or "config" not in metadata:
         raise ValueError(
-            f"{path} has no configuration of a matcher in its metadata, expected a file written by quadtree convert"
+            f"{path} has no configuration of a {what} in its metadata, expected a file written by quadtree convert"
         )
     try:
-        config = json.loads(metadata["config"])
+        return state, json.loads(metadata["config"])
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has a damaged configuration in its metadata: {error}") from None
-    return _build(_config(config, path), state, str(path))
 
 
 def _load_checkpoint(path: Path, architecture: str | None) -> LoFTR:
@@ -204,27 +238,30 @@ def _told_from(state: Mapping[str, Tensor], path: Path) -> str:
 
 def _build(config: LoFTRConfig, state: Mapping[str, Tensor], name: str) -> LoFTR:
     model = LoFTR(config)
-    want, have = _shapes(model.state_dict()), _shapes(state)
-    missing, unexpected = want.keys() - have.keys(), have.keys() - want.keys()
-    differ = sorted(key for key in want.keys() & have.keys() if want[key] != have[key])
-    if missing or unexpected or differ:
-        example = ""
-        if differ:
-            example = f"; {differ[0]} has shape {have[differ[0]]}, expected {want[differ[0]]}"
-        elif missing or unexpected:
-            example = f"; for example {min(missing or unexpected)}"
-        raise ValueError(
-            f"{name}: weights do not fit the model: {len(missing)} missing, {len(unexpected)} unexpected, {len(differ)} of another shape{example}"
-        )
+    if problem := misfit(model.state_dict(), state):
+        raise ValueError(f"{name}: weights do not fit the model: {problem}")
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return model.eval()
+
+
+def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """In what the names and shapes of two sets of weights differ, in words; empty if they do not."""
+    want, have = _shapes(wanted), _shapes(given)
+    missing, unexpected = want.keys() - have.keys(), have.keys() - want.keys()
+    differ = sorted(key for key in want.keys() & have.keys() if want[key] != have[key])
+    if not missing and not unexpected and not differ:
+        return ""
+    example = f"for example {min(missing or unexpected)}" if missing or unexpected else ""
+    if differ:
+        example = f"{differ[0]} has shape {have[differ[0]]}, expected {want[differ[0]]}"
+    return f"{len(missing)} missing, {len(unexpected)} unexpected, {len(differ)} of another shape; {example}"
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _downloaded(row: Pretrained) -> Path:
+def downloaded(row: Pretrained) -> Path:
     """The file of published weights; downloaded to the torch hub folder if it is not there."""
     path = row.path
     if not path.is_file():

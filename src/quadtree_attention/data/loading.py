@@ -1,0 +1,57 @@
+"""Loaders of training samples that a resumed training goes on with exactly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+
+class StreamLoader(DataLoader):
+    """A DataLoader that knows how far it has come; Lightning stores that in its checkpoints.
+
+    Its sampler has an ``epoch``, and leaves out the ``first`` samples of the next iteration.
+    """
+
+    _done = 0  # batches of this epoch that were handed out
+
+    def __iter__(self) -> Iterator[Any]:
+        self._done = self.sampler.first // self.batch_size
+        for batch in super().__iter__():
+            self._done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "batches": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        at_end = state["batches"] >= len(self)
+        self.sampler.epoch = state["epoch"] + at_end
+        self.sampler.first = 0 if at_end else state["batches"] * self.batch_size
+
+
+def processes() -> tuple[int, int]:
+    """How many processes train together, and the number of this one."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_world_size(), torch.distributed.get_rank()) if distributed else (1, 0)
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Inside, Python's, numpy's and torch's CPU generators start from ``numbers``; after it they are as they were before."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws from it)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])

@@ -1,0 +1,63 @@
+"""A network with the names of its classes and the way to prepare an image for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..extras import require
+from ..nn.base import Attention
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """All that is needed to make a classifier again, but for its weights.
+
+    model: any name of timm's, such as "quadtree_b0"; options: further arguments of it; labels: names of the classes; input_size: (channels,
+    height, width); mean, std: of each channel, in 0..1; interpolation: of the resize; crop_pct: the share of the shorter side that is seen.
+    """
+
+    model: str
+    labels: Sequence[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    input_size: Sequence[int] = (3, 224, 224)
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.9
+
+    def build(self) -> nn.Module:
+        """The network, with random weights.
+
+        Raises:
+            ValueError: a name that timm does not know, or options that do not fit it.
+        """
+        return build_backbone(
+            self.model, **{"num_classes": len(self.labels), "in_chans": self.input_size[0], **self.options}
+        )
+
+
+def build_backbone(name: str, **options: Any) -> nn.Module:
+    """A network of timm's by name, with what is wrong said in one line."""
+    timm = require("timm", "classify")
+    if not timm.is_model(name.partition(".")[0]):
+        ours = ", ".join(timm.list_models("quadtree*"))
+        raise ValueError(f"model is {name!r}, expected {ours}, or another name that timm knows")
+    try:
+        return timm.create_model(name, **{key: _tuples(value) for key, value in options.items()})
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"options do not fit {name}: {str(error) or 'see its arguments in timm'}") from None
+
+
+def level_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The vectors by which variant "b" weighs its levels."""
+    found = (getattr(module, "level_weights", None) for module in model.modules() if isinstance(module, Attention))
+    return [weights for weights in found if weights is not None]
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, which is all that YAML and JSON have, as tuples, which is what timm expects."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,237 @@
+"""PVTv2 with quadtree attention: timm's `PyramidVisionTransformerV2` with its attention exchanged, in timm as quadtree_b0 .. quadtree_b4.
+
+``timm.create_model("quadtree_b0", ...)`` takes all that timm's PVTv2 takes (num_classes, in_chans, features_only, drop_path_rate, depths, ...)
+but for the spatial reduction, and in its place the options of `QuadtreeTransformer`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models.pvt_v2 import OverlapPatchEmbed, PyramidVisionTransformerV2
+from torch import Tensor, nn
+
+from ..nn import QuadtreeAttention
+from ..weights import convert_published, read_checkpoint
+from ..weights.registry import PRETRAINED, downloaded, misfit
+
+__all__ = ["QuadtreeTransformer", "checkpoint_filter_fn"]
+
+LEVELS = (4, 3, 2, 1)
+
+
+class BlockAttention(QuadtreeAttention):
+    """`QuadtreeAttention` as timm's blocks call it, and with the dropout that they end in."""
+
+    def __init__(self, dim: int, num_heads: int, *, proj_drop: float = 0.0, **options: Any) -> None:
+        super().__init__(dim, num_heads, **options)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, feat_size: Sequence[int]) -> Tensor:
+        """``[B, H*W, dim]`` and (H, W) to ``[B, H*W, dim]``."""
+        return self.proj_drop(super().forward(x.unflatten(1, tuple(feat_size))).flatten(1, 2))
+
+
+class PatchEmbed(OverlapPatchEmbed):
+    """timm's first layer, which says what is wrong with an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, ceil(H/4), ceil(W/4), dim]``."""
+        channels = self.proj.in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(
+                f"images have shape {tuple(x.shape)}, expected [B, {channels}, H, W]; "
+                "a model for another number of channels is made with in_chans"
+            )
+        if x.shape[2] == 0 or x.shape[3] == 0:
+            raise ValueError(f"images have shape {tuple(x.shape)}, expected at least one pixel")
+        return super().forward(x)
+
+
+class QuadtreeTransformer(PyramidVisionTransformerV2):
+    """timm's PVTv2 with quadtree attention in all blocks (published: variant "b" with value branches and LePE, levels 4, 3, 2, 1).
+
+    Takes images ``[B, in_chans, H, W]`` of any size.
+
+    Args:
+        levels: of each stage's tree, one number a stage.
+        topk: keys kept at each level but the last, coarse to fine: one number for all, or a list for the deepest tree, of which a shallower one
+            takes the first; more than that is of no effect, as published. Published: 8 for classification, 32 for detection and segmentation.
+        variant: "b"; or "a", which has neither value branches nor LePE.
+        value_act: activation of the value branches: "gelu" (published for classification) or "relu" (detection, segmentation).
+        backend: backend of the operator; None picks the best.
+        arguments: as timm's PVTv2.
+
+    Raises:
+        ValueError: options that do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int] = (3, 4, 6, 3),
+        embed_dims: Sequence[int] = (64, 128, 320, 512),
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        levels: Sequence[int] = LEVELS,
+        topk: int | Sequence[int] = 8,
+        variant: str = "b",
+        value_act: str = "gelu",
+        backend: str | None = None,
+        qkv_bias: bool = True,
+        **arguments: Any,
+    ) -> None:
+        if not len(depths) == len(embed_dims) == len(num_heads) == len(levels):
+            raise ValueError(
+                f"depths, embed_dims, num_heads and levels have {len(depths)}, {len(embed_dims)}, {len(num_heads)} and {len(levels)} "
+                "entries, expected one for each stage"
+            )
+        if arguments.get("attn_drop_rate"):
+            raise ValueError(
+                f"attn_drop_rate is {arguments['attn_drop_rate']}, expected 0: quadtree attention has no dropout of single scores; "
+                "use proj_drop_rate or drop_path_rate"
+            )
+        super().__init__(
+            depths=tuple(depths),
+            embed_dims=tuple(embed_dims),
+            num_heads=tuple(num_heads),
+            sr_ratios=(1,) * len(depths),
+            qkv_bias=qkv_bias,
+            **arguments,
+        )
+        factory = {key: arguments.get(key) for key in ("device", "dtype")}
+        self.patch_embed = PatchEmbed(7, 4, self.in_chans, embed_dims[0], **factory)
+        for stage, dim, heads, stage_levels in zip(self.stages, embed_dims, num_heads, levels, strict=True):
+            for block in stage.blocks:
+                block.attn = BlockAttention(
+                    dim,
+                    heads,
+                    proj_drop=arguments.get("proj_drop_rate", 0.0),
+                    levels=stage_levels,
+                    topk=_stage_topk(topk, stage_levels, max(levels)),
+                    variant=variant,
+                    value="conv" if variant == "b" else "pool",
+                    value_act=value_act,
+                    lepe=variant == "b",
+                    qkv_bias=qkv_bias,
+                    backend=backend,
+                ).to(**factory)
+        self.patch_embed.apply(self._init_weights)
+        self.stages.apply(self._init_weights)
+
+    def _init_weights(self, m: nn.Module) -> None:
+        super()._init_weights(m)
+        if isinstance(m, QuadtreeAttention):  # 1x1 convolutions in the published code, and drawn as such
+            for linear in (m.q_proj, m.k_proj, m.v_proj):
+                nn.init.normal_(linear.weight, std=math.sqrt(2 / m.dim))
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Weights for ``model`` in timm's names: of this network as they are, published ones converted; of detectors, the backbone.
+
+    Raises:
+        ValueError: weights of another network, or of another size.
+    """
+    state = dict(state_dict)
+    if "patch_embed.proj.weight" not in state:
+        state = convert_published(state)
+    want = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    have = {name: value for name, value in state.items() if not name.startswith("head.")}
+    first = "patch_embed.proj.weight"  # timm fits it to in_chans
+    if first in have and have[first].shape[0] == want[first].shape[0]:
+        have[first] = want[first]
+    if problem := misfit(want, have):
+        raise ValueError(
+            f"weights do not fit the model: {problem}; are they of another variant than {getattr(model, 'default_cfg', {}).get('architecture')}?"
+        )
+    return state
+
+
+def _stage_topk(topk: int | Sequence[int], levels: int, deepest: int) -> int | tuple[int, ...]:
+    if isinstance(topk, int):
+        return topk
+    if len(topk) < deepest - 1:
+        raise ValueError(
+            f"topk has {len(topk)} entries, expected one number, or at least {deepest - 1}: one for each level but the last of the deepest tree"
+        )
+    return tuple(topk)[: levels - 1]
+
+
+def _create(name: str, pretrained: bool, /, **kwargs: Any) -> nn.Module:
+    cfg = resolve_pretrained_cfg(name, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    overlay = {}
+    if (
+        pretrained
+        and cfg.source in (None, "timm")
+        and not cfg.state_dict
+        and not cfg.hf_hub_id
+        and (cfg.file or cfg.url)
+    ):
+        # Read here, since timm's reader refuses checkpoints that hold more than tensors.
+        overlay["state_dict"] = read_checkpoint(cfg.file or downloaded(PRETRAINED[name]))
+    model = build_model_with_cfg(
+        partial(
+            QuadtreeTransformer, variant=kwargs.pop("variant", "b")
+        ),  # timm's function has an argument of that name
+        name,
+        pretrained,
+        pretrained_cfg=cfg.to_dict(),
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(flatten_sequential=True, out_indices=kwargs.pop("out_indices", (0, 1, 2, 3))),
+        **kwargs,
+    )
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def _cfg(name: str) -> dict[str, Any]:
+    return dict(
+        url=PRETRAINED[name].url,
+        license=PRETRAINED[name].licence,
+        input_size=(3, 224, 224),
+        pool_size=(7, 7),
+        crop_pct=0.875,  # as validated by the published code, DeiT's
+        interpolation="bicubic",
+        first_conv="patch_embed.proj",
+        classifier="head",
+        paper_ids="arXiv:2201.02767",
+        origin_url="https://github.com/Tangshitao/QuadTreeAttention",
+    )
+
+
+default_cfgs = generate_default_cfgs({f"quadtree_b{n}.in1k": _cfg(f"quadtree_b{n}") for n in range(5)})
+
+
+@register_model
+def quadtree_b0(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """3.6 M parameters, 0.6 G multiply-accumulates at 224x224."""
+    return _create("quadtree_b0", pretrained, **{"depths": (2, 2, 2, 2), "embed_dims": (32, 64, 160, 256), **kwargs})
+
+
+@register_model
+def quadtree_b1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """13.7 M parameters, 2.3 G multiply-accumulates at 224x224."""
+    return _create("quadtree_b1", pretrained, **{"depths": (2, 2, 2, 2), **kwargs})
+
+
+@register_model
+def quadtree_b2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """25.1 M parameters, 4.5 G multiply-accumulates at 224x224."""
+    return _create("quadtree_b2", pretrained, **{"depths": (3, 4, 6, 3), **kwargs})
+
+
+@register_model
+def quadtree_b3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """46.3 M parameters, 7.8 G multiply-accumulates at 224x224."""
+    return _create("quadtree_b3", pretrained, **{"depths": (3, 4, 18, 3), **kwargs})
+
+
+@register_model
+def quadtree_b4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """64.2 M parameters, 11.4 G multiply-accumulates at 224x224."""
+    return _create("quadtree_b4", pretrained, **{"depths": (3, 8, 27, 3), **kwargs})

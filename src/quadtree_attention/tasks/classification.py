@@ -1,0 +1,173 @@
+"""Training and validation of a classifier by Lightning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from timm.data import Mixup
+from torch import Tensor
+from torchmetrics.aggregation import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from ..data.loading import processes, seeded
+from ..models.classifier import ClassifierConfig, build_backbone, level_weights
+from ..weights.classifier import load_backbone
+
+
+class ClassificationTask(LightningModule):
+    """A network of timm's on labelled images; batches (images ``[B, C, H, W]``, labels int64 ``[B]``) as `ClassificationData` makes them.
+
+    Args:
+        model: name in timm, such as "quadtree_b0".
+        num_classes: how many.
+        options: further arguments of the model, such as ``{drop_path_rate: 0.1}``.
+        init_from: start from these weights (a name or a file, see `quadtree models`); a head for other classes is left out.
+        learning_rate: the highest; it follows a cosine down to ``min_rate``.
+        warmup_epochs, warmup_rate: in these epochs, which may be a fraction, the rate rises from ``warmup_rate``.
+        weight_decay, betas: of AdamW; vectors (biases, norms, level weights) do not decay.
+        level_rate: factor of the learning rate of the level weights of quadtree attention.
+        smoothing: of labels.
+        mixup, cutmix: alpha of each, 0 for none; where both are given, one of them is drawn for each batch.
+        channels_last: memory layout of the images and convolutions.
+        seed: of mixup.
+
+    Raises:
+        ValueError: an unknown model or option, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str = "quadtree_b0",
+        num_classes: int = 1000,
+        options: dict[str, Any] | None = None,
+        init_from: str | None = None,
+        learning_rate: float = 1e-3,
+        min_rate: float = 1e-5,
+        warmup_epochs: float = 5,
+        warmup_rate: float = 1e-6,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.999),
+        level_rate: float = 1.0,
+        smoothing: float = 0.1,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        channels_last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}, expected at least 2")
+        self.save_hyperparameters()
+        self.model = build_backbone(model, num_classes=num_classes, **(options or {}))
+        if init_from is not None:
+            load_backbone(self.model, init_from)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self._layout)
+        self._mix = None
+        if mixup or cutmix:
+            self._mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=num_classes)
+        # They gather over devices by themselves.
+        self.top1, self.top5 = (
+            MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro") for k in (1, 5)
+        )
+        self.val_loss = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]``."""
+        return self.model(images.contiguous(memory_format=self._layout))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Loss of a batch, mixed up. All draws depend on seed, epoch, batch and device alone, so that a resumed training repeats them."""
+        images, target = batch
+        self._check(target, self.hparams["num_classes"])
+        place = (self.hparams["seed"], self.current_epoch, index, processes()[1])
+        if self._mix is not None:
+            with seeded(*place):
+                images, target = self._mix(images.clone(), target)
+        torch.manual_seed(hash(place))  # drop path
+        loss = classification_loss(self(images), target, self.hparams["smoothing"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Loss and accuracy of a batch."""
+        images, target = batch
+        self._check(target, self.hparams["num_classes"])
+        logits = self(images).float()
+        self.top1.update(logits, target)
+        self.top5.update(logits, target)
+        self.val_loss.update(classification_loss(logits, target), len(target))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and accuracies over all devices."""
+        stage = "test" if self.trainer.testing else "val"
+        for name, metric in (("loss", self.val_loss), ("top1", self.top1), ("top5", self.top5)):
+            self.log(f"{stage}/{name}", metric.compute(), prog_bar=name == "top1")
+            metric.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With its configuration a checkpoint is all that quadtree classify and quadtree convert need."""
+        data = getattr(self.trainer, "datamodule", None)
+        names = (data.class_names() if data is not None else None) or [
+            str(n) for n in range(self.hparams["num_classes"])
+        ]
+        preprocessing = data.preprocessing if data is not None else {}
+        config = ClassifierConfig(self.hparams["model"], names, self.hparams["options"] or {}, **preprocessing)
+        checkpoint["classifier"] = asdict(config)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW, with the learning rate of `rate`."""
+        h = self.hparams
+        levels = level_weights(self.model)
+        apart = {id(p) for p in levels}
+        rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
+        groups = [
+            {"params": [p for p in rest if p.dim() > 1], "weight_decay": h["weight_decay"]},
+            {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": levels, "weight_decay": 0.0, "lr": h["learning_rate"] * h["level_rate"]},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=h["learning_rate"], betas=tuple(h["betas"]))
+        total = self.trainer.estimated_stepping_batches
+        warmup = h["warmup_epochs"] * total / self.trainer.max_epochs if self.trainer.max_epochs > 0 else 0
+        low, start = h["min_rate"] / h["learning_rate"], h["warmup_rate"] / h["learning_rate"]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, warmup, total, start, low))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @staticmethod
+    def _check(target: Tensor, classes: int) -> None:
+        if int(target.max()) >= classes:
+            raise ValueError(
+                f"the data has a label {int(target.max())}, expected labels below num_classes, {classes}; set --model.num_classes"
+            )
+
+
+def classification_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy in float32 or better.
+
+    Args:
+        logits: ``[B, classes]``.
+        target: labels int64 ``[B]``, to be smoothed; or probabilities ``[B, classes]``, taken as they are.
+        smoothing: the share of each label that is spread over all classes.
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return F.cross_entropy(logits, target, label_smoothing=0.0 if target.is_floating_point() else smoothing)
+
+
+def rate(step: int, warmup: float, total: float, start: float, low: float) -> float:
+    """Share of the highest learning rate at a step: a linear rise from ``start`` over ``warmup`` steps, then a cosine down to ``low`` at ``total``.
+
+    As in timm and PVTv2 the cosine counts from the first step, not from the end of the rise.
+    """
+    if step < warmup:
+        return start + (1 - start) * step / warmup
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))

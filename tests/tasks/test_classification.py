@@ -1,0 +1,193 @@
+"""Training of classifiers: losses and rates, learning, resuming, several processes, checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from PIL import Image
+
+from quadtree_attention.data.classification import ClassificationData
+from quadtree_attention.models.classifier import level_weights
+from quadtree_attention.predict import Classifier
+from quadtree_attention.tasks.classification import ClassificationTask, classification_loss, rate
+from quadtree_attention.weights import read_checkpoint
+from quadtree_attention.weights.classifier import load_classifier
+
+# What Lightning warns of (few workers, its own use of torch) and timm's unclosed files are not our concern.
+pytestmark = pytest.mark.filterwarnings("ignore")
+SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "num_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Bright and dark squares."""
+    root = tmp_path_factory.mktemp("squares")
+    for split, count in (("train", 8), ("validation", 3), ("test", 3)):
+        for label, name in enumerate(("dark", "bright")):
+            (root / split / name).mkdir(parents=True)
+            for n in range(count):
+                pixels = np.random.default_rng([n, label]).integers(0, 128, (36, 40, 3)) + 127 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{n}.png")
+    return root
+
+
+def task(**changes):
+    pl.seed_everything(0, verbose=False)
+    options = {"model": "quadtree_b0", "num_classes": 2, "options": SMALL, "learning_rate": 3e-3, "warmup_epochs": 0.5}
+    return ClassificationTask(**{**options, **changes})
+
+
+def data(folder, **changes):
+    return ClassificationData(
+        str(folder), **{"input_size": (3, 32, 32), "batch_size": 4, "num_workers": 0, "scale": (0.5, 1.0), **changes}
+    )
+
+
+def trainer(folder, epochs, *callbacks, **options):
+    return pl.Trainer(
+        default_root_dir=folder,
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        **options,
+    )
+
+
+def test_loss_is_cross_entropy():
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 0])
+    logs = logits.log_softmax(1)
+    torch.testing.assert_close(classification_loss(logits, labels), -logs[range(6), labels].mean())
+    soft = torch.nn.functional.one_hot(labels, 4) * 0.8 + 0.05
+    want = -(soft * logs).sum(1).mean()
+    torch.testing.assert_close(classification_loss(logits, labels, 0.2), want)
+    torch.testing.assert_close(classification_loss(logits, soft, 0.2), want)  # smooth already
+    assert classification_loss(logits.bfloat16(), labels).dtype == torch.float32
+
+
+def test_rate_rises_and_falls_as_in_timm():
+    assert rate(0, 5, 300, 1e-3, 1e-2) == pytest.approx(1e-3)
+    assert rate(2.5, 5, 300, 0.0, 0.0) == pytest.approx(0.5)
+    assert rate(150, 5, 300, 0.0, 0.1) == pytest.approx(0.55)
+    assert rate(300, 5, 300, 0.0, 0.1) == rate(400, 5, 300, 0.0, 0.1) == pytest.approx(0.1)
+
+
+def test_it_learns_and_its_checkpoint_classifies(folder, tmp_path):
+    learner = task(mixup=0.2, cutmix=0.0)
+    train = trainer(tmp_path, 6, ModelCheckpoint(tmp_path, "last"), EMAWeightAveraging(decay=0.8))
+    train.fit(learner, data(folder, re_prob=0.0, color_jitter=0.0, auto_augment=None))
+    assert train.callback_metrics["val/top1"] == 1
+    (result,) = train.test(learner, data(folder), verbose=False)
+    assert set(result) == {"test/loss", "test/top1", "test/top5"}
+    assert result["test/top5"] == 1
+    model, config = load_classifier(tmp_path / "last.ckpt")
+    assert config.labels == ["bright", "dark"]
+    assert (config.model, list(config.input_size), config.crop_pct) == ("quadtree_b0", [3, 32, 32], 0.9)
+    found = Classifier(model, config, "cpu").classify(folder / "test" / "dark" / "0.png")
+    assert found.labels == ("dark", "bright")
+    assert found.probabilities.sum() == pytest.approx(1)
+    again = task(init_from=str(tmp_path / "last.ckpt"))
+    torch.testing.assert_close(again.model.state_dict(), model.state_dict())
+    other = task(init_from=str(tmp_path / "last.ckpt"), num_classes=7)  # keeps its own head
+    assert other.model.head.out_features == 7
+    torch.testing.assert_close(other.model.stages.state_dict(), model.stages.state_dict())
+    with pytest.raises(ValueError, match=r"last\.ckpt: weights do not fit the model: "):
+        task(init_from=str(tmp_path / "last.ckpt"), options={**SMALL, "depths": [1, 1, 1, 2]})
+
+
+def test_a_cut_off_training_goes_on_as_if_it_never_was(folder, tmp_path):
+    settings = {"options": {**SMALL, "drop_path_rate": 0.2}}
+    whole = task(**settings)
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    trainer(tmp_path, 3, every).fit(whole, data(folder))
+    resumed = task(**settings)
+    pl.seed_everything(99, verbose=False)
+    again = trainer(tmp_path, 3, ModelCheckpoint(tmp_path / "again", "{step}"))
+    again.fit(resumed, data(folder), ckpt_path=tmp_path / "step=6.ckpt", weights_only=False)  # amid the second epoch
+    for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_two_processes_are_one_that_accumulates(folder, tmp_path):
+    """By the command, with a process for each of two devices; their micro-batches are other halves of the same images."""
+    states = []
+    for name, options in (
+        ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"]),
+        ("one", ["--trainer.accumulate_grad_batches=2"]),
+    ):
+        arguments = [
+            "fit",
+            "--model=quadtree_attention.tasks.classification.ClassificationTask",
+            "--model.num_classes=2",
+            f"--model.options={json.dumps(SMALL)}",
+            "--model.mixup=0",
+            "--model.cutmix=0",
+            "--data=quadtree_attention.data.classification.ClassificationData",
+            f"--data.root={folder}",
+            "--data.input_size=[3,32,32]",
+            "--data.batch_size=2",
+            "--data.num_workers=0",
+            "--seed_everything=3",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            "--trainer.max_epochs=2",
+            "--trainer.logger=false",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.num_sanity_val_steps=0",
+            f"--trainer.default_root_dir={tmp_path / name}",
+            "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+            f"--trainer.callbacks.dirpath={tmp_path / name}",
+            "--trainer.callbacks.filename=last",
+            *options,
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(
+            [sys.executable, "-m", "quadtree_attention", *arguments], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        checkpoint = read_checkpoint(tmp_path / name / "last.ckpt")
+        assert checkpoint["global_step"] == 8
+        states.append(checkpoint["state_dict"])
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "quadtree_b9"}, "model is 'quadtree_b9', expected quadtree_b0, .*, or another name that timm knows"),
+        ({"options": {"depht": 3}}, "options do not fit quadtree_b0: .*depht"),
+        ({"num_classes": 1}, "num_classes is 1, expected at least 2"),
+        ({"init_from": "tiny"}, "tiny is for matching, expected quadtree_b0, "),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        task(**arguments)
+
+
+def test_labels_beyond_the_classes(folder, tmp_path):
+    with pytest.raises(ValueError, match="has a label 1, expected labels below num_classes, 1"):
+        task()._check(torch.tensor([0, 1]), 1)
+
+
+def test_level_weights_learn_at_their_own_rate(folder, tmp_path):
+    learner = task(level_rate=10.0, weight_decay=0.3)
+    train = trainer(tmp_path, 1, limit_train_batches=1, limit_val_batches=0)
+    train.fit(learner, data(folder))
+    matrices, vectors, levels = train.optimizers[0].param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"], levels["weight_decay"]) == (0.3, 0.0, 0.0)
+    assert levels["initial_lr"] == pytest.approx(10 * matrices["initial_lr"])
+    assert [tuple(p.shape) for p in levels["params"]] == [(4,), (3,), (2,), (1,)]
+    assert sum(len(group["params"]) for group in (matrices, vectors, levels)) == len(list(learner.parameters()))
+    plain = task(model="pvt_v2_b0", options=SMALL)
+    assert level_weights(plain) == []
