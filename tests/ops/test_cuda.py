@@ -225,3 +225,41 @@ def test_what_it_does_not_take(monkeypatch):
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     with pytest.raises(ValueError, match="backend 'cuda' cannot be used: Triton is not installed"):
         quadtree_attention(x, x, x, levels=2, topk=2, backend="cuda")
+
+
+def test_default_on_a_gpu(monkeypatch):
+    """Which backend a CUDA tensor gets, told from what `choose` asks it: no GPU is needed to know."""
+
+    class Stub:
+        device, dtype, shape, is_cuda = torch.device("cuda", 0), torch.float32, (1, 4, 4, 1, 16), True
+
+    capability = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An old one")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(dispatch, "_warned", set())
+    assert dispatch.choose(None, Stub(), Stub(), 16).__module__.endswith("ops.cuda")
+    capability[0] = (7, 5)
+    with pytest.warns(
+        UserWarning, match=r"An old one has a compute capability below 8.0\. Quadtree attention runs on the slower"
+    ):
+        assert dispatch.choose(None, Stub(), Stub(), 16).__module__.endswith("ops.reference")
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    with pytest.warns(UserWarning, match="Triton is not installed"):
+        assert dispatch.choose(None, Stub(), Stub(), 16).__module__.endswith("ops.reference")
+    dispatch.choose(None, Stub(), Stub(), 16)  # said once; a second warning would be an error
+
+
+def test_tensorfloat_only_where_torch_allows_it():
+    from quadtree_attention.ops.cuda import _precision
+
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    try:
+        assert _precision() == "ieee"
+        setting.fp32_precision = "tf32"
+        assert _precision() == ("ieee" if torch.version.hip else "tf32")
+        setting.fp32_precision = "ieee"
+        assert _precision() == "ieee"
+    finally:
+        setting.fp32_precision = before

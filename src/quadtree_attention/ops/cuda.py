@@ -191,7 +191,7 @@ class _Level:
             if widest > 64:
                 warps = keys_warps = 4
         self.launching: dict[str, int] = {"num_warps": warps, "num_stages": 2 if root else 1}
-        if (not narrow or (root and variant_a)) and not torch.version.hip:
+        if (not narrow or variant_a) and not torch.version.hip:
             self.launching["maxnreg"] = (
                 255  # else NVIDIA's assembler spills a few bytes to fit more programs onto a multiprocessor
             )

@@ -110,7 +110,7 @@ def _pack(score, places):
 def _unpack(packed):
     bits = (packed >> 32).to(tl.int32)
     score = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    return score, (packed & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF
+    return score, ~packed.to(tl.int32) & 0x7FFFFFFF
 
 
 @triton.jit
@@ -254,12 +254,14 @@ def forward(
             if SIBLINGS:
                 shares = _shares(share, start, SLOTS, CB, F)
                 power = tl.reshape(_siblings(score, G, CB, F) * shares[None, :, None], (G, CB))
+                for slot in range(keep):
+                    best = tl.sum(tl.where(tl.arange(0, KN)[None, :] == slot, top, 0), 1)
+                    place = _unpack(best)[1]
+                    power = tl.where((places[None, :] == place[:, None]) & (best != LOWEST)[:, None], 0.0, power)
             else:
+                packed = tl.where(there[None, :], _pack(score, places), LOWEST)
                 power = tl.exp(score - sums[:, None])
-            for slot in range(keep):
-                best = tl.sum(tl.where(tl.arange(0, KN)[None, :] == slot, top, 0), 1)
-                place = _unpack(best)[1]
-                power = tl.where((places[None, :] == place[:, None]) & (best != LOWEST)[:, None], 0.0, power)
+                power = tl.where(packed < _last(top, KEEP, KN)[:, None], power, 0.0)
             message += tl.dot(power.to(values.dtype), values, input_precision=PRECISION)
 
     message = message * tl.load(weights + level)

@@ -1,0 +1,157 @@
+"""What Triton makes of the kernels of the "cuda" backend, without a GPU: registers, spills and shared memory of the compiled objects.
+
+    python benchmarks/kernels.py                                   (every target, dtype and list length; takes many minutes)
+    python benchmarks/kernels.py --targets sm_90 --dims 32 --dtypes bf16 --topk 32,16 --variants b
+
+The arguments are those of real calls: the backend runs on small CPU tensors, and each launch is compiled in place of being run. For NVIDIA's targets
+ptxas, which comes with Triton, says how many registers a thread uses and how many bytes it spills; for AMD's the assembly does.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: interpreted kernels cannot be compiled
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from quadtree_attention.ops import cuda
+from quadtree_attention.table import Table
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+TYPES = {
+    torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
+    torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
+}  # fmt: skip
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+
+
+def launches(
+    dim: int, dtype: torch.dtype, topk: tuple[int, ...], variant: str, masked: bool = False
+) -> list[dict[str, Any]]:
+    """Every launch of a forward and backward pass of ``len(topk) + 1`` levels in 2-D: kernel, level, arguments and constants."""
+    seen = []
+
+    def record(call, kernel, groups, *arguments, **constants):
+        seen.append({"kernel": kernel, "level": call.level, "arguments": arguments, "constants": constants})
+
+    launch, cuda._Level.launch = cuda._Level.launch, record
+    try:
+        sizes = [64 * 4**level for level in range(len(topk) + 1)]
+        q, k, v = ([torch.zeros(1, 8, n, dim, dtype=dtype) for n in sizes] for _ in range(3))
+        valid = [torch.ones(1, n, dtype=torch.bool) for n in sizes] if masked else []
+        weights, last = torch.ones(len(sizes)), [*topk, 0]
+        out, kept, share, lse = cuda.forward_op(q, k, v, valid, last, variant == "a", weights)
+        for x in kept:
+            x.zero_()
+        cuda.backward_op(torch.zeros_like(out), q, k, v, valid, kept, share, lse, last, variant == "a", weights)
+    finally:
+        cuda._Level.launch = launch
+    return seen
+
+
+def compiled(launch: dict[str, Any], target: str) -> dict[str, Any]:
+    """Registers, spilled bytes and shared memory of one launch's kernel."""
+    kernel, arguments = launch["kernel"], launch["arguments"]
+    constants = {name: value for name, value in launch["constants"].items() if name not in OPTIONS}
+    signature: dict[str, str] = {}
+    attributes = {}
+    for place, (name, x) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if isinstance(x, torch.Tensor):
+            signature[name] = TYPES[x.dtype]
+            attributes[place,] = [["tt.divisibility", 16]]  # torch's memory is aligned
+        else:
+            signature[name] = "fp32" if isinstance(x, float) else "i32"
+    signature.update(dict.fromkeys(constants, "constexpr"))
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {name: launch["constants"][name] for name in OPTIONS if name in launch["constants"]}
+    if target.startswith("gfx"):
+        options.pop("maxnreg", None)  # NVIDIA's, and not passed there
+    result = triton.compile(source, target=TARGETS[target], options=options)
+    read = _amd if target.startswith("gfx") else _nvidia
+    return {**read(result, target), "shared": result.metadata.shared, "warps": options["num_warps"]}
+
+
+def _nvidia(result: Any, target: str) -> dict[str, int]:
+    ptxas = triton.knobs.nvidia.ptxas.path
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(result.asm["ptx"])
+        arch = target + ("a" if target == "sm_90" else "")
+        done = subprocess.run(
+            [ptxas, "-v", f"--gpu-name={arch}", str(source), "-o", str(Path(folder) / "kernel.cubin")],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    text = done.stdout + done.stderr
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", text)]
+    return {"registers": int(re.search(r"Used (\d+) registers", text)[1]), "spills": sum(spills)}
+
+
+def _amd(result: Any, target: str) -> dict[str, int]:
+    text = result.asm["amdgcn"]
+
+    def field(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+
+    return {"registers": field("vgpr_count"), "spills": field("vgpr_spill_count") + field("sgpr_spill_count")}
+
+
+def report(
+    targets: list[str], dims: list[int], dtypes: list[str], topks: list[tuple[int, ...]], variants: list[str]
+) -> Table:
+    """A row for each distinct kernel and target."""
+    rows = []
+    for target in targets:
+        for dim in dims:
+            for dtype in dtypes:
+                for topk in topks:
+                    for variant in variants:
+                        for launch in launches(dim, DTYPES[dtype], topk, variant):
+                            what = {
+                                "target": target, "dtype": dtype, "dim": dim, "topk": ",".join(map(str, topk)), "variant": variant,
+                                "level": str(launch["level"]), "kernel": launch["kernel"].__name__,
+                            }  # fmt: skip
+                            rows.append({**what, **compiled(launch, target)})
+    return Table(rows, {"triton": triton.__version__, "torch": torch.__version__})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--dims", default="32,64")
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--topk", action="append", help="of one tree; may be given again")
+    parser.add_argument("--variants", default="a,b")
+    parser.add_argument("--out", type=Path, help="a .md, .json or .csv file")
+    options = parser.parse_args()
+    topks = [tuple(map(int, topk.split(","))) for topk in options.topk or ["8,8", "16,8", "32,16"]]
+    table = report(
+        options.targets.split(","), [int(d) for d in options.dims.split(",")], options.dtypes.split(","), topks, options.variants.split(",")
+    )  # fmt: skip
+    if options.out:
+        table.save(options.out)
+    print(json.dumps(table.rows) if options.out is None and not sys.stdout.isatty() else table.text())
+
+
+if __name__ == "__main__":
+    main()
