@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from .nn import QuadtreeAttention
     from .ops import quadtree_attention, token_pyramid
     from .predict import Matcher
+    from .predict_stereo import StereoMatcher
 
 __version__ = "0.1.0"
-__all__ = ["Matcher", "QuadtreeAttention", "quadtree_attention", "token_pyramid"]
+__all__ = ["Matcher", "QuadtreeAttention", "StereoMatcher", "quadtree_attention", "token_pyramid"]
 
 _HOME = {
     "Matcher": ".predict",
     "QuadtreeAttention": ".nn",
+    "StereoMatcher": ".predict_stereo",
     "quadtree_attention": ".ops",
     "token_pyramid": ".ops",
 }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quadtree_attention.models.sttr.assignment import fill_from_behind, optimal_transport, regress
+from quadtree_attention.models.sttr.assignment import fill_from_behind, optimal_transport, regress, spread
 
 
 def transported(scores, dustbin, iterations, causal=False):
@@ -78,3 +78,14 @@ def test_fill_has_no_gradient():
     disparity = torch.arange(4.0).expand(1, 1, 4).clone().requires_grad_()
     fill_from_behind(disparity, torch.tensor([[[True, False, False, True]]])).sum().backward()
     assert disparity.grad.tolist() == [[[1, 0, 0, 1]]]
+
+
+def test_spread_keeps_surfaces_smooth_and_steps_steep():
+    ramp = torch.arange(5.0).expand(1, 3, 5)
+    got = spread(ramp, (12, 20), 4, 1.0)
+    place = (torch.arange(20.0) - 1.5) / 4  # a token stands in the middle of its pixels
+    torch.testing.assert_close(got[0, 5], place.clamp(0, 4))
+    step = torch.tensor([0.0, 0, 9, 9]).expand(1, 2, 4)
+    assert spread(step, (6, 12), 3, 1.0)[0, 0].tolist() == [0.0] * 6 + [9.0] * 6
+    assert spread(ramp, (13, 22), 4, 1.0).shape == (1, 13, 22)
+    assert spread(ramp, (11, 18), 4, 1.0).shape == (1, 11, 18)

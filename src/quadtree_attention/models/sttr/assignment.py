@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..loftr.matching import at_least_float32, full_precision
+
 NEVER = -1e9  # score of a pair that cannot be
-SURE = 0.1  # share of a row near its peak from which on it says where the match is, as published
+SURE = 0.5  # share of a token near its peak from which on it says where the match is
 
 
 class Assignment(NamedTuple):
     """Where each token of the left image is in the right one.
 
-    disparity: ``[B, h, w]`` in tokens, the expectation over the peak and its two neighbours; of a token without match, the smaller of
+    disparity: ``[B, h, w]`` in tokens, the expectation over the peak and its two neighbours; of a token that is not sure, the smaller of
         those of its nearest matched neighbours in the row, for what is hidden is behind.
     confidence: ``[B, h, w]`` in 0..1, the share of the token that lies there; 1 less it is its occlusion.
     """
@@ -40,8 +42,8 @@ def optimal_transport(scores: Tensor, dustbin: Tensor, iterations: int, *, causa
     Returns:
         Logarithms of shares, ``[..., w + 1, w + 1]``; the last row and column are the dustbins.
     """
-    with torch.autocast(scores.device.type, enabled=False):
-        scores = scores if scores.dtype == torch.float64 else scores.float()
+    with full_precision(scores):
+        scores = at_least_float32(scores)
         width = scores.shape[-1]
         if causal:
             scores = scores.masked_fill(
@@ -70,6 +72,19 @@ def regress(shares: Tensor) -> Assignment:
     distance = (left - right).clamp(min=0).to(shares.dtype)
     disparity = (near * distance).sum(-1) / confidence.clamp(min=1e-6)
     return Assignment(fill_from_behind(disparity, confidence.detach() >= SURE), confidence)
+
+
+def spread(x: Tensor, size: tuple[int, int], stride: int, edge: float) -> Tensor:
+    """Tokens ``[B, h, w]`` to pixels ``[B, H, W]``: bilinear between token centres, but nearest where that differs by more than ``edge``.
+
+    Surfaces become smooth, and the step between two of them stays a step: nothing is put in the air between them.
+    """
+    grid = [tokens * stride for tokens in x.shape[1:]]
+    smooth = F.interpolate(x[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
+    nearest = F.interpolate(x[:, None], grid, mode="nearest-exact")[:, 0]
+    x = torch.where((smooth - nearest).abs() > edge, nearest, smooth)
+    missing = [max(want - have, 0) for want, have in zip(size, grid, strict=True)]  # fewer than a token's pixels
+    return F.pad(x[:, None], (0, missing[1], 0, missing[0]), mode="replicate")[:, 0, : size[0], : size[1]]
 
 
 def fill_from_behind(disparity: Tensor, known: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from .config import STTRConfig
 class ContextAdjustment(nn.Module):
     """A residual on disparity, and occlusion anew, from either and the image.
 
-    As published, but that disparity is corrected by occlusion too, and normalised for each image by itself.
+    As published, but that disparity is corrected by occlusion too, and comes in units of four tokens about its mean, not of its standard
+    deviation: how far a step between two surfaces is from being one does not depend on what else the image shows.
     """
 
     def __init__(self, config: STTRConfig) -> None:
         super().__init__()
+        self.unit = 4 * config.stride  # pixels
         dim, hidden = config.context_dim, config.context_dim * config.context_expansion
         self.enter = nn.Conv2d(5, dim, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -42,11 +44,10 @@ class ContextAdjustment(nn.Module):
     def forward(self, disparity: Tensor, occlusion: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Args: ``[B, 1, H, W]`` in pixels, ``[B, 1, H, W]`` in 0..1, ``[B, 3, H, W]``. Returns disparity in pixels and the logit of occlusion."""
         mean = disparity.mean((2, 3), keepdim=True)
-        deviation = disparity.std((2, 3), keepdim=True, correction=0) + 1
-        disparity = (disparity - mean) / deviation
+        disparity = (disparity - mean) / self.unit
         occlusion = 2 * occlusion - 1
         x = self.enter(torch.cat([disparity, occlusion, image], 1))
         for block in self.blocks:
             x = x + block(torch.cat([disparity.to(x.dtype), x], 1))
         adjusted = disparity + self.leave(x).to(disparity.dtype)
-        return F.relu(adjusted * deviation + mean), self.occlusion(torch.cat([occlusion, image], 1)).to(disparity.dtype)
+        return F.relu(adjusted * self.unit + mean), self.occlusion(torch.cat([occlusion, image], 1)).to(disparity.dtype)

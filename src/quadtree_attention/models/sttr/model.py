@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .assignment import Assignment, optimal_transport, regress
+from .assignment import Assignment, optimal_transport, regress, spread
 from .config import STTRConfig
 from .context import ContextAdjustment
 from .features import Features
@@ -60,13 +60,16 @@ class STTR(nn.Module):
         Raises:
             ValueError: images of another form.
         """
-        _check_pair(left, right)
-        dtype = self.dustbin.dtype
-        left, right = _normalised(left.to(dtype)), _normalised(right.to(dtype))
-        scores = self.transformer(*self.tokens(left, right))
+        scores = self.scores(left, right)
         shares = optimal_transport(scores, self.dustbin, self.config.sinkhorn_iterations)
         found = regress(shares[..., :-1, :-1].exp())
-        return self.adjust(found, shares, left)
+        return self.adjust(found, shares, _normalised(left.to(self.dustbin.dtype)))
+
+    def scores(self, left: Tensor, right: Tensor) -> Tensor:
+        """How well each left token matches each right one of its row, ``[B, h, w, w]``, before any constraint."""
+        _check_pair(left, right)
+        left, right = (_normalised(image.to(self.dustbin.dtype)) for image in (left, right))
+        return self.transformer(*self.tokens(left, right))
 
     def tokens(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens ``[B, h, w, dim]`` of both images; token (r, c) is the feature in the middle of its square of ``stride`` pixels."""
@@ -79,9 +82,10 @@ class STTR(nn.Module):
 
     def adjust(self, found: Assignment, shares: Tensor, left: Tensor) -> StereoOutput:
         """Bring the tokens' disparity to full resolution and correct it."""
-        raw = found.disparity * self.config.stride
-        size = left.shape[-2:]
-        disparity, confidence = (_nearest(x, size, self.config.stride)[:, None] for x in (raw, found.confidence))
+        stride, size = self.config.stride, tuple(left.shape[-2:])
+        raw = found.disparity * stride
+        disparity = spread(raw, size, stride, edge=stride / 4)[:, None]
+        confidence = spread(found.confidence, size, stride, edge=1.0)[:, None]
         adjusted, logit = self.context(disparity, 1 - confidence, left)
         return StereoOutput(adjusted[:, 0], logit[:, 0].sigmoid(), confidence[:, 0], raw, shares, logit[:, 0])
 
@@ -98,15 +102,6 @@ def _normalised(image: Tensor) -> Tensor:
     """Mean 0 and deviation 1 of each image by itself, over all channels."""
     deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True, correction=0)
     return (image - mean) / (deviation + 1e-3)
-
-
-def _nearest(x: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """``[B, h, w]`` of tokens to pixels ``[B, H, W]``: each pixel as the token that it belongs to."""
-    rows, columns = (
-        (torch.arange(side, device=x.device) // stride).clamp(max=tokens - 1)
-        for side, tokens in zip(size, x.shape[1:], strict=True)
-    )
-    return x[:, rows[:, None], columns]
 
 
 def _check_pair(left: Tensor, right: Tensor) -> None:
