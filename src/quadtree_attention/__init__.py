@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from .nn import QuadtreeAttention
     from .ops import quadtree_attention, token_pyramid
     from .predict import Classifier, Matcher
+    from .predict_stereo import StereoMatcher
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Matcher", "QuadtreeAttention", "quadtree_attention", "token_pyramid"]
+__all__ = ["Classifier", "Matcher", "QuadtreeAttention", "StereoMatcher", "quadtree_attention", "token_pyramid"]
 
 _HOME = {
     "Classifier": ".predict",
     "Matcher": ".predict",
     "QuadtreeAttention": ".nn",
+    "StereoMatcher": ".predict_stereo",
     "quadtree_attention": ".ops",
     "token_pyramid": ".ops",
 }

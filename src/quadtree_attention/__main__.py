@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 def command() -> None:
     """What the script `quadtree` calls: `main`, and the end of the process."""
     status = main()
-    if sys.argv[1:2] == ["match"]:
+    if sys.argv[1:2] in (["match"], ["stereo"]):
         # Nothing of a match outlives it, and taking torch down in order costs 0.8 s.
         sys.stdout.flush()
         sys.stderr.flush()

@@ -25,7 +25,7 @@ CHART_SUFFIXES = (".png", ".svg", ".pdf")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 app = typer.Typer(
-    help="Match and classify images with quadtree attention.",
+    help="Match and classify images, and see depth, with quadtree attention.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -171,15 +171,80 @@ def classify(
 
 
 @app.command()
+def stereo(
+    left: Annotated[str, typer.Argument(metavar="LEFT", help="Left image of a rectified pair.")],
+    right: Annotated[str, typer.Argument(metavar="RIGHT", help="Right image, of the same size.")],
+    model: Annotated[str, typer.Option(help="tiny, or a file of weights.")] = "tiny",
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the disparity: .npy, .pfm, or 16-bit .png of 256 times the pixels."),
+    ] = None,
+    picture: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .jpg or .webp.")] = None,
+    points: Annotated[
+        str | None, typer.Option(metavar="FILE.ply", help="Write a point cloud; needs --focal and --baseline.")
+    ] = None,
+    focal: Annotated[
+        float | None, typer.Option(help="Focal length in pixels of the files.", show_default=False)
+    ] = None,
+    baseline: Annotated[
+        float | None, typer.Option(help="Distance of the cameras; points have its unit.", show_default=False)
+    ] = None,
+    view: Annotated[str, typer.Option(help="Which image's disparity: left or right.")] = "left",
+    max_size: Annotated[int, typer.Option(help="Shrink images until their longer side has this many pixels.")] = 800,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda; by default a CUDA GPU if there is one.", show_default=False)
+    ] = None,
+) -> None:
+    """Disparity of a rectified pair: how far left each pixel of LEFT is in RIGHT, in pixels of the files."""
+    start = time.perf_counter()
+    if points is not None and (focal is None or baseline is None):
+        raise ValueError("--points needs --focal and --baseline: without them nobody knows how far away things are")
+    if points is None and (focal is not None or baseline is not None):
+        raise ValueError("--focal and --baseline are for --points; add it, or leave them out")
+    from .data.images import read_image
+    from .predict_stereo import DISPARITY_SUFFIXES, StereoMatcher, check_camera
+
+    if points is not None:
+        check_camera(focal, baseline)
+    asked = ((out, DISPARITY_SUFFIXES), (picture, PICTURE_SUFFIXES), (points, (".ply",)))
+    outputs = [check_output(path, suffixes) for path, suffixes in asked if path is not None]
+    images = []
+    for source in (left, right):
+        images.append(read_image(source))
+        if any(path.exists() and path.samefile(source) for path in outputs):
+            raise ValueError(f"{source} would be overwritten by the result, expected another name for it")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = StereoMatcher.from_pretrained(model, device=device).match(*images, max_size=max_size, view=view)
+    for warning in caught:
+        print(f"quadtree: {warning.message}", file=sys.stderr)
+    if out is not None:
+        found.save(out)
+    if picture is not None:
+        from .viz import draw_disparity, save_picture
+
+        save_picture(draw_disparity(found), picture)
+    if points is not None:
+        found.save_points(points, images[view == "right"], focal, baseline)
+    low, high = found.range
+    print(
+        f"disparity {low:.1f} to {high:.1f} pixels, {100 * (found.occlusion > 0.5).mean():.0f} % hidden, "
+        f"{time.perf_counter() - start:.1f} s"
+    )
+
+
+@app.command()
 def models() -> None:
     """List what --model can be: name, task, what for, size, licence, whether it is on this machine, and where it comes from."""
     from .weights.registry import PRETRAINED
+    from .weights.stereo import STEREO
 
     rows = [("name", "for", "what", "size", "licence", "here", "from")]
-    for row in PRETRAINED.values():
+    stereo = [(name, "stereo", row) for name, row in STEREO.items()]
+    for name, task, row in [*((row.name, row.task, row) for row in PRETRAINED.values()), *stereo]:
         here = row.path.is_file()
         size = f"{row.path.stat().st_size / 1e6:.1f} MB" if here else f"about {row.megabytes:.0f} MB"
-        rows.append((row.name, row.task, row.what, size, row.licence, "yes" if here else "no", row.source))
+        rows.append((name, task, row.what, size, row.licence, "yes" if here else "no", row.source))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
@@ -201,8 +266,12 @@ def convert(
     path = check_output(out, (".safetensors",))
     from .weights.classifier import is_classifier, load_classifier, save_classifier
     from .weights.registry import load_matcher, save_model
+    from .weights.stereo import is_stereo_file, load_stereo
 
-    if architecture is None and is_classifier(Path(checkpoint)):
+    if is_stereo_file(Path(checkpoint)):
+        model = load_stereo(Path(checkpoint))
+        save_model(model, path, half=half)
+    elif architecture is None and is_classifier(Path(checkpoint)):
         model, config = load_classifier(Path(checkpoint))
         save_classifier(model, config, path, half=half)
     else:

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from .appearance import Appearance, change_appearance, occlude
-from .loading import StreamLoader, processes
+from .loading import StreamLoader, StreamSampler, one_thread
 from .photos import list_photographs, read_gray
 
 _TRIES = 20  # random warps, or broken photographs in a row, before giving up
@@ -258,24 +258,6 @@ def _random_crop(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, i
     return cv2.resize(photo[top : top + height, left : left + width], size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-class StreamSampler(DistributedSampler):
-    """Numbers of an endless stream of samples, ``len(dataset)`` an epoch, dealt out to the devices.
-
-    Being a DistributedSampler it is left as it is by Lightning. ``first``: how many of this epoch's numbers the next
-    iteration leaves out.
-    """
-
-    def __init__(self, dataset: HomographyDataset) -> None:
-        super().__init__(dataset, *processes(), shuffle=False, drop_last=True)
-        self.first = 0
-
-    def __iter__(self) -> Iterator[int]:
-        begin = self.epoch * self.num_samples * self.num_replicas
-        numbers = range(begin + self.rank, begin + self.num_samples * self.num_replicas, self.num_replicas)
-        first, self.first = self.first, 0
-        return iter(numbers[first:])
-
-
 class HomographyData(LightningDataModule):
     """Synthetic pairs for training and validation, each from a folder of photographs.
 
@@ -344,10 +326,6 @@ class HomographyData(LightningDataModule):
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": one_thread,
             "pin_memory": torch.cuda.is_available(),
         }
-
-
-def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(0)

@@ -9,7 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+
+class StreamSampler(DistributedSampler):
+    """Numbers of an endless stream of samples, ``len(dataset)`` an epoch, dealt out to the devices.
+
+    Being a DistributedSampler it is left as it is by Lightning. ``first``: how many of this epoch's numbers the next
+    iteration leaves out.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset, *processes(), shuffle=False, drop_last=True)
+        self.first = 0
+
+    def __iter__(self) -> Iterator[int]:
+        begin = self.epoch * self.num_samples * self.num_replicas
+        numbers = range(begin + self.rank, begin + self.num_samples * self.num_replicas, self.num_replicas)
+        first, self.first = self.first, 0
+        return iter(numbers[first:])
 
 
 class StreamLoader(DataLoader):
@@ -39,6 +57,13 @@ def processes() -> tuple[int, int]:
     """How many processes train together, and the number of this one."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (torch.distributed.get_world_size(), torch.distributed.get_rank()) if distributed else (1, 0)
+
+
+def one_thread(worker: int) -> None:
+    """Of a DataLoader's worker: OpenCV shall not start threads of its own."""
+    import cv2
+
+    cv2.setNumThreads(0)
 
 
 @contextmanager

@@ -1,0 +1,288 @@
+"""The embedded stereo network beside OpenCV's SGBM on pairs it never saw; and what full and quadtree attention cost in STTR.
+
+    python benchmarks/stereo.py --opencv DATA --skimage DATA --cones DATA --cost --out benchmarks/results/stereo.md
+
+Where the pairs come from (each may be left out, and is then left out of the table):
+
+--opencv   the folder usr/share/doc/opencv-doc/examples/data of the Debian package opencv-doc: aloeL/aloeR with disparity
+--skimage  the folder .../skimage/data of the Debian package python3-skimage, or of scikit-image: motorcycle, with disparity
+--cones    the folder notebooks/data of the source distribution of the PyPI package pandora: Cones, with disparity
+
+SGBM is told the largest disparity (1.1 times the true one), which the network is not. It works in its usual setting (blocks of 5,
+P1 = 8 * 3 * 25, P2 = 4 P1, eight directions, left-right check), and pixels that it leaves out take the smaller disparity of their neighbours in
+the row. Errors are over all pixels with known disparity, hidden ones too. Nobody has measured which pixels are hidden: for the IOU those are that
+the disparity itself puts behind something in the right view, or out of it; SGBM's are those that it leaves out.
+
+--cost     STTR's own full attention (content and position terms), full attention with rotary positions, quadtree attention: multiply-accumulates,
+           counted (convolutions, matrix products, attention), and peak memory beyond the loaded network and time, measured in a process of their own.
+           The training step recomputes attention in its backward pass, as published, at half of the rows: it would not fit otherwise.
+--presets  only these of: sttr, full, quadtree
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import time
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.nn.utils import parametrize
+
+from quadtree_attention.data.arrays import read_map
+from quadtree_attention.data.images import read_image
+from quadtree_attention.models.sttr import STTR, STTR_PRESETS, attention
+from quadtree_attention.models.sttr.assignment import fill_from_behind
+from quadtree_attention.ops.tree import level_grids
+from quadtree_attention.predict_stereo import StereoMatcher
+from quadtree_attention.table import Table
+from quadtree_attention.tasks.stereo.loss import StereoTruth, stereo_losses
+from quadtree_attention.tasks.stereo.metrics import disparity_metrics, occlusion_iou
+
+SIZE = (540, 960)  # Scene Flow's
+VARIANTS = {
+    "sttr": ("full, STTR's position terms", STTR_PRESETS["sttr"]),
+    "full": ("full, rotary", replace(STTR_PRESETS["quadtree"], attention="full")),
+    "quadtree": ("quadtree b, rotary", STTR_PRESETS["quadtree"]),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("opencv", "skimage", "cones"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--max-size", type=int, default=800)
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--presets", default=",".join(VARIANTS))
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*options.measure)))
+        return
+    sections = []
+    rows = [row for pair in pairs(options) for row in accuracy(*pair, options)]
+    if rows:
+        sections.append(("Accuracy", Table(rows)))
+        print(sections[-1][1].text(), flush=True)
+    if options.cost:
+        for title, table in costs(options.presets.split(",")):
+            sections.append((title, table))
+            print(f"\n{title}\n{table.text()}", flush=True)
+    if options.out:
+        options.out.write_text(report(sections), encoding="utf-8")
+
+
+# ---- accuracy ------------------------------------------------------------------------------------
+
+
+def pairs(options: argparse.Namespace) -> list[tuple[str, Path, Path, Path]]:
+    """Name, left, right, disparity of the pairs that are there."""
+    found = []
+    if options.skimage:
+        files = ("motorcycle_left.png", "motorcycle_right.png", "motorcycle_disp.npz")
+        found.append(("motorcycle", *(options.skimage / file for file in files)))
+    if options.opencv:
+        found.append(("aloe", *(options.opencv / file for file in ("aloeL.jpg", "aloeR.jpg", "aloeGT.png"))))
+    if options.cones:
+        files = ("Cones_LEFT.tif", "Cones_RIGHT.tif", "Cones_LEFT_GT.tif")
+        found.append(("cones", *(options.cones / file for file in files)))
+    return found
+
+
+def accuracy(name: str, left: Path, right: Path, truth: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    images = [read_image(path) for path in (left, right)]
+    disparity = read_map(truth).astype(np.float32)
+    disparity = disparity[..., 0] if disparity.ndim == 3 else disparity
+    known = np.isfinite(disparity) & (disparity > 0)
+    disparity[~known] = 0
+    hidden = hidden_by_disparity(disparity)
+    rows = []
+    matcher = StereoMatcher.from_pretrained(options.model, device="cpu")
+    matcher.match(*images, max_size=320)  # what is compiled or imported on first use
+    for method in (Path(options.model).stem, "SGBM"):
+        start = time.perf_counter()
+        if method == "SGBM":
+            found, occlusion = sgbm(*images, float(disparity.max()))
+        else:
+            result = matcher.match(*images, max_size=options.max_size)
+            found, occlusion = result.disparity, result.occlusion
+        seconds = time.perf_counter() - start
+        tensors = [torch.from_numpy(x) for x in (found, disparity, known)]
+        metrics = {key: float(value) for key, value in disparity_metrics(*tensors).items()}
+        iou = occlusion_iou(torch.from_numpy(occlusion), torch.from_numpy(hidden), tensors[2])
+        size = f"{images[0].shape[1]}x{images[0].shape[0]}"
+        rows.append({"pair": name, "size": size, "method": method, "EPE": f"{metrics['epe']:.2f}"})
+        rows[-1] |= {f"{key}, %": f"{100 * metrics[key]:.1f}" for key in ("bad@1", "bad@2", "bad@3", "d1")}
+        rows[-1] |= {"occlusion IOU": f"{float(iou):.3f}", "s": f"{seconds:.2f}"}
+    return rows
+
+
+def sgbm(left: np.ndarray, right: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Disparity ``[H, W]``, and 1 where there was none."""
+    count = 16 * int(np.ceil(1.1 * largest / 16))
+    matcher = cv2.StereoSGBM_create(
+        0, count, 5, 8 * 3 * 25, 32 * 3 * 25, 1, 0, 10, 100, 2, cv2.STEREO_SGBM_MODE_HH
+    )  # fmt: skip
+    found = matcher.compute(left[..., ::-1], right[..., ::-1]).astype(np.float32) / 16
+    known = found >= 0
+    filled = fill_from_behind(torch.from_numpy(found)[None], torch.from_numpy(known)[None])[0].numpy()
+    return filled, np.float32(~known)
+
+
+def hidden_by_disparity(disparity: np.ndarray) -> np.ndarray:
+    """bool ``[H, W]``: pixels that a disparity of the left view (0 is unknown) puts behind something or out of the right view."""
+    height, width = disparity.shape
+    place = np.rint(np.arange(width) - disparity).astype(int)
+    inside = (disparity > 0) & (place >= 0)
+    nearest = np.zeros_like(disparity)
+    rows = np.broadcast_to(np.arange(height)[:, None], disparity.shape)
+    np.maximum.at(nearest, (rows[inside], place[inside]), disparity[inside])
+    return (disparity > 0) & ((place < 0) | (nearest[rows, place.clip(0)] - disparity > 1))
+
+
+# ---- cost ----------------------------------------------------------------------------------------
+
+
+def costs(names: list[str]) -> list[tuple[str, Table]]:
+    forward, training, counted = [], [], {name: count(name) for name in names}
+    for name in names:
+        for part in ("whole", "transformer"):
+            row = {"attention": VARIANTS[name][0], "part": part, "GMAC": f"{counted[name][part] / 1e9:.0f}"}
+            for mode, rows in (("forward", forward), ("training", training)):
+                command = [sys.executable, __file__, "--measure", name, mode, part]
+                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                measured = json.loads(out.splitlines()[-1])
+                figures = {"memory, GB": f"{measured['bytes'] / 2**30:.2f}", "s": f"{measured['seconds']:.1f}"}
+                rows.append((row if mode == "forward" else {k: row[k] for k in ("attention", "part")}) | figures)
+                print(name, part, mode, figures, file=sys.stderr, flush=True)
+    height, width = SIZE
+    return [
+        (f"Cost of a forward pass at {width}x{height}", Table(forward)),
+        (f"Cost of a training step at {width}x{height // 2}", Table(training)),
+    ]
+
+
+def count(name: str) -> dict[str, int]:
+    """Multiply-accumulates of a forward pass of one pair, of the whole network and of its transformer."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = VARIANTS[name][1]
+    model = STTR(config).eval()
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):  # which tensors without values cannot do
+            parametrize.remove_parametrizations(module, "weight")
+    model.to("meta")
+    images = torch.empty(2, 1, 3, *SIZE, device="meta")
+    in_trees = 0
+
+    def tree_attention(queries: list[torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
+        nonlocal in_trees
+        rows, tokens, heads, dim = queries[-1].shape
+        in_trees += rows * heads * tree_products(tokens, config.topk) * 2 * dim
+        return queries[-1]
+
+    def products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return (query @ key.transpose(-1, -2)).softmax(-1) @ value
+
+    kept = attention.quadtree_attention, attention.F.scaled_dot_product_attention
+    attention.quadtree_attention, attention.F.scaled_dot_product_attention = tree_attention, products
+    try:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model(*images)
+    finally:
+        attention.quadtree_attention, attention.F.scaled_dot_product_attention = kept
+    by_module = {key: sum(value.values()) // 2 for key, value in counter.get_flop_counts().items()}
+    return {"whole": by_module["Global"] + in_trees, "transformer": by_module["STTR.transformer"] + in_trees}
+
+
+def tree_products(tokens: int, topk: tuple[int, ...]) -> int:
+    """Pairs of a query and a key that quadtree attention looks at in a row."""
+    sizes = [grid[0] for grid in level_grids((tokens,), len(topk) + 1)]
+    total, kept = sizes[0] ** 2, sizes[0]
+    for size, k in zip(sizes[1:], topk, strict=True):
+        kept = 2 * min(k, kept)
+        total += size * kept
+    return total
+
+
+def measure(name: str, mode: str, part: str) -> dict[str, float]:
+    """Peak memory beyond what the loaded network takes, and time, in this process."""
+    torch.manual_seed(0)
+    config = VARIANTS[name][1]
+    model = STTR(config).to(memory_format=torch.channels_last)
+    model.transformer.recompute = True
+    height, width = SIZE if mode == "forward" else (SIZE[0] // 2, SIZE[1])
+    run(model, mode, part, 24, 96)  # what is compiled or imported on first use
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    run(model, mode, part, height, width)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
+
+
+def run(model: STTR, mode: str, part: str, height: int, width: int) -> None:
+    model.train(mode == "training")
+    with torch.inference_mode(mode == "forward"):
+        if part == "transformer":
+            stride = model.config.stride
+            tokens = torch.randn(2, 1, height // stride, width // stride, model.config.dim)
+            tokens.requires_grad_(mode == "training")
+            result = model.transformer(*tokens).sum()
+        else:
+            left, right = torch.rand(2, 1, 3, height, width)
+            output = model(left, right)
+            disparity = torch.full((1, height, width), 9.0)
+            truth = StereoTruth(disparity, torch.zeros(1, height, width, dtype=torch.bool), None, model.config.stride)
+            result = sum(stereo_losses(output, truth).values()) if mode == "training" else output.disparity
+        if mode == "training":
+            result.backward()
+            torch.optim.AdamW(model.parameters(), 1e-4).step()
+
+
+# ---- report --------------------------------------------------------------------------------------
+
+
+def report(sections: list[tuple[str, Table]]) -> str:
+    words = " ".join(
+        Path(word).name if "/" in word and not word.startswith("benchmarks") else word for word in sys.argv[1:]
+    )
+    lines = [
+        "# Stereo",
+        "",
+        f"- date: {date.today()}",
+        f"- machine: {processor()}, {torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}",
+        f"- command: `python benchmarks/stereo.py {words}`",
+        "- what the columns mean: the head of benchmarks/stereo.py",
+    ]
+    for title, table in sections:
+        lines += ["", f"## {title}", "", table.markdown()]
+    return "\n".join(lines) + "\n"
+
+
+def processor() -> str:
+    """Name of the processor, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

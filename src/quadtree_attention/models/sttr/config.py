@@ -1,0 +1,123 @@
+"""What an STTR is made of, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+AttentionKind = Literal["quadtree_a", "quadtree_b", "full"]
+PositionKind = Literal["rotary", "relative", "none"]
+ResolutionKind = Literal[1, 4]
+
+
+@dataclass(frozen=True)
+class STTRConfig:
+    """Architecture of `STTR`; the defaults are those of the published STTR, with quadtree attention.
+
+    Attributes:
+        stem_dims: channels of the three convolutions at 1/2.
+        stage_dims: channels of the residual stages at 1/4 and 1/8.
+        blocks_per_stage: residual blocks in each.
+        pool_dim: channels of each of the four branches of the pyramid of averages, at 1/16.
+        growth, dense_layers: new channels of a layer, and layers of a dense block.
+        dim: channels of a token.
+        resolution: pixels of the image a pixel of the feature map: 1 as in STTR, 4 as in its light version, whose ``dim`` is
+            ``growth * dense_layers``.
+        stride: pixels from one token to the next, in rows and columns; a multiple of ``resolution``.
+        num_heads: of the transformer.
+        num_layers: pairs of a self- and a cross-attention layer.
+        attention: attention along the rows; the last cross-attention, which becomes the assignment, is full in any case.
+        levels, topk: of quadtree attention; ``levels - 1`` entries, coarse to fine.
+        position: "rotary" turns half of the channels of queries and keys by their place in the row, at each level after pooling;
+            "relative" is STTR's own sum of content and position terms, for "full" attention only; "none" leaves rows without order.
+        sinkhorn_iterations: of the optimal transport.
+        context_blocks, context_dim, context_expansion: of the adjustment at full resolution.
+
+    Raises:
+        ValueError: values that do not fit together.
+    """
+
+    stem_dims: tuple[int, int, int] = (16, 16, 32)
+    stage_dims: tuple[int, int] = (64, 128)
+    blocks_per_stage: int = 3
+    pool_dim: int = 32
+    growth: int = 4
+    dense_layers: int = 4
+    dim: int = 128
+    resolution: ResolutionKind = 1
+    stride: int = 3
+    num_heads: int = 8
+    num_layers: int = 6
+    attention: AttentionKind = "quadtree_b"
+    levels: int = 4
+    topk: tuple[int, ...] = (8, 8, 8)
+    position: PositionKind = "rotary"
+    sinkhorn_iterations: int = 10
+    context_blocks: int = 8
+    context_dim: int = 16
+    context_expansion: int = 4
+
+    def __post_init__(self) -> None:
+        # Lists, as JSON has them, are taken for tuples.
+        for name in ("stem_dims", "stage_dims", "topk"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, kind in (("attention", AttentionKind), ("position", PositionKind), ("resolution", ResolutionKind)):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(map(str, get_args(kind)))
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {choices}")
+        for name, count in (("stem_dims", 3), ("stage_dims", 2)):
+            if len(getattr(self, name)) != count or min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {count} numbers of channels")
+        counts = (
+            "blocks_per_stage",
+            "pool_dim",
+            "growth",
+            "dense_layers",
+            "dim",
+            "stride",
+            "num_heads",
+            "num_layers",
+            "levels",
+        )
+        for name in (*counts, "sinkhorn_iterations", "context_blocks", "context_dim", "context_expansion"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.attention.startswith("quadtree") and len(self.topk) != self.levels - 1:
+            raise ValueError(
+                f"topk is {self.topk} for {self.levels} levels, expected {self.levels - 1}: all levels but the last"
+            )
+        if self.position == "relative" and self.attention != "full":
+            raise ValueError(
+                f"position is 'relative' with attention {self.attention!r}, expected 'rotary' or 'none' with it"
+            )
+        if self.dim % self.num_heads or self.dim // self.num_heads % 4:
+            raise ValueError(
+                f"dim is {self.dim}, expected a multiple of 4 channels for each of num_heads ({self.num_heads})"
+            )
+        if self.stride % self.resolution:
+            raise ValueError(f"stride is {self.stride}, expected a multiple of resolution ({self.resolution})")
+        if self.resolution == 4 and self.dim != self.growth * self.dense_layers:
+            raise ValueError(
+                f"dim is {self.dim}, expected growth * dense_layers = {self.growth * self.dense_layers} at resolution 4"
+            )
+
+
+STTR_PRESETS: dict[str, STTRConfig] = {
+    "sttr": STTRConfig(attention="full", position="relative"),
+    "quadtree": STTRConfig(),
+    "tiny": STTRConfig(
+        stem_dims=(16, 16, 32),
+        stage_dims=(48, 64),
+        blocks_per_stage=2,
+        pool_dim=16,
+        growth=16,
+        dim=64,
+        resolution=4,
+        stride=4,
+        num_heads=4,
+        num_layers=2,
+        context_blocks=4,
+        context_dim=8,
+        context_expansion=2,
+    ),
+}

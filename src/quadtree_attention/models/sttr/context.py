@@ -1,0 +1,53 @@
+"""Context adjustment: disparity and occlusion at full resolution, corrected by what the image shows (STTR, section 3.5)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from .config import STTRConfig
+
+
+class ContextAdjustment(nn.Module):
+    """A residual on disparity, and occlusion anew, from either and the image.
+
+    As published, but that disparity is corrected by occlusion too, and comes in units of four tokens about its mean, not of its standard
+    deviation: how far a step between two surfaces is from being one does not depend on what else the image shows.
+    """
+
+    def __init__(self, config: STTRConfig) -> None:
+        super().__init__()
+        self.unit = 4 * config.stride  # pixels
+        dim, hidden = config.context_dim, config.context_dim * config.context_expansion
+        self.enter = nn.Conv2d(5, dim, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                weight_norm(nn.Conv2d(dim + 1, hidden, 3, padding=1)),
+                nn.ReLU(inplace=True),
+                weight_norm(nn.Conv2d(hidden, dim, 3, padding=1)),
+            )
+            for _ in range(config.context_blocks)
+        )
+        self.leave = nn.Conv2d(dim, 1, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)  # starts from the disparity as it comes
+        nn.init.zeros_(self.leave.bias)
+        self.occlusion = nn.Sequential(
+            weight_norm(nn.Conv2d(4, dim, 3, padding=1)),
+            nn.ReLU(inplace=True),
+            weight_norm(nn.Conv2d(dim, dim, 3, padding=1)),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(dim, 1, 3, padding=1),
+        )
+
+    def forward(self, disparity: Tensor, occlusion: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Args: ``[B, 1, H, W]`` in pixels, ``[B, 1, H, W]`` in 0..1, ``[B, 3, H, W]``. Returns disparity in pixels and the logit of occlusion."""
+        mean = disparity.mean((2, 3), keepdim=True)
+        disparity = (disparity - mean) / self.unit
+        occlusion = 2 * occlusion - 1
+        x = self.enter(torch.cat([disparity, occlusion, image], 1))
+        for block in self.blocks:
+            x = x + block(torch.cat([disparity.to(x.dtype), x], 1))
+        adjusted = disparity + self.leave(x).to(disparity.dtype)
+        return F.relu(adjusted * self.unit + mean), self.occlusion(torch.cat([occlusion, image], 1)).to(disparity.dtype)

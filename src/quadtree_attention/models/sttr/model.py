@@ -1,0 +1,122 @@
+"""STTR: a rectified pair of images in; disparity, occlusion and confidence out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .assignment import Assignment, optimal_transport, regress, spread
+from .config import STTRConfig
+from .context import ContextAdjustment
+from .features import Features
+from .transformer import RowTransformer
+
+
+class StereoOutput(NamedTuple):
+    """What `STTR` finds, for the left image.
+
+    disparity: ``[B, H, W]`` in pixels, left x - disparity = right x; never negative.
+    occlusion: ``[B, H, W]`` in 0..1, whether the right image does not show the pixel.
+    confidence: ``[B, H, W]`` in 0..1, the share of the pixel's token that is assigned near its disparity.
+    raw: disparity ``[B, h, w]`` of the tokens in pixels, before context adjustment.
+    shares: logarithms ``[B, h, w + 1, w + 1]`` of the assignment, left by right, dustbins last; see `optimal_transport`.
+    logit: of occlusion, ``[B, H, W]``.
+    """
+
+    disparity: Tensor
+    occlusion: Tensor
+    confidence: Tensor
+    raw: Tensor
+    shares: Tensor
+    logit: Tensor
+
+
+class STTR(nn.Module):
+    """Stereo by attention along rows (STTR, Li et al., ICCV 2021), full or quadtree; images of any size, no largest disparity.
+
+    Args:
+        config: see `STTRConfig`; `STTR_PRESETS` has some.
+    """
+
+    def __init__(self, config: STTRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.features = Features(config)
+        self.transformer = RowTransformer(config)
+        self.dustbin = nn.Parameter(torch.zeros(()))
+        self.context = ContextAdjustment(config)
+
+    def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
+        """Disparity of rectified pairs.
+
+        Args:
+            left, right: ``[B, 3, H, W]`` in 0..1, of one size, at least one pixel.
+
+        Returns:
+            `StereoOutput`. For the right view, see `right_view`.
+
+        Raises:
+            ValueError: images of another form.
+        """
+        scores = self.scores(left, right)
+        shares = optimal_transport(scores, self.dustbin, self.config.sinkhorn_iterations)
+        found = regress(shares[..., :-1, :-1].exp())
+        return self.adjust(found, shares, _normalised(left.to(self.dustbin.dtype)))
+
+    def scores(self, left: Tensor, right: Tensor) -> Tensor:
+        """How well each left token matches each right one of its row, ``[B, h, w, w]``, before any constraint."""
+        _check_pair(left, right)
+        left, right = (_normalised(image.to(self.dustbin.dtype)) for image in (left, right))
+        return self.transformer(*self.tokens(left, right))
+
+    def tokens(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens ``[B, h, w, dim]`` of both images; token (r, c) is the feature in the middle of its square of ``stride`` pixels."""
+        step = self.config.stride // self.config.resolution
+        features = self.features(torch.cat([left, right]))
+        first = min(step // 2, *(side - 1 for side in features.shape[-2:]))
+        features = features[..., first::step, first::step]
+        # Under autocast the map is of short floats; the residual stream of the transformer is not.
+        return features.permute(0, 2, 3, 1).to(self.dustbin.dtype).contiguous().chunk(2)
+
+    def adjust(self, found: Assignment, shares: Tensor, left: Tensor) -> StereoOutput:
+        """Bring the tokens' disparity to full resolution and correct it."""
+        stride, size = self.config.stride, tuple(left.shape[-2:])
+        raw = found.disparity * stride
+        disparity = spread(raw, size, stride, edge=stride / 4)[:, None]
+        confidence = spread(found.confidence, size, stride, edge=1.0)[:, None]
+        adjusted, logit = self.context(disparity, 1 - confidence, left)
+        return StereoOutput(adjusted[:, 0], logit[:, 0].sigmoid(), confidence[:, 0], raw, shares, logit[:, 0])
+
+
+def right_view(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair whose disparity, once mirrored, is that of the right image: the views mirrored and exchanged.
+
+    >>> disparity = model(*right_view(left, right)).disparity.flip(-1)  # right x + disparity = left x
+    """
+    return right.flip(-1), left.flip(-1)
+
+
+def _normalised(image: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 of each image by itself, over all channels."""
+    deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True, correction=0)
+    return (image - mean) / (deviation + 1e-3)
+
+
+def _check_pair(left: Tensor, right: Tensor) -> None:
+    for name, image in (("left", left), ("right", right)):
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise ValueError(
+                f"{name} has shape {tuple(image.shape)}, expected [B, 3, H, W]; repeat the channel of a grey image"
+            )
+        if not image.is_floating_point():
+            raise ValueError(
+                f"{name} has dtype {image.dtype}, expected floats in 0..1; convert it with {name}.float() / 255"
+            )
+        if 0 in image.shape:
+            raise ValueError(f"{name} has shape {tuple(image.shape)}, expected at least one image and one pixel")
+    if left.shape != right.shape:
+        raise ValueError(
+            f"left has shape {tuple(left.shape)} and right {tuple(right.shape)}, expected one shape: views of a rectified pair"
+        )

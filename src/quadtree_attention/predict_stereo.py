@@ -1,0 +1,215 @@
+"""A rectified pair in, depth out: images of any kind, disparity in their pixels."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .data.images import read_image, resize_longest
+from .extras import require
+from .files import atomic_write
+from .models.sttr import STTR
+from .models.sttr.assignment import optimal_transport
+from .models.sttr.model import right_view
+from .predict import _device
+
+DISPARITY_SUFFIXES = (".npy", ".pfm", ".png")
+PNG_SCALE = 256  # KITTI's: values of the file a pixel of disparity; 0 is unknown
+_DOUBTFUL = 0.5  # mean confidence below which the order of the views is looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Stereo:
+    """Disparity of one view of a rectified pair, all float32 ``[H, W]``.
+
+    disparity: in pixels of the image as given: left x - disparity = right x. occlusion: 0..1, whether the other view does not show the
+    pixel; its disparity is then a guess. confidence: 0..1, how much of the pixel found its match.
+    """
+
+    disparity: np.ndarray
+    occlusion: np.ndarray
+    confidence: np.ndarray
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The 1st and 99th percentile of the disparity of what both views show."""
+        seen = self.disparity[self.occlusion <= 0.5]
+        low, high = np.percentile(seen if seen.size else self.disparity, (1, 99))
+        return float(low), float(high)
+
+    def save(self, path: str | Path) -> None:
+        """Write the disparity to .npy (float32), .pfm, or 16-bit .png (256 times the pixels, as KITTI has it); whole or not at all."""
+        path = Path(path)
+        if path.suffix.lower() not in DISPARITY_SUFFIXES:
+            raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DISPARITY_SUFFIXES)}")
+        with atomic_write(path) as temporary:
+            _WRITERS[path.suffix.lower()](temporary, self.disparity)
+
+    def points(self, image: Any, focal: float, baseline: float) -> tuple[np.ndarray, np.ndarray]:
+        """Points in space of the pixels that both views show.
+
+        Args:
+            image: the view that the disparity is of, for colours.
+            focal: focal length in pixels of the image as given; the principal point is taken to be its middle.
+            baseline: distance of the cameras; the points have its unit.
+
+        Returns:
+            ``[N, 3]`` float32, x to the right, y down, z = focal * baseline / disparity ahead; ``[N, 3]`` uint8 RGB. Pixels whose disparity
+            is below a tenth of a pixel are left out: they could be anywhere.
+        """
+        check_camera(focal, baseline)
+        colors = read_image(image)
+        if colors.shape[:2] != self.disparity.shape:
+            raise ValueError(
+                f"image has {colors.shape[1]}x{colors.shape[0]} pixels, expected the "
+                f"{self.disparity.shape[1]}x{self.disparity.shape[0]} of the disparity"
+            )
+        shown = (self.occlusion <= 0.5) & (self.disparity > 0.1)
+        rows, columns = np.nonzero(shown)
+        height, width = self.disparity.shape
+        depth = focal * baseline / self.disparity[shown]
+        x, y = (columns - (width - 1) / 2) * depth / focal, (rows - (height - 1) / 2) * depth / focal
+        return np.stack([x, y, depth], 1).astype(np.float32), colors[shown]
+
+    def save_points(self, path: str | Path, image: Any, focal: float, baseline: float) -> None:
+        """Write `points` to a binary .ply, whole or not at all."""
+        path = Path(path)
+        if path.suffix.lower() != ".ply":
+            raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected .ply")
+        places, colors = self.points(image, focal, baseline)
+        names = ("x", "y", "z", "red", "green", "blue")
+        rows = np.empty(len(places), [(name, "<f4" if name in "xyz" else "u1") for name in names])
+        for k, name in enumerate(names):
+            rows[name] = places[:, k] if k < 3 else colors[:, k - 3]
+        head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
+        head += [f"property {'float' if name in 'xyz' else 'uchar'} {name}" for name in names]
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(("\n".join([*head, "end_header"]) + "\n").encode() + rows.tobytes())
+
+
+class StereoMatcher:
+    """Disparity of rectified pairs with an `STTR`.
+
+    Args:
+        model: the network.
+        device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
+    """
+
+    def __init__(self, model: STTR, device: str | torch.device | None = None) -> None:
+        self.device = _device(device)
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path = "tiny", *, device: str | torch.device | None = None
+    ) -> StereoMatcher:
+        """Load weights: "tiny" comes with the package; or the path of a file.
+
+        Raises:
+            ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
+        """
+        from .weights.stereo import load_stereo
+
+        checked = _device(device)
+        return cls(load_stereo(name_or_path), checked)
+
+    def match(self, left: Any, right: Any, *, max_size: int = 800, view: Literal["left", "right"] = "left") -> Stereo:
+        """Disparity of a pair whose rows correspond.
+
+        Args:
+            left, right: of one size; a path, PIL image, numpy array or torch tensor each, see `data.images.read_image`.
+            max_size: images are shrunk until their longer side is at most this many pixels. After it, each side must have at least 32.
+            view: whose pixels the result is for; the right view's is found with both views mirrored and exchanged.
+
+        Returns:
+            `Stereo`, at the size and in pixels of the images as given. A warning says if the views seem to be exchanged.
+
+        Raises:
+            ValueError, OSError: bad images or options, in one line.
+        """
+        if view not in ("left", "right"):
+            raise ValueError(f"view is {view!r}, expected left or right")
+        images = [read_image(source) for source in (left, right)]
+        names = [
+            str(source) if isinstance(source, str | Path) else name
+            for source, name in ((left, "left"), (right, "right"))
+        ]
+        sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in images]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{names[0]} has {sizes[0]} pixels and {names[1]} {sizes[1]}, expected a rectified pair of one size"
+            )
+        height, width = images[0].shape[:2]
+        resized = [resize_longest(image, max_size, name) for image, name in zip(images, names, strict=True)]
+        scale = resized[0][1][0]
+        pair = tuple(
+            torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)[None].to(self.device)
+            for image, _ in resized
+        )
+        with torch.inference_mode():
+            found = self.model(*(pair if view == "left" else right_view(*pair)))
+            if float(found.confidence.mean()) < _DOUBTFUL and self._exchanged(*pair):
+                warnings.warn(
+                    "most matches lie to the right of where they can be: are left and right exchanged?", stacklevel=2
+                )
+        maps = [_resized(x, (height, width)) for x in (found.disparity / scale, found.occlusion, found.confidence)]
+        if view == "right":
+            maps = [x.flip(-1) for x in maps]
+        return Stereo(*(np.ascontiguousarray(x[0].float().cpu().numpy()) for x in maps))
+
+    def _exchanged(self, left: Tensor, right: Tensor) -> bool:
+        """Whether, left free, most sure matches have their right place to the right of the left one."""
+        model = self.model
+        shares = optimal_transport(
+            model.scores(left, right), model.dustbin, model.config.sinkhorn_iterations, causal=False
+        )[..., :-1, :-1].exp()
+        sure, place = shares.max(-1)
+        ahead = place - torch.arange(place.shape[-1], device=place.device)
+        sure = (sure > 0.3) & (ahead.abs() > 1)
+        return bool(sure.float().mean() > 0.05) and bool((ahead[sure] > 0).float().mean() > 0.7)
+
+
+def check_camera(focal: float, baseline: float) -> None:
+    """Raise ValueError unless both are positive and finite."""
+    for name, value in (("focal", focal), ("baseline", baseline)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} is {value}, expected a number above 0")
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[B, h, w]`` to ``[B, H, W]``: bilinear on surfaces, and nearest where that would make up depths between two of them."""
+    if tuple(x.shape[1:]) == size:
+        return x
+    smooth = F.interpolate(x[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    nearest = F.interpolate(x[:, None], size, mode="nearest-exact")[:, 0]
+    return torch.where((smooth - nearest).abs() > 1, nearest, smooth)
+
+
+def _write_npy(path: Path, disparity: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, disparity)
+
+
+def _write_pfm(path: Path, disparity: np.ndarray) -> None:
+    """Rows from bottom to top, little-endian."""
+    head = f"Pf\n{disparity.shape[1]} {disparity.shape[0]}\n-1.0\n".encode()
+    path.write_bytes(head + disparity[::-1].astype("<f4").tobytes())
+
+
+def _write_png(path: Path, disparity: np.ndarray) -> None:
+    values = np.rint(disparity * PNG_SCALE)
+    if values.max() > 65535:
+        raise ValueError(
+            f"{path}: disparities up to {disparity.max():.0f} pixels do not fit 16 bits of 1/{PNG_SCALE}; write .npy or .pfm"
+        )
+    require("PIL.Image", "vision").fromarray(values.clip(1, None).astype(np.uint16)).save(path)
+
+
+_WRITERS = {".npy": _write_npy, ".pfm": _write_pfm, ".png": _write_png}

@@ -1,0 +1,1 @@
+"""Stereo: losses, metrics, training."""

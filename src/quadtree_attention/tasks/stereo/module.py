@@ -1,0 +1,142 @@
+"""Training and validation of a stereo network by Lightning."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics.aggregation import MeanMetric
+
+from ...models.sttr import STTR, STTR_PRESETS, StereoOutput
+from ...weights.stereo import load_stereo
+from ..matching.module import rate
+from .loss import StereoTruth, stereo_losses
+from .metrics import BAD, disparity_metrics, occlusion_iou
+
+_METRICS = ("epe", "epe_visible", *(f"bad@{threshold:g}" for threshold in BAD), "d1", "iou")
+
+
+class StereoTask(LightningModule):
+    """STTR on pairs with known disparity and occlusion; batches as `StereoDataset` makes them.
+
+    Args:
+        preset: name in `STTR_PRESETS`.
+        options: fields of `STTRConfig` to change in it, such as ``{attention: full}``.
+        init_from: start from these weights (a name or a file) instead of random ones.
+        learning_rate: the highest, after ``warmup_steps`` steps of linear growth; then a cosine down to nothing if the
+            trainer knows how many steps there are (``max_steps`` or ``max_epochs``).
+        weight_decay, betas: of AdamW; vectors (biases, norms, level weights) do not decay.
+        response_weight, raw_weight, disparity_weight, occlusion_weight: of the parts of the loss, see `stereo_losses`.
+        recompute: compute attention layers anew in the backward pass instead of keeping what they hold, as published: less
+            memory, more time.
+        channels_last: memory layout of the images and convolutions.
+
+    Raises:
+        ValueError: an unknown preset or option, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        preset: str = "tiny",
+        options: dict[str, Any] | None = None,
+        init_from: str | None = None,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 100,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.99),
+        response_weight: float = 1.0,
+        raw_weight: float = 1.0,
+        disparity_weight: float = 1.0,
+        occlusion_weight: float = 1.0,
+        recompute: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        if preset not in STTR_PRESETS:
+            raise ValueError(f"preset is {preset!r}, expected one of {', '.join(STTR_PRESETS)}")
+        try:
+            config = replace(STTR_PRESETS[preset], **(options or {}))
+        except TypeError as error:
+            raise ValueError(f"options do not fit the model: {error}; see STTRConfig for what there is") from None
+        self.save_hyperparameters()
+        self.model = STTR(config)
+        if init_from is not None:
+            try:
+                self.model.load_state_dict(load_stereo(init_from).state_dict())
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise ValueError(f"init_from {init_from} does not fit the model: {reason}") from None
+        self.model.transformer.recompute = recompute
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self._layout)
+        self.metrics = torch.nn.ModuleDict(
+            {name: MeanMetric() for name in _METRICS}
+        )  # they gather over devices by themselves
+
+    def losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], StereoOutput, StereoTruth]:
+        """``loss`` and its parts, what the network said, and what was true."""
+        images = [batch[key].contiguous(memory_format=self._layout) for key in ("left", "right")]
+        output = self.model(*images)
+        truth = StereoTruth(
+            batch["disparity"], batch["occluded"], batch.get("occluded_right"), self.model.config.stride
+        )
+        parts = stereo_losses(output, truth)
+        loss = sum(self.hparams[f"{name}_weight"] * value for name, value in parts.items())
+        return {"loss": loss, **parts}, output, truth
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        """Loss of a batch."""
+        parts, output, truth = self.losses(batch)
+        values = {f"train/{name}": value.detach() for name, value in parts.items()}
+        values["train/epe"] = disparity_metrics(output.disparity.detach(), truth.disparity, truth.known)["epe"]
+        self.log_dict(
+            {name: value.float() for name, value in values.items()}, prog_bar=True, batch_size=len(batch["left"])
+        )
+        return parts["loss"]
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """Losses and metrics of a batch; of pixels with known disparity, and for ``epe_visible`` of those that both views show."""
+        parts, output, truth = self.losses(batch)
+        values = {f"val/{name}": value for name, value in parts.items()}
+        self.log_dict(values, batch_size=len(batch["left"]), sync_dist=True)
+        for k in range(len(output.disparity)):
+            disparity, right, known, visible = output.disparity[k], truth.disparity[k], truth.known[k], truth.visible[k]
+            if not visible.any():
+                continue
+            measured = disparity_metrics(disparity, right, known)
+            measured["epe_visible"] = disparity_metrics(disparity, right, visible)["epe"]
+            measured["iou"] = occlusion_iou(output.occlusion[k], truth.occluded[k], known | truth.occluded[k])
+            for name, value in measured.items():
+                self.metrics[name].update(value.float())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics, means over pairs of all devices."""
+        self.log_dict({f"val/{name}": metric.compute() for name, metric in self.metrics.items()}, prog_bar=True)
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def test_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """As `validation_step`."""
+        self.validation_step(batch, index)
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With its configuration a checkpoint is all that quadtree stereo and quadtree convert need."""
+        checkpoint["config"] = asdict(self.model.config)
+        checkpoint["model"] = "STTR"
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW, with the learning rate of `rate`."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.hparams["weight_decay"]},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.hparams["learning_rate"], betas=tuple(self.hparams["betas"]))
+        warmup, total = self.hparams["warmup_steps"], self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
