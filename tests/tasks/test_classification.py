@@ -84,7 +84,7 @@ def test_rate_rises_and_falls_as_in_timm():
 
 def test_it_learns_and_its_checkpoint_classifies(folder, tmp_path):
     learner = task(mixup=0.2, cutmix=0.0)
-    train = trainer(tmp_path, 6, ModelCheckpoint(tmp_path, "last"), EMAWeightAveraging(decay=0.8))
+    train = trainer(tmp_path, 8, ModelCheckpoint(tmp_path, "last"), EMAWeightAveraging(decay=0.8))
     train.fit(learner, data(folder, re_prob=0.0, color_jitter=0.0, auto_augment=None))
     assert train.callback_metrics["val/top1"] == 1
     (result,) = train.test(learner, data(folder), verbose=False)
@@ -167,7 +167,7 @@ def test_two_processes_are_one_that_accumulates(folder, tmp_path):
         ({"model": "quadtree_b9"}, "model is 'quadtree_b9', expected quadtree_b0, .*, or another name that timm knows"),
         ({"options": {"depht": 3}}, "options do not fit quadtree_b0: .*depht"),
         ({"num_classes": 1}, "num_classes is 1, expected at least 2"),
-        ({"init_from": "tiny"}, "tiny is for matching, expected quadtree_b0, "),
+        ({"init_from": "tiny"}, "tiny is for matching, expected classify_tiny, quadtree_b0, "),
     ],
 )
 def test_bad_arguments(arguments, message):

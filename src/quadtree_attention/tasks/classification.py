@@ -136,11 +136,19 @@ class ClassificationTask(LightningModule):
         ]
         groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=h["learning_rate"], betas=tuple(h["betas"]))
-        total = self.trainer.estimated_stepping_batches
-        warmup = h["warmup_epochs"] * total / self.trainer.max_epochs if self.trainer.max_epochs > 0 else 0
-        low, start = h["min_rate"] / h["learning_rate"], h["warmup_rate"] / h["learning_rate"]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, warmup, total, start, low))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        h = self.hparams
+        low, start = h["min_rate"] / h["learning_rate"], h["warmup_rate"] / h["learning_rate"]
+        if (
+            step == 0
+        ):  # asked before the loaders are made; counting their batches then would keep them from being restored
+            return start if h["warmup_epochs"] > 0 else 1.0
+        total, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or -1
+        warmup = h["warmup_epochs"] * total / epochs if epochs > 0 else 0
+        return rate(step, warmup, total, start, low)
 
     @staticmethod
     def _check(target: Tensor, classes: int) -> None:
