@@ -17,6 +17,7 @@ the disparity itself puts behind something in the right view, or out of it; SGBM
            counted (convolutions, matrix products, attention), and peak memory beyond the loaded network and time, measured in a process of their own.
            The training step recomputes attention in its backward pass, as published, at half of the rows: it would not fit otherwise.
 --presets  only these of: sttr, full, quadtree
+--modes    only these of: forward, training
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--max-size", type=int, default=800)
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--presets", default=",".join(VARIANTS))
+    parser.add_argument("--modes", default="forward,training")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -80,7 +82,7 @@ def main() -> None:
         sections.append(("Accuracy", Table(rows)))
         print(sections[-1][1].text(), flush=True)
     if options.cost:
-        for title, table in costs(options.presets.split(",")):
+        for title, table in costs(options.presets.split(","), options.modes.split(",")):
             sections.append((title, table))
             print(f"\n{title}\n{table.text()}", flush=True)
     if options.out:
@@ -158,12 +160,14 @@ def hidden_by_disparity(disparity: np.ndarray) -> np.ndarray:
 # ---- cost ----------------------------------------------------------------------------------------
 
 
-def costs(names: list[str]) -> list[tuple[str, Table]]:
+def costs(names: list[str], modes: list[str]) -> list[tuple[str, Table]]:
     forward, training, counted = [], [], {name: count(name) for name in names}
     for name in names:
         for part in ("whole", "transformer"):
             row = {"attention": VARIANTS[name][0], "part": part, "GMAC": f"{counted[name][part] / 1e9:.0f}"}
             for mode, rows in (("forward", forward), ("training", training)):
+                if mode not in modes:
+                    continue
                 command = [sys.executable, __file__, "--measure", name, mode, part]
                 out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 measured = json.loads(out.splitlines()[-1])
@@ -171,10 +175,11 @@ def costs(names: list[str]) -> list[tuple[str, Table]]:
                 rows.append((row if mode == "forward" else {k: row[k] for k in ("attention", "part")}) | figures)
                 print(name, part, mode, figures, file=sys.stderr, flush=True)
     height, width = SIZE
-    return [
-        (f"Cost of a forward pass at {width}x{height}", Table(forward)),
-        (f"Cost of a training step at {width}x{height // 2}", Table(training)),
-    ]
+    titles = {
+        f"Cost of a forward pass at {width}x{height}": forward,
+        f"Cost of a training step at {width}x{height // 2}": training,
+    }
+    return [(title, Table(rows)) for title, rows in titles.items() if rows]
 
 
 def count(name: str) -> dict[str, int]:

@@ -111,6 +111,16 @@ def test_a_new_network_finds_a_shift():
     assert (out.raw[..., 6:] - 16).abs().median() < 0.5
 
 
+def test_corrections_can_be_limited():
+    images = pair()
+    with torch.inference_mode():
+        free, none, half = (network(context_limit=limit)(*images).disparity for limit in (None, 0.0, 0.5))
+        training = network(context_limit=0.0).train()(*images).disparity
+        free_training = network().train()(*images).disparity
+    assert 0 < (half - none).abs().max() <= 0.5 + 1e-4 < (free - none).abs().max()
+    torch.testing.assert_close(training, free_training)
+
+
 def test_right_view_is_the_mirror():
     model, (left, right) = network(), pair()
     with torch.inference_mode():
@@ -175,6 +185,7 @@ def test_bad_images(left, right, message):
         ({"dim": 10}, "expected a multiple of 4 channels for each of num_heads"),
         ({"stride": 6}, "stride is 6, expected a multiple of resolution"),
         ({"growth": 8}, r"expected growth \* dense_layers = 16"),
+        ({"context_limit": -1.0}, "context_limit is -1.0, expected pixels of at least 0"),
         ({"context_dim": 0}, "context_dim is 0, expected at least 1"),
         ({"stem_dims": (4, 4)}, "stem_dims is .* expected 3 numbers"),
     ],

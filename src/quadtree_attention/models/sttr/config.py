@@ -32,6 +32,7 @@ class STTRConfig:
             "relative" is STTR's own sum of content and position terms, for "full" attention only; "none" leaves rows without order.
         sinkhorn_iterations: of the optimal transport.
         context_blocks, context_dim, context_expansion: of the adjustment at full resolution.
+        context_limit: largest correction of disparity by it in pixels, outside of training; None: any.
 
     Raises:
         ValueError: values that do not fit together.
@@ -56,6 +57,7 @@ class STTRConfig:
     context_blocks: int = 8
     context_dim: int = 16
     context_expansion: int = 4
+    context_limit: float | None = None
 
     def __post_init__(self) -> None:
         # Lists, as JSON has them, are taken for tuples.
@@ -94,6 +96,8 @@ class STTRConfig:
             raise ValueError(
                 f"dim is {self.dim}, expected a multiple of 4 channels for each of num_heads ({self.num_heads})"
             )
+        if self.context_limit is not None and not self.context_limit >= 0:
+            raise ValueError(f"context_limit is {self.context_limit}, expected pixels of at least 0, or None")
         if self.stride % self.resolution:
             raise ValueError(f"stride is {self.stride}, expected a multiple of resolution ({self.resolution})")
         if self.resolution == 4 and self.dim != self.growth * self.dense_layers:

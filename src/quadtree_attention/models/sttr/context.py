@@ -20,6 +20,7 @@ class ContextAdjustment(nn.Module):
     def __init__(self, config: STTRConfig) -> None:
         super().__init__()
         self.unit = 4 * config.stride  # pixels
+        self.limit = config.context_limit
         dim, hidden = config.context_dim, config.context_dim * config.context_expansion
         self.enter = nn.Conv2d(5, dim, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -49,5 +50,8 @@ class ContextAdjustment(nn.Module):
         x = self.enter(torch.cat([disparity, occlusion, image], 1))
         for block in self.blocks:
             x = x + block(torch.cat([disparity.to(x.dtype), x], 1))
-        adjusted = disparity + self.leave(x).to(disparity.dtype)
+        correction = self.leave(x).to(disparity.dtype)
+        if self.limit is not None and not self.training:
+            correction = correction.clamp(-self.limit / self.unit, self.limit / self.unit)
+        adjusted = disparity + correction
         return F.relu(adjusted * self.unit + mean), self.occlusion(torch.cat([occlusion, image], 1)).to(disparity.dtype)
