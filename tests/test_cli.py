@@ -146,7 +146,7 @@ def test_classify(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "tiny"], "tiny is for matching, expected classify_tiny, quadtree_b0"),
+        (["--model", "outdoor"], "outdoor is for matching, expected classify_tiny, quadtree_b0"),
         (["--model", "nonsense"], "unknown model 'nonsense', expected one of classify_tiny"),
         (["--model", "no.ckpt"], "no.ckpt does not exist"),
         (["--out", "labels.npz"], "unknown suffix '.npz', expected .json or .csv"),

@@ -14,7 +14,8 @@ from quadtree_attention.__main__ import main
 from quadtree_attention.data.arrays import read_map
 from quadtree_attention.predict_stereo import Stereo, _resized
 from quadtree_attention.viz import draw_disparity
-from quadtree_attention.weights.stereo import STEREO, load_stereo
+from quadtree_attention.weights.registry import find
+from quadtree_attention.weights.stereo import load_stereo
 
 SHIFT = 12
 
@@ -225,7 +226,7 @@ def test_mistakes_end_in_one_line(index, files, pair, tmp_path, monkeypatch, cap
 
 
 def test_embedded_weights(tmp_path, random_weights):
-    path = STEREO["tiny"].path
+    path = find("tiny", "stereo").path
     assert path.stat().st_size < 8e6
     assert path.with_suffix(".md").is_file()
     model = load_stereo("tiny")

@@ -101,7 +101,7 @@ def test_labels_of_imagenet():
     ("name", "message"),
     [
         ("quadtree_b7", "unknown model 'quadtree_b7', expected one of .*quadtree_b0, .*, a name that timm knows"),
-        ("tiny", "tiny is for matching, expected "),
+        ("outdoor", "outdoor is for matching, expected "),
         ("none.safetensors", "none.safetensors does not exist, expected a file of weights or one of "),
     ],
 )

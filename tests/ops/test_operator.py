@@ -301,6 +301,15 @@ def test_dtypes_and_strides(backend, dtype):
     assert torch.equal(again, quadtree_attention(query, key, value, levels=3, topk=2, backend=backend))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_images(backend):
+    leaves = [torch.zeros(0, 8, 8, 2, 4, requires_grad=True) for _ in range(3)]
+    out = quadtree_attention(*leaves, levels=3, topk=2, backend=backend)
+    out.sum().backward()
+    assert out.shape == (0, 8, 8, 2, 4)
+    assert all(x.grad.shape == x.shape for x in leaves)
+
+
 def test_blocks_change_nothing(monkeypatch):
     """The reference backend's blocks, which are recomputed in the backward pass, give what one block gives."""
     from quadtree_attention.ops import reference

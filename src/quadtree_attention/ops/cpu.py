@@ -236,7 +236,7 @@ def _root_backward(grad, q, k, v, valid, kept, grad_share, variant_a, weight, sc
 
 def _root_chunks(q: Tensor, k: Tensor) -> list[slice]:
     """Ranges of coarsest queries whose scores fit in ROOT_CHUNK numbers."""
-    size = max(1, ROOT_CHUNK // (q.shape[0] * k.shape[1]))
+    size = max(1, ROOT_CHUNK // max(1, q.shape[0] * k.shape[1]))
     return [slice(start, start + size) for start in range(0, q.shape[1], size)]
 
 

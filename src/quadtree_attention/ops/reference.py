@@ -106,7 +106,7 @@ def _fine_level(
         parents, parent_keep = kept.shape[2:]
         row = kept.clamp(min=0) + first
         gathered_k = F.embedding(row, k_rows).reshape(batch, heads, parents, parent_keep * children, dim)
-        gathered_v = F.embedding(row, v_rows).reshape(batch, heads, parents, parent_keep * children, -1)
+        gathered_v = F.embedding(row, v_rows).reshape(batch, heads, parents, parent_keep * children, v.shape[-1])
         logits = q @ gathered_k.transpose(-1, -2)  # [B, H, parents, F, K * F]
         valid = (kept >= 0)[..., None].expand(-1, -1, -1, -1, children)
         if valid_rows is not None:

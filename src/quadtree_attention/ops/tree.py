@@ -54,7 +54,7 @@ def to_tree(x: Tensor, root_grid: Sequence[int], level: int) -> Tensor:
     batch, heads, dim = x.shape[0], x.shape[-2], x.shape[-1]
     if _by_rows(x):
         there, back = _tree_rows(tuple(root_grid), level, heads)
-        return _Reordered.apply(x.view(batch, -1, dim), there, back).view(batch, heads, -1, dim)
+        return _Reordered.apply(x.flatten(1, -2), there, back).view(batch, heads, _product(full), dim)
     split: list[int] = []
     for root in root_grid:
         split += [root] + [2] * level  # [root, bit 1, ..., bit level] of one axis
@@ -112,7 +112,7 @@ def from_tree(x: Tensor, root_grid: Sequence[int], level: int, grid: Sequence[in
     full = [root * 2**level for root in root_grid]
     if _by_rows(x):
         there, back = _tree_rows(tuple(root_grid), level, heads)
-        x = _Reordered.apply(x.view(batch, -1, dim), back, there).view(batch, *full, heads, dim)
+        x = _Reordered.apply(x.flatten(1, 2), back, there).view(batch, *full, heads, dim)
     else:
         order = _tree_permutation(axes, level)
         # Roots first, then the bits of level 1, level 2, ...

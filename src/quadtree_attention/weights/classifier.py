@@ -14,7 +14,7 @@ from ..extras import require
 from ..models.classifier import ClassifierConfig, build_backbone
 from .convert import convert_published
 from .published import read_checkpoint
-from .registry import PRETRAINED, misfit, read_safetensors, write_safetensors
+from .registry import PRETRAINED, find, misfit, read_safetensors, write_safetensors
 
 
 def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConfig]:
@@ -30,9 +30,10 @@ def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConf
     """
     names = [row.name for row in PRETRAINED.values() if row.task == "classification"]
     name, path = str(name_or_path), Path(name_or_path)
-    if name in names and PRETRAINED[name].url is None:
-        return _from_safetensors(PRETRAINED[name].path)
-    if name in PRETRAINED and name not in names:
+    row = find(name, "classification")
+    if row is not None and row.url is None:
+        return _from_safetensors(row.path)
+    if name in PRETRAINED and row is None:
         raise ValueError(f"{name} is for {PRETRAINED[name].task}, expected {', '.join(names)}, or the path of a file")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a file of weights")

@@ -40,7 +40,7 @@ class Pretrained:
     """
 
     name: str
-    task: Literal["matching", "classification"]
+    task: Literal["matching", "stereo", "classification"]
     what: str
     licence: str
     megabytes: float
@@ -71,6 +71,7 @@ PRETRAINED: dict[str, Pretrained] = {
         Pretrained("tiny", "matching", "any scene, small and fast", "MIT", 2.1),
         Pretrained("indoor", "matching", "trained on ScanNet", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/indoor.ckpt"),
         Pretrained("outdoor", "matching", "trained on MegaDepth", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/outdoor.ckpt"),
+        Pretrained("stereo_tiny", "stereo", "any scene, small and fast", "MIT", 1.3),
         Pretrained(
             "classify_tiny", "classification", "ten kinds of clothes, 64x64 pixels, 1.3 M parameters", "MIT", 2.6
         ),
@@ -95,6 +96,14 @@ PRETRAINED: dict[str, Pretrained] = {
         ),
     )
 }
+
+
+def find(name: str, task: str) -> Pretrained | None:
+    """The weights of that name for a task, if there are any; "tiny" are those that come with the package, for every task."""
+    if name == "tiny":
+        return next(row for row in PRETRAINED.values() if row.task == task and row.url is None)
+    row = PRETRAINED.get(name)
+    return row if row is not None and row.task == task else None
 
 
 def load_matcher(name_or_path: str | Path, *, architecture: str | None = None) -> LoFTR:

@@ -11,29 +11,28 @@ from typing import Any
 from ..extras import require
 from ..models.sttr import STTR, STTRConfig
 from .published import read_checkpoint
-from .registry import Pretrained
-
-STEREO: dict[str, Pretrained] = {"tiny": Pretrained("stereo_tiny", "stereo, any scene, small and fast", "MIT", 1.3)}
+from .registry import PRETRAINED, find
 
 
 def load_stereo(name_or_path: str | Path) -> STTR:
     """Load a stereo network, on the CPU, in eval mode and float32.
 
-    name_or_path: a name in `STEREO`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file of our training.
+    name_or_path: "tiny" or another name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file of our training.
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
         OSError: a file that is missing or cannot be read.
     """
-    row = STEREO.get(name_or_path) if isinstance(name_or_path, str) else None
+    names = ["tiny", *(row.name for row in PRETRAINED.values() if row.task == "stereo")]
+    row = find(name_or_path, "stereo") if isinstance(name_or_path, str) else None
     path = Path(name_or_path) if row is None else row.path
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
     if not path.exists():
         if path.suffix or path.parent != Path():
-            raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(STEREO)}")
+            raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(names)}")
         raise ValueError(
-            f"unknown model {name_or_path!r}, expected one of {', '.join(STEREO)}, or the path of a file of weights"
+            f"unknown model {name_or_path!r}, expected one of {', '.join(names)}, or the path of a file of weights"
         )
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
