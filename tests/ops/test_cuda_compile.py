@@ -29,8 +29,10 @@ def compiled(*arguments):
         ("sm_90", 64, "fp16", "16,8", "a"),
         ("sm_90", 64, "fp32", "16,8", "b"),
         ("sm_80", 64, "bf16", "32,16", "b"),
-        ("sm_80", 32, "fp32", "8,8", "a"),
+        ("sm_80", 64, "fp32", "32,16", "a"),
+        ("sm_80", 32, "fp32", "8,8", "b"),
         ("gfx942", 32, "fp16", "16,8", "b"),
+        ("gfx942", 64, "bf16", "32,16", "a"),
     ],
 )
 def test_nothing_spills(target, dim, dtype, topk, variant):

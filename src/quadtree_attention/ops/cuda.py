@@ -181,7 +181,7 @@ class _Level:
             self.together = 16
             self.keys_together = 32 if narrow else 16
             self.step = self.rows_together = max(16, min(64, step))
-            warps = keys_warps = 4
+            warps, keys_warps = 4 if narrow or widest <= 32 else 8, 4
         else:
             self.together = self.keys_together = self.children
             self.step = max(16, min(128, _power(self.count), step))

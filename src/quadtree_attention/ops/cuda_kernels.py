@@ -281,11 +281,11 @@ def forward(
             token = parent * F + place % F
         where = (start_q + rows)[:, None] * KEEP + slot
         fits = here[:, None] & (slot < KEEP)
-        tl.store(next_kept + where, tl.where(found, token, -1), mask=fits)
-        if VARIANT_A:
+        if VARIANT_A:  # before the keys: the other order crashes LLVM's AMD backend of Triton 3.8
             if ROOT:
                 score = tl.exp(score - sums[:, None])
             tl.store(next_share + where, tl.where(found, score, 0.0), mask=fits)
+        tl.store(next_kept + where, tl.where(found, token, -1), mask=fits)
 
 
 @triton.jit
