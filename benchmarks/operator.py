@@ -42,7 +42,7 @@ from quadtree_attention.models.loftr import LOFTR_PRESETS
 from quadtree_attention.models.loftr.transformer import coarse_transformer
 from quadtree_attention.nn import FullAttention, LinearAttention, QuadtreeAttention, SpatialReductionAttention
 from quadtree_attention.table import Table
-from quadtree_attention.viz import save_chart
+from quadtree_attention.viz.chart import save_chart
 
 # The coarsest grid is 16x16 in each, so that all grow by the same factor.
 GROWING = [Case((128, 128), (32, 16, 16)), Case((256, 256), (32, 16, 16, 16)), Case((512, 512), (32, 16, 16, 16, 16))]

@@ -48,7 +48,7 @@ from quadtree_attention.data.images import read_image
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS, attention
 from quadtree_attention.models.sttr.assignment import fill_from_behind
 from quadtree_attention.ops.tree import level_grids
-from quadtree_attention.predict_stereo import StereoMatcher
+from quadtree_attention.predict.stereo import StereoMatcher
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.stereo.loss import StereoTruth, stereo_losses
 from quadtree_attention.tasks.stereo.metrics import disparity_metrics, occlusion_iou

@@ -7,7 +7,7 @@ from PIL import Image
 from quadtree_attention import bench
 from quadtree_attention.__main__ import main
 from quadtree_attention.bench import METHODS, Case
-from quadtree_attention.viz import save_chart
+from quadtree_attention.viz.chart import save_chart
 
 SMALL = Case((16, 24), (4, 4), heads=2, dim=8)
 

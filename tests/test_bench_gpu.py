@@ -7,7 +7,7 @@ import torch
 
 from quadtree_attention import bench_counts, bench_gpu
 from quadtree_attention.bench import Case
-from quadtree_attention.viz import save_chart
+from quadtree_attention.viz.chart import save_chart
 
 SMALL = Case((16, 24), (4, 4), heads=2, dim=8, batch=2)
 

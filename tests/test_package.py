@@ -35,7 +35,7 @@ def test_import_loads_torch_and_numpy_at_most():
 
 
 def test_match_loads_only_what_it_needs(tmp_path, random_weights, photo):
-    from quadtree_attention.viz import save_picture
+    from quadtree_attention.viz.drawing import save_picture
 
     save_picture(photo, tmp_path / "a.png")
     arguments = ["match", str(tmp_path / "a.png"), str(tmp_path / "a.png"), "--model", str(random_weights)]

@@ -2,16 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quadtree_attention.predict import Classification, Matches
-from quadtree_attention.viz import (
-    BAR,
-    GAP,
-    OUTLIER,
-    confidence_colors,
-    draw_classifications,
-    draw_matches,
-    save_picture,
-)
+from quadtree_attention.predict.classification import Classification
+from quadtree_attention.predict.matching import Matches
+from quadtree_attention.viz.classification import draw_classifications
+from quadtree_attention.viz.drawing import BAR, GAP, save_picture
+from quadtree_attention.viz.matches import OUTLIER, confidence_colors, draw_matches
 
 
 def some_matches(count: int = 40) -> Matches:

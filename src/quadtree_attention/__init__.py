@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .nn import QuadtreeAttention
     from .ops import quadtree_attention, token_pyramid
-    from .predict import Classifier, Matcher
-    from .predict_stereo import StereoMatcher
+    from .predict.classification import Classifier
+    from .predict.matching import Matcher
+    from .predict.stereo import StereoMatcher
 
 __version__ = "0.1.0"
 __all__ = ["Classifier", "Matcher", "QuadtreeAttention", "StereoMatcher", "quadtree_attention", "token_pyramid"]
 
 _HOME = {
-    "Classifier": ".predict",
-    "Matcher": ".predict",
+    "Classifier": ".predict.classification",
+    "Matcher": ".predict.matching",
     "QuadtreeAttention": ".nn",
-    "StereoMatcher": ".predict_stereo",
+    "StereoMatcher": ".predict.stereo",
     "quadtree_attention": ".ops",
     "token_pyramid": ".ops",
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quadtree_attention.models.classifier import ClassifierConfig, build_backbone
-from quadtree_attention.predict import Classifier
+from quadtree_attention.predict.classification import Classifier
 from quadtree_attention.weights.classifier import (
     imagenet_labels,
     is_classifier,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from quadtree_attention.data.classification import ClassificationData
 from quadtree_attention.models.classifier import level_weights
-from quadtree_attention.predict import Classifier
+from quadtree_attention.predict.classification import Classifier
 from quadtree_attention.tasks.classification import ClassificationTask, classification_loss, rate
 from quadtree_attention.weights import read_checkpoint
 from quadtree_attention.weights.classifier import load_classifier

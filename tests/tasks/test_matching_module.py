@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from quadtree_attention.data.homography import HomographyData
-from quadtree_attention.predict import Matcher
+from quadtree_attention.predict.matching import Matcher
 from quadtree_attention.tasks.matching.module import MatchingTask, rate
 from quadtree_attention.weights.registry import load_matcher
 

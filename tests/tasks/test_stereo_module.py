@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.stereo import StereoData, Views
-from quadtree_attention.predict_stereo import StereoMatcher
+from quadtree_attention.predict.stereo import StereoMatcher
 from quadtree_attention.tasks.stereo.module import StereoTask
 from quadtree_attention.weights.registry import load_matcher
 from quadtree_attention.weights.stereo import load_stereo

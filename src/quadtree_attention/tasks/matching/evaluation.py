@@ -222,7 +222,7 @@ def load_matcher(name: str) -> MatchFunction:
     """A match function by name: "sift", or any name or path that Matcher.from_pretrained takes."""
     if name == "sift":
         return sift_matcher()
-    from ...predict import Matcher
+    from ...predict.matching import Matcher
 
     model = Matcher.from_pretrained(name)
 

@@ -12,16 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.images import read_image, resize_longest
-from .extras import require
-from .files import atomic_write
-from .models.sttr import STTR
-from .models.sttr.assignment import optimal_transport
-from .models.sttr.model import right_view
-from .predict import _device
+from ..data.images import read_image, resize_longest
+from ..extras import require
+from ..files import atomic_write
+from ..models.sttr import STTR
+from ..models.sttr.assignment import optimal_transport
+from ..models.sttr.model import right_view
+from .device import check_device
 
 DISPARITY_SUFFIXES = (".npy", ".pfm", ".png")
+
 PNG_SCALE = 256  # KITTI's: values of the file a pixel of disparity; 0 is unknown
+
 _DOUBTFUL = 0.5  # mean confidence below which the order of the views is looked at
 
 
@@ -103,7 +105,7 @@ class StereoMatcher:
     """
 
     def __init__(self, model: STTR, device: str | torch.device | None = None) -> None:
-        self.device = _device(device)
+        self.device = check_device(device)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
 
     @classmethod
@@ -115,9 +117,9 @@ class StereoMatcher:
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from .weights.stereo import load_stereo
+        from ..weights.stereo import load_stereo
 
-        checked = _device(device)
+        checked = check_device(device)
         return cls(load_stereo(name_or_path), checked)
 
     def match(self, left: Any, right: Any, *, max_size: int = 800, view: Literal["left", "right"] = "left") -> Stereo:

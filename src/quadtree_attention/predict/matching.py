@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .data.images import read_image, resize_longest, to_gray
-from .extras import require
-from .files import atomic_write
-from .models.classifier import ClassifierConfig
-from .models.loftr import LoFTR
+from ..data.images import read_image, resize_longest, to_gray
+from ..extras import require
+from ..files import atomic_write
+from ..models.loftr import LoFTR
+from .device import check_device
 
 MATCH_SUFFIXES = (".npz", ".json", ".csv")
-CLASSIFICATION_SUFFIXES = (".json", ".csv")
+
 # kind -> (fewest matches, default threshold in matched pixels)
 GEOMETRIES = {"homography": (4, 3.0), "fundamental": (8, 1.0), "essential": (6, 1.0)}
 
@@ -125,7 +125,7 @@ class Matcher:
     """
 
     def __init__(self, model: LoFTR, device: str | torch.device | None = None) -> None:
-        self.device = _device(device)
+        self.device = check_device(device)
         self.model = model.eval().to(
             self.device, memory_format=torch.channels_last
         )  # convolutions take half the time so
@@ -137,9 +137,9 @@ class Matcher:
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from .weights.registry import load_matcher
+        from ..weights.registry import load_matcher
 
-        checked = _device(device)
+        checked = check_device(device)
         return cls(load_matcher(name_or_path), checked)
 
     def match(self, image0: Any, image1: Any, *, max_size: int = 640, threshold: float | None = None) -> Matches:
@@ -180,123 +180,6 @@ class Matcher:
         name = str(source) if isinstance(source, str | Path) else name
         image, scale = resize_longest(read_image(source), max_size, name)
         return torch.from_numpy(to_gray(image))[None, None].to(self.device), scale
-
-
-@dataclass(frozen=True, eq=False)
-class Classification:
-    """What an image shows, likeliest first.
-
-    labels: names of the classes; probabilities: float32 ``[K]``; indices: int64 ``[K]``, numbers of the classes.
-    """
-
-    labels: tuple[str, ...]
-    probabilities: np.ndarray
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-class Classifier:
-    """Says what an image shows, with a network of timm's.
-
-    Args:
-        model: the network, ``[B, C, H, W]`` to logits ``[B, classes]``.
-        config: how images are prepared for it, and the names of its classes.
-        device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
-
-    Raises:
-        ValueError: a network without a head for classes, such as a detector's backbone.
-    """
-
-    def __init__(
-        self, model: torch.nn.Module, config: ClassifierConfig, device: str | torch.device | None = None
-    ) -> None:
-        if not config.labels:
-            raise ValueError(
-                f"this {config.model} has no classes, expected a classifier; it is the backbone of a detector or segmenter"
-            )
-        self.device, self.config = _device(device), config
-        self.model = model.eval().to(self.device)
-        create_transform = require("timm.data", "classify").create_transform
-        self._transform = create_transform(
-            tuple(config.input_size),
-            mean=config.mean,
-            std=config.std,
-            interpolation=config.interpolation,
-            crop_pct=config.crop_pct,
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | Path = "classify_tiny", *, device: str | torch.device | None = None
-    ) -> Classifier:
-        """Load weights: "classify_tiny" comes with the package; "quadtree_b0" .. "quadtree_b4" are downloaded once; a name of timm's; or the path
-        of a file.
-
-        Raises:
-            ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
-        """
-        from .weights.classifier import load_classifier
-
-        checked = _device(device)
-        return cls(*load_classifier(name_or_path), checked)
-
-    def classify(self, image: Any, *, top: int = 5) -> Classification:
-        """The ``top`` likeliest classes of an image.
-
-        Args:
-            image: of any size; a path, PIL image, numpy array or torch tensor, see `data.images.read_image`.
-            top: how many classes, or all if there are fewer.
-
-        Raises:
-            ValueError, OSError: a bad image or option, in one line.
-        """
-        if top < 1:
-            raise ValueError(f"top is {top}, expected at least 1")
-        picture = require("PIL.Image", "vision").fromarray(read_image(image))
-        if self.config.input_size[0] == 1:
-            picture = picture.convert("L")
-        with torch.inference_mode():
-            logits = self.model(self._transform(picture)[None].to(self.device))[0]
-        found = logits.float().softmax(0).topk(min(top, len(self.config.labels)))
-        indices = found.indices.cpu().numpy()
-        return Classification(tuple(self.config.labels[i] for i in indices), found.values.cpu().numpy(), indices)
-
-
-def save_classifications(names: Sequence[str], found: Sequence[Classification], path: str | Path) -> None:
-    """Write what images of these names show to .json or .csv; the file is whole or not there."""
-    path = Path(path)
-    if path.suffix.lower() not in CLASSIFICATION_SUFFIXES:
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(CLASSIFICATION_SUFFIXES)}")
-    rows = [
-        [(label, round(float(p), 5)) for label, p in zip(one.labels, one.probabilities, strict=True)] for one in found
-    ]
-    with atomic_write(path) as temporary:
-        if path.suffix.lower() == ".json":
-            data = [
-                {"image": name, "classes": [{"label": label, "probability": p} for label, p in row]}
-                for name, row in zip(names, rows, strict=True)
-            ]
-            temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        else:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(["image", "rank", "label", "probability"])
-                for name, row in zip(names, rows, strict=True):
-                    writer.writerows([name, rank, label, p] for rank, (label, p) in enumerate(row, 1))
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name; one that is not on this machine
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used, expected for example cpu or cuda: {reason}") from None
-    return device
 
 
 def _cameras(intrinsics: Any) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,0 +1,31 @@
+"""The command `quadtree`: one file a command.
+
+Results go to stdout, all else to stderr; mistakes are raised and become one line in `__main__`. Imports stand in the functions: they are most
+of what a short command costs.
+"""
+
+from __future__ import annotations
+
+# They register their commands, in the order of quadtree --help.
+# ruff: isort: off
+from . import match, stereo, classify, models, convert, evaluate, bench, train  # noqa: F401
+from .app import UsageError, app
+# ruff: isort: on
+
+__all__ = ["UsageError", "app", "run"]
+
+
+def run(arguments: list[str]) -> None:
+    """Run one command.
+
+    Raises:
+        ValueError, OSError, ImportError: a user's mistake, in one line.
+    """
+    try:
+        status = app(args=arguments, prog_name="quadtree", standalone_mode=False)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's, whichever version of it typer brings
+            raise UsageError(f"{error.format_message().rstrip('.')}; see quadtree --help") from None
+        raise
+    if status == 130:  # how the parser reports an interrupt
+        raise KeyboardInterrupt

@@ -1,0 +1,60 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Annotated
+
+from .. import __version__
+from ..extras import require
+from ..files import check_output
+
+typer = require("typer", "vision")
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+DEVICE = Annotated[
+    str | None,
+    typer.Option("--device", help="Such as cpu or cuda; by default a CUDA GPU if there is one.", show_default=False),
+]
+
+app = typer.Typer(
+    help="Match and classify images, and see depth, with quadtree attention.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"quadtree-attention {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def check_outputs(*outputs: tuple[str | None, Collection[str]], sources: Iterable[str]) -> None:
+    """Make sure that the files asked for can be written, each a path, or None, and the suffixes it may have; none may be one of the ``sources``.
+
+    Raises:
+        ValueError, OSError: as `check_output`.
+    """
+    paths = [check_output(path, suffixes) for path, suffixes in outputs if path is not None]
+    for source in sources:
+        if any(path.exists() and Path(source).exists() and path.samefile(source) for path in paths):
+            raise ValueError(f"{source} would be overwritten by the result, expected another name for it")

@@ -1,0 +1,65 @@
+"""quadtree bench."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from ..extras import require
+from ..files import check_output
+from .app import app, typer
+
+CHART_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@app.command()
+def bench(
+    sizes: Annotated[str, typer.Option(help="Grids of tokens, height x width, with commas.")] = "32x32,60x80,128x128",
+    topk: Annotated[str, typer.Option(help="Keys that each level but the last keeps, coarse to fine.")] = "32,16",
+    variant: Annotated[str, typer.Option(help="Of quadtree attention: a or b.")] = "b",
+    heads: Annotated[int, typer.Option(min=1)] = 8,
+    dim: Annotated[int, typer.Option(min=1, help="Channels of a head.")] = 32,
+    methods: Annotated[
+        str, typer.Option(help="With commas: quadtree, reference, dense, linear, spatial reduction.")
+    ] = "quadtree,dense,linear,spatial reduction",
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each; the median counts.")] = 5,
+    memory: Annotated[bool, typer.Option(help="Measure memory too, in processes of their own.")] = True,
+    parts: Annotated[bool, typer.Option(help="Where the time of quadtree attention goes, too.")] = False,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table: .json, .csv or .md.")] = None,
+    chart: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Measure attentions on this machine's CPU: time, memory, and how both grow with the number of tokens."""
+    from .. import bench as benchmark
+    from ..table import TABLE_SUFFIXES
+
+    if out is not None:
+        check_output(out, TABLE_SUFFIXES)
+    if chart is not None:
+        require("matplotlib.figure", "bench")
+        check_output(chart, CHART_SUFFIXES)
+    cases = [benchmark.Case(_grid(size), _numbers("topk", topk), heads, dim, variant) for size in sizes.split(",")]
+    table = benchmark.compare(cases, methods.split(","), repeats=repeats, with_memory=memory)
+    print(table.text())
+    if parts:
+        for case in cases:
+            print(f"\nforward, {case.grid[0]}x{case.grid[1]}\n{benchmark.parts(case, repeats).text()}")
+    if out is not None:
+        table.save(out)
+    if chart is not None:
+        from ..viz.chart import save_chart
+
+        save_chart(table, chart)
+
+
+def _grid(text: str) -> tuple[int, int]:
+    sides = _numbers("sizes", text, "x")
+    if len(sides) != 2 or min(sides) < 8:
+        raise ValueError(f"--sizes has {text!r}, expected grids of at least 8x8 such as 60x80,128x128")
+    return sides[0], sides[1]
+
+
+def _numbers(name: str, text: str, separator: str = ",") -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(separator))
+    except ValueError:
+        example = "60x80,128x128" if separator == "x" else "32,16"
+        raise ValueError(f"--{name} has {text!r}, expected whole numbers such as {example}") from None

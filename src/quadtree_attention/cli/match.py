@@ -1,0 +1,79 @@
+"""quadtree match."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from .app import DEVICE, PICTURE_SUFFIXES, app, check_outputs, typer
+
+GEOMETRIES = ("none", "homography", "fundamental", "essential")
+
+MATCH_SUFFIXES = (".npz", ".json", ".csv")
+
+
+@app.command()
+def match(
+    image0: Annotated[str, typer.Argument(metavar="A", help="First image.")],
+    image1: Annotated[str, typer.Argument(metavar="B", help="Second image; its size may be another.")],
+    model: Annotated[str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")] = "tiny",
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the matches: .npz, .json or .csv.")] = None,
+    picture: Annotated[str | None, typer.Option(metavar="FILE", help="Draw them: .png, .jpg or .webp.")] = None,
+    max_size: Annotated[int, typer.Option(help="Shrink images until their longer side has this many pixels.")] = 640,
+    threshold: Annotated[
+        float | None, typer.Option(help="Smallest confidence, 0..1; by default that of the model.", show_default=False)
+    ] = None,
+    geometry: Annotated[
+        str, typer.Option(help=f"Keep apart the matches that fit one geometry: {', '.join(GEOMETRIES)}.")
+    ] = "none",
+    intrinsics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FX,FY,CX,CY", help="For essential: of both cameras, or eight numbers, of A and then of B."
+        ),
+    ] = None,
+    device: DEVICE = None,
+) -> None:
+    """Match two images: points of A, and where they are in B, in pixels of the files."""
+    start = time.perf_counter()
+    cameras = _check_geometry(geometry, intrinsics)
+    check_outputs((out, MATCH_SUFFIXES), (picture, PICTURE_SUFFIXES), sources=(image0, image1))
+    from ..data.images import fitted_size, read_image
+
+    images = []
+    for source in (image0, image1):
+        images.append(read_image(source))
+        fitted_size(images[-1].shape[:2], max_size, source)
+
+    from ..predict.matching import Matcher
+
+    matches = Matcher.from_pretrained(model, device=device).match(*images, max_size=max_size, threshold=threshold)
+    found = None if geometry == "none" else matches.geometry(geometry, intrinsics=cameras)
+    if out is not None:
+        matches.save(out, found)
+    if picture is not None:
+        from ..viz.drawing import save_picture
+        from ..viz.matches import draw_matches
+
+        save_picture(draw_matches(*images, matches, None if found is None else found.inliers), picture)
+    inliers = "" if found is None else f"{found.inliers.sum()} inliers ({geometry}), "
+    print(f"{len(matches)} matches, {inliers}{time.perf_counter() - start:.1f} s")
+
+
+def _check_geometry(geometry: str, intrinsics: str | None) -> list[list[float]] | None:
+    """Intrinsics of both cameras as (fx, fy, cx, cy), or None."""
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"--geometry is {geometry!r}, expected one of {', '.join(GEOMETRIES)}")
+    if geometry == "essential" and intrinsics is None:
+        raise ValueError("--geometry essential needs --intrinsics fx,fy,cx,cy (or eight numbers, of A and then of B)")
+    if geometry != "essential" and intrinsics is not None:
+        raise ValueError(f"--intrinsics is for --geometry essential, got --geometry {geometry}; leave it out")
+    if intrinsics is None:
+        return None
+    try:
+        numbers = [float(number) for number in intrinsics.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (4, 8):
+        raise ValueError(f"--intrinsics is {intrinsics!r}, expected fx,fy,cx,cy or eight numbers, of A and then of B")
+    return [numbers[:4], numbers[-4:]]

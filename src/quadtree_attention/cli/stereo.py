@@ -1,0 +1,67 @@
+"""quadtree stereo."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from typing import Annotated
+
+from .app import DEVICE, PICTURE_SUFFIXES, app, check_outputs, typer
+
+
+@app.command()
+def stereo(
+    left: Annotated[str, typer.Argument(metavar="LEFT", help="Left image of a rectified pair.")],
+    right: Annotated[str, typer.Argument(metavar="RIGHT", help="Right image, of the same size.")],
+    model: Annotated[str, typer.Option(help="tiny, or a file of weights.")] = "tiny",
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the disparity: .npy, .pfm, or 16-bit .png of 256 times the pixels."),
+    ] = None,
+    picture: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .jpg or .webp.")] = None,
+    points: Annotated[
+        str | None, typer.Option(metavar="FILE.ply", help="Write a point cloud; needs --focal and --baseline.")
+    ] = None,
+    focal: Annotated[
+        float | None, typer.Option(help="Focal length in pixels of the files.", show_default=False)
+    ] = None,
+    baseline: Annotated[
+        float | None, typer.Option(help="Distance of the cameras; points have its unit.", show_default=False)
+    ] = None,
+    view: Annotated[str, typer.Option(help="Which image's disparity: left or right.")] = "left",
+    max_size: Annotated[int, typer.Option(help="Shrink images until their longer side has this many pixels.")] = 800,
+    device: DEVICE = None,
+) -> None:
+    """Disparity of a rectified pair: how far left each pixel of LEFT is in RIGHT, in pixels of the files."""
+    start = time.perf_counter()
+    if points is not None and (focal is None or baseline is None):
+        raise ValueError("--points needs --focal and --baseline: without them nobody knows how far away things are")
+    if points is None and (focal is not None or baseline is not None):
+        raise ValueError("--focal and --baseline are for --points; add it, or leave them out")
+    from ..data.images import read_image
+    from ..predict.stereo import DISPARITY_SUFFIXES, StereoMatcher, check_camera
+
+    if points is not None:
+        check_camera(focal, baseline)
+    check_outputs((out, DISPARITY_SUFFIXES), (picture, PICTURE_SUFFIXES), (points, (".ply",)), sources=(left, right))
+    images = [read_image(left), read_image(right)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = StereoMatcher.from_pretrained(model, device=device).match(*images, max_size=max_size, view=view)
+    for warning in caught:
+        print(f"quadtree: {warning.message}", file=sys.stderr)
+    if out is not None:
+        found.save(out)
+    if picture is not None:
+        from ..viz.disparity import draw_disparity
+        from ..viz.drawing import save_picture
+
+        save_picture(draw_disparity(found), picture)
+    if points is not None:
+        found.save_points(points, images[view == "right"], focal, baseline)
+    low, high = found.range
+    print(
+        f"disparity {low:.1f} to {high:.1f} pixels, {100 * (found.occlusion > 0.5).mean():.0f} % hidden, "
+        f"{time.perf_counter() - start:.1f} s"
+    )

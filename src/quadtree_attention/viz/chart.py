@@ -1,0 +1,44 @@
+"""Charts of tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..extras import require
+from ..files import atomic_write
+from ..table import Table
+
+
+def save_chart(table: Table, path: str | Path) -> None:
+    """Draw what `bench.compare` measured, forward and backward: time and memory over tokens, one line a method, both axes logarithmic.
+
+    The suffix of ``path`` says the format: .png, .svg or .pdf. The file is written whole or not at all.
+    """
+    figure = require("matplotlib.figure", "bench").Figure(figsize=(9, 4), layout="constrained")
+    panels = {"ms": "time, ms"}
+    if any(row["MB"] is not None for row in table.rows):
+        panels["MB"] = "memory beyond the inputs, MB"
+    rows = [row for row in table.rows if row["pass"] != "forward"]
+    for axes, (name, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            mine = sorted((_tokens(row["tokens"]), row[name]) for row in rows if row["method"] == method)
+            mine = [(x, y) for x, y in mine if y is not None and y > 0]
+            main = method == "quadtree"
+            axes.plot(
+                *zip(*mine, strict=True),
+                marker="o",
+                label=method,
+                linewidth=2.5 if main else 1.2,
+                zorder=3 if main else 2,
+            )
+        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
+        axes.grid(True, which="both", alpha=0.25)
+    figure.axes[0].legend()
+    figure.suptitle(f"Forward and backward, {table.settings['machine']}", fontsize=10)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _tokens(grid: str) -> int:
+    height, width = map(int, grid.split("x"))
+    return height * width
