@@ -16,6 +16,9 @@ the disparity itself puts behind something in the right view, or out of it; SGBM
 --cost     STTR's own full attention (content and position terms), full attention with rotary positions, quadtree attention: multiply-accumulates,
            counted (convolutions, matrix products, attention), and peak memory beyond the loaded network and time, measured in a process of their own.
            The training step recomputes attention in its backward pass, as published, at half of the rows: it would not fit otherwise.
+--alike    train "tiny" without fine matching from scratch, with quadtree and with full attention, both rotary: the same seed, steps and pairs, made of
+           --photos (a folder with the folders train and validation of photographs), and measure both on the same synthetic pairs of other
+           photographs. A run that was cut off goes on where its checkpoint in --runs stands. --steps: of 2 pairs of 64x320 pixels.
 --presets  only these of: sttr, full, quadtree
 --modes    only these of: forward, training
 """
@@ -34,7 +37,7 @@ import resource
 import subprocess
 import time
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,10 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--max-size", type=int, default=800)
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--alike", nargs="+", choices=("quadtree_b", "quadtree_a", "full"))
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--presets", default=",".join(VARIANTS))
     parser.add_argument("--modes", default="forward,training")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
@@ -85,6 +92,12 @@ def main() -> None:
         for title, table in costs(options.presets.split(","), options.modes.split(",")):
             sections.append((title, table))
             print(f"\n{title}\n{table.text()}", flush=True)
+    if options.alike:
+        if options.photos is None:
+            parser.error("--alike needs --photos")
+        rows = [alike(attention, options.photos, options.steps, options.runs) for attention in options.alike]
+        sections.append((f"Trained alike, {options.steps} steps from scratch", Table(rows)))
+        print(sections[-1][1].text(), flush=True)
     if options.out:
         options.out.write_text(report(sections), encoding="utf-8")
 
@@ -257,6 +270,37 @@ def run(model: STTR, mode: str, part: str, height: int, width: int) -> None:
         if mode == "training":
             result.backward()
             torch.optim.AdamW(model.parameters(), 1e-4).step()
+
+
+# ---- trained alike -------------------------------------------------------------------------------
+
+
+def alike(attention: str, photos: Path, steps: int, runs: Path) -> dict[str, str]:
+    """Train with one attention, and what it then does on synthetic pairs of other photographs."""
+    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from quadtree_attention.data.stereo import StereoData
+    from quadtree_attention.tasks.stereo.module import StereoTask
+
+    seed_everything(0)
+    options = {"attention": attention, "fine_dim": 0}
+    task = StereoTask("tiny", options, learning_rate=2e-3, raw_weight=0.2, disparity_weight=0.3)
+    folders = (str(photos / name) for name in ("train", "validation"))
+    data = StereoData(*folders, size=(64, 320), batch_size=2, length=2 * steps, val_length=60, num_workers=0)
+    folder = runs / f"stereo_{attention}_{steps}"
+    keep = ModelCheckpoint(folder, "last", enable_version_counter=False, train_time_interval=timedelta(minutes=2))
+    trainer = Trainer(
+        accelerator="cpu", precision="bf16-mixed", max_steps=steps, gradient_clip_val=1.0, callbacks=[keep], logger=False,
+        limit_val_batches=0, num_sanity_val_steps=0, enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
+    )  # fmt: skip
+    last = folder / "last.ckpt"
+    trainer.fit(task, data, ckpt_path=last if last.exists() else None, weights_only=False)
+    tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    found = tester.test(task, data, verbose=False)[0]
+    row = {"attention": attention, "EPE": f"{found['val/epe']:.3f}", "EPE, seen by both": f"{found['val/epe_visible']:.3f}"}
+    row |= {f"{key}, %": f"{100 * found[f'val/{key}']:.1f}" for key in ("bad@1", "bad@2", "bad@3", "d1")}
+    return row | {"occlusion IOU": f"{found['val/iou']:.3f}"}
 
 
 # ---- report --------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_a_batch_gives_what_each_pair_gives():
         together = model(left, right)
         for k in range(2):
             alone = model(left[k : k + 1], right[k : k + 1])
-            for got, want in zip(alone, together, strict=True):
+            for got, want in zip(alone[:-1], together[:-1], strict=True):  # it has no fine matching
                 torch.testing.assert_close(got[0], want[k], atol=1e-4, rtol=1e-4)
 
 
