@@ -15,11 +15,13 @@ the disparity itself puts behind something in the right view, or out of it; SGBM
 
 --cost     STTR's own full attention (content and position terms), full attention with rotary positions, quadtree attention: multiply-accumulates,
            counted (convolutions, matrix products, attention), and peak memory beyond the loaded network and time, measured in a process of their own.
-           The training step recomputes attention in its backward pass, as published, at half of the rows: it would not fit otherwise.
---alike    train "tiny" without fine matching from scratch, with quadtree and with full attention, both rotary: the same seed, steps and pairs, made of
+           The training step recomputes attention in its backward pass, as published, at a quarter of the rows: it would take long otherwise.
+--alike    train a small network (`SMALL`) from scratch, with quadtree and with full attention, both rotary: the same seed, steps and pairs, made of
            --photos (a folder with the folders train and validation of photographs), and measure both on the same synthetic pairs of other
            photographs. A run that was cut off goes on where its checkpoint in --runs stands. --steps: of 2 pairs of 64x320 pixels.
---presets  only these of: sttr, full, quadtree
+           In a forward pass rows go through the transformer in groups, but with "all rows at once", which is how STTR does it. "As released": STTR's
+           release projects the positions of all pairs of tokens anew in each layer, and scores those; we score every distance once and shift.
+--presets  only these of: published, sttr, full, quadtree
 --modes    only these of: forward, training
 """
 
@@ -58,10 +60,16 @@ from quadtree_attention.tasks.stereo.metrics import disparity_metrics, occlusion
 
 SIZE = (540, 960)  # Scene Flow's
 VARIANTS = {
+    "published": ("full, STTR's position terms, all rows at once", STTR_PRESETS["sttr"]),
     "sttr": ("full, STTR's position terms", STTR_PRESETS["sttr"]),
     "full": ("full, rotary", replace(STTR_PRESETS["quadtree"], attention="full")),
     "quadtree": ("quadtree b, rotary", STTR_PRESETS["quadtree"]),
 }
+
+SMALL = {  # what two cores can train in minutes
+    "stem_dims": (8, 8, 16), "stage_dims": (24, 32), "blocks_per_stage": 1, "pool_dim": 8, "growth": 8, "dim": 32, "num_heads": 2,
+    "fine_dim": 0, "context_blocks": 1, "context_dim": 4,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -176,10 +184,13 @@ def hidden_by_disparity(disparity: np.ndarray) -> np.ndarray:
 def costs(names: list[str], modes: list[str]) -> list[tuple[str, Table]]:
     forward, training, counted = [], [], {name: count(name) for name in names}
     for name in names:
+        config = VARIANTS[name][1]
         for part in ("whole", "transformer"):
-            row = {"attention": VARIANTS[name][0], "part": part, "GMAC": f"{counted[name][part] / 1e9:.0f}"}
+            row = {"attention": VARIANTS[name][0], "part": part}
+            row |= {"GMAC": f"{counted[name][part]['ours'] / 1e9:.0f}"}
+            row |= {"GMAC as released": f"{counted[name][part]['released'] / 1e9:.0f}" if config.position == "relative" else "-"}
             for mode, rows in (("forward", forward), ("training", training)):
-                if mode not in modes:
+                if mode not in modes or (name, mode) == ("published", "training"):
                     continue
                 command = [sys.executable, __file__, "--measure", name, mode, part]
                 out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -190,7 +201,7 @@ def costs(names: list[str], modes: list[str]) -> list[tuple[str, Table]]:
     height, width = SIZE
     titles = {
         f"Cost of a forward pass at {width}x{height}": forward,
-        f"Cost of a training step at {width}x{height // 2}": training,
+        f"Cost of a training step at {width}x{height // 4}": training,
     }
     return [(title, Table(rows)) for title, rows in titles.items() if rows]
 
@@ -201,6 +212,7 @@ def count(name: str) -> dict[str, int]:
 
     config = VARIANTS[name][1]
     model = STTR(config).eval()
+    model.transformer.tokens_at_once = None
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):  # which tensors without values cannot do
             parametrize.remove_parametrizations(module, "weight")
@@ -217,15 +229,27 @@ def count(name: str) -> dict[str, int]:
     def products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return (query @ key.transpose(-1, -2)).softmax(-1) @ value
 
+    def released(scores: torch.Tensor) -> torch.Tensor:
+        """STTR's release takes the distances of W x W pairs and projects them anew each time; we score 2 W - 1 and shift."""
+        nonlocal extra
+        width, dim = scores.shape[-2], config.dim
+        extra -= scores.numel() // (2 * width - 1) * (width - 1) * dim // config.num_heads
+        extra += (width * width - (2 * width - 1)) * dim * dim
+        return by_distance(scores)
+
+    by_distance, extra = attention.by_distance, 0
     kept = attention.quadtree_attention, attention.F.scaled_dot_product_attention
     attention.quadtree_attention, attention.F.scaled_dot_product_attention = tree_attention, products
+    attention.by_distance = released
     try:
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             model(*images)
     finally:
         attention.quadtree_attention, attention.F.scaled_dot_product_attention = kept
+        attention.by_distance = by_distance
     by_module = {key: sum(value.values()) // 2 for key, value in counter.get_flop_counts().items()}
-    return {"whole": by_module["Global"] + in_trees, "transformer": by_module["STTR.transformer"] + in_trees}
+    parts = {"whole": by_module["Global"] + in_trees, "transformer": by_module["STTR.transformer"] + in_trees}
+    return {part: {"ours": number, "released": number + extra} for part, number in parts.items()}
 
 
 def tree_products(tokens: int, topk: tuple[int, ...]) -> int:
@@ -244,7 +268,9 @@ def measure(name: str, mode: str, part: str) -> dict[str, float]:
     config = VARIANTS[name][1]
     model = STTR(config).to(memory_format=torch.channels_last)
     model.transformer.recompute = True
-    height, width = SIZE if mode == "forward" else (SIZE[0] // 2, SIZE[1])
+    if name == "published":
+        model.transformer.tokens_at_once = None
+    height, width = SIZE if mode == "forward" else (SIZE[0] // 4, SIZE[1])
     run(model, mode, part, 24, 96)  # what is compiled or imported on first use
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -284,8 +310,7 @@ def alike(attention: str, photos: Path, steps: int, runs: Path) -> dict[str, str
     from quadtree_attention.tasks.stereo.module import StereoTask
 
     seed_everything(0)
-    options = {"attention": attention, "fine_dim": 0}
-    task = StereoTask("tiny", options, learning_rate=2e-3, raw_weight=0.2, disparity_weight=0.3)
+    task = StereoTask("tiny", SMALL | {"attention": attention}, learning_rate=3e-3, raw_weight=0.2, disparity_weight=0.3)
     folders = (str(photos / name) for name in ("train", "validation"))
     data = StereoData(*folders, size=(64, 320), batch_size=2, length=2 * steps, val_length=60, num_workers=0)
     folder = runs / f"stereo_{attention}_{steps}"

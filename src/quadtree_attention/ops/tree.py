@@ -256,6 +256,11 @@ def token_pyramid(x: Tensor, levels: int, *, mask: Tensor | None = None) -> list
     grids = level_grids(x.shape[1 : axes + 1], levels)
     valid = build_valid(mask, grids, x.shape[0], x.device)
     shape = x.shape[axes + 1 :]
+    if axes == 1 and valid is None:  # a row is in tree order as it is
+        rows = [x.reshape(x.shape[0], 1, x.shape[1], -1)]
+        for _ in range(levels - 1):
+            rows.append(pool(rows[-1], 2))
+        return [*(level.view(x.shape[0], -1, *shape) for level in rows[:0:-1]), x]
     tree = build_tree([x.reshape(*x.shape[: axes + 1], -1, shape[-1])], grids, valid)
     coarser = [from_tree(tokens, grids[0], level, grids[level]) for level, tokens in enumerate(tree.tokens[:-1])]
     return [*(level.reshape(*level.shape[: axes + 1], *shape) for level in coarser), x]

@@ -64,15 +64,13 @@ class STTR(nn.Module):
         Raises:
             ValueError: images of another form.
         """
-        _check_pair(left, right)
-        left, right = (_normalised(image.to(self.dustbin.dtype)) for image in (left, right))
-        features, half = self.features(torch.cat([left, right]))
-        scores = self.transformer(*self.tokens(features))
+        tokens, maps = self._encode(left, right)
+        scores = self.transformer(*tokens)
         shares = optimal_transport(scores, self.dustbin, self.config.sinkhorn_iterations)
         found = regress(shares[..., :-1, :-1].exp())
-        stride, size = self.config.stride, tuple(left.shape[-2:])
+        left, stride, size = self._normalised(left), self.config.stride, tuple(left.shape[-2:])
         raw = found.disparity * stride
-        fine = None if self.fine is None else self.fine(half, features, raw, found.confidence)
+        fine = None if self.fine is None else self.fine(*maps, raw, found.confidence)
         disparity = spread(raw, size, stride, stride / 4) if fine is None else spread(fine.best(), size, CELL, EDGE)
         confidence = spread(found.confidence, size, stride, edge=1.0)
         adjusted, logit = self.context(disparity[:, None], 1 - confidence[:, None], left)
@@ -80,17 +78,36 @@ class STTR(nn.Module):
 
     def scores(self, left: Tensor, right: Tensor) -> Tensor:
         """How well each left token matches each right one of its row, ``[B, h, w, w]``, before any constraint."""
-        _check_pair(left, right)
-        pair = torch.cat([_normalised(image.to(self.dustbin.dtype)) for image in (left, right)])
-        return self.transformer(*self.tokens(self.features(pair)[0]))
+        return self.transformer(*self._encode(left, right)[0])
 
-    def tokens(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens ``[B, h, w, dim]`` of left and right images; (r, c) is the feature in the middle of its square of ``stride`` pixels."""
+    def _encode(self, left: Tensor, right: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+        """Tokens of both images, and what fine matching needs: the maps at 1/2 and at 1/4 of left images, then of right ones."""
+        _check_pair(left, right)
+        pair = [self._normalised(image) for image in (left, right)]
+        if self.training or torch.is_grad_enabled():
+            pair = [torch.cat(pair)]
+        tokens, maps = [], []
+        for images in pair:  # one after the other they need half of the memory
+            features, half = self.features(images)
+            tokens.append(self.tokens(features))
+            if self.fine is not None:
+                maps.append((half, features))
+            del features, half
+        return torch.cat(tokens).chunk(2), tuple(torch.cat(both) for both in zip(*maps, strict=True))
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        """Mean 0 and deviation 1 of each image by itself, over all channels."""
+        image = image.to(self.dustbin.dtype)
+        deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True, correction=0)
+        return (image - mean) / (deviation + 1e-3)
+
+    def tokens(self, features: Tensor) -> Tensor:
+        """Tokens ``[B, h, w, dim]``; (r, c) is the feature in the middle of its square of ``stride`` pixels."""
         step = self.config.stride // self.config.resolution
         first = min(step // 2, *(side - 1 for side in features.shape[-2:]))
         features = features[..., first::step, first::step]
         # Under autocast the map is of short floats; the residual stream of the transformer is not.
-        return features.permute(0, 2, 3, 1).to(self.dustbin.dtype).contiguous().chunk(2)
+        return features.permute(0, 2, 3, 1).to(self.dustbin.dtype).contiguous()
 
 
 def right_view(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,12 +116,6 @@ def right_view(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     >>> disparity = model(*right_view(left, right)).disparity.flip(-1)  # right x + disparity = left x
     """
     return right.flip(-1), left.flip(-1)
-
-
-def _normalised(image: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 of each image by itself, over all channels."""
-    deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True, correction=0)
-    return (image - mean) / (deviation + 1e-3)
 
 
 def _check_pair(left: Tensor, right: Tensor) -> None:
