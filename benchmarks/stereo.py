@@ -188,7 +188,11 @@ def costs(names: list[str], modes: list[str]) -> list[tuple[str, Table]]:
         for part in ("whole", "transformer"):
             row = {"attention": VARIANTS[name][0], "part": part}
             row |= {"GMAC": f"{counted[name][part]['ours'] / 1e9:.0f}"}
-            row |= {"GMAC as released": f"{counted[name][part]['released'] / 1e9:.0f}" if config.position == "relative" else "-"}
+            row |= {
+                "GMAC as released": f"{counted[name][part]['released'] / 1e9:.0f}"
+                if config.position == "relative"
+                else "-"
+            }
             for mode, rows in (("forward", forward), ("training", training)):
                 if mode not in modes or (name, mode) == ("published", "training"):
                     continue
@@ -310,7 +314,9 @@ def alike(attention: str, photos: Path, steps: int, runs: Path) -> dict[str, str
     from quadtree_attention.tasks.stereo.module import StereoTask
 
     seed_everything(0)
-    task = StereoTask("tiny", SMALL | {"attention": attention}, learning_rate=3e-3, raw_weight=0.2, disparity_weight=0.3)
+    task = StereoTask(
+        "tiny", SMALL | {"attention": attention}, learning_rate=3e-3, raw_weight=0.2, disparity_weight=0.3
+    )
     folders = (str(photos / name) for name in ("train", "validation"))
     data = StereoData(*folders, size=(64, 320), batch_size=2, length=2 * steps, val_length=60, num_workers=0)
     folder = runs / f"stereo_{attention}_{steps}"
@@ -323,7 +329,11 @@ def alike(attention: str, photos: Path, steps: int, runs: Path) -> dict[str, str
     trainer.fit(task, data, ckpt_path=last if last.exists() else None, weights_only=False)
     tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     found = tester.test(task, data, verbose=False)[0]
-    row = {"attention": attention, "EPE": f"{found['val/epe']:.3f}", "EPE, seen by both": f"{found['val/epe_visible']:.3f}"}
+    row = {
+        "attention": attention,
+        "EPE": f"{found['val/epe']:.3f}",
+        "EPE, seen by both": f"{found['val/epe_visible']:.3f}",
+    }
     row |= {f"{key}, %": f"{100 * found[f'val/{key}']:.1f}" for key in ("bad@1", "bad@2", "bad@3", "d1")}
     return row | {"occlusion IOU": f"{found['val/iou']:.3f}"}
 

@@ -147,7 +147,17 @@ def _dots(x, head, first, children, y, token, count, scale, out):
             token[j] = 0  # the last block is filled up with what nobody reads
         for j in range(0, count, 8):
             blocks.dots_of_two(
-                x, (head * x.shape[1] + first) * dim, y, head * y.shape[1] * dim, dim, token, j, scale, out, j, out.shape[1]
+                x,
+                (head * x.shape[1] + first) * dim,
+                y,
+                head * y.shape[1] * dim,
+                dim,
+                token,
+                j,
+                scale,
+                out,
+                j,
+                out.shape[1],
             )
         return
     if children % 4 == 0 and blocks.fits(x, dim):

@@ -78,7 +78,8 @@ def test_whole_network_has_it_and_learns():
     truth = StereoTruth(torch.full((1, 35, 62), 3.0), torch.zeros(1, 35, 62, dtype=torch.bool), None, config.stride)
     fine_loss(out.fine, truth).backward()
     for name, parameter in model.fine.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
     assert model.features.stem[0].weight.grad.abs().max() > 0
     assert model.transformer.layers[0].attn.q_proj.weight.grad is None  # where tokens match is not its business
 
@@ -88,7 +89,8 @@ def test_any_size(size):
     left, right = torch.rand(2, 2, 3, *size)
     with torch.inference_mode():
         out = STTR(STTR_PRESETS["tiny"]).eval()(left, right)
-    assert out.disparity.shape == (2, *size) and out.disparity.isfinite().all()
+    assert out.disparity.shape == (2, *size)
+    assert out.disparity.isfinite().all()
 
 
 def test_published_presets_do_without():
@@ -97,7 +99,11 @@ def test_published_presets_do_without():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"fine_dim": 6}, "multiple of 4"), ({"fine_dim": -4}, "multiple of 4"), ({"fine_dim": 8, "resolution": 1}, "resolution 4")],
+    [
+        ({"fine_dim": 6}, "multiple of 4"),
+        ({"fine_dim": -4}, "multiple of 4"),
+        ({"fine_dim": 8, "resolution": 1}, "resolution 4"),
+    ],
 )
 def test_options_that_do_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -85,7 +85,14 @@ class STTRConfig:
             "num_layers",
             "levels",
         )
-        for name in (*counts, "sinkhorn_iterations", "fine_reach", "context_blocks", "context_dim", "context_expansion"):
+        for name in (
+            *counts,
+            "sinkhorn_iterations",
+            "fine_reach",
+            "context_blocks",
+            "context_dim",
+            "context_expansion",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.attention.startswith("quadtree") and len(self.topk) != self.levels - 1:
@@ -107,7 +114,9 @@ class STTRConfig:
         if self.fine_dim < 0 or self.fine_dim % 4:
             raise ValueError(f"fine_dim is {self.fine_dim}, expected a multiple of 4, or 0 for no fine matching")
         if self.fine_dim and self.resolution != 4:
-            raise ValueError(f"fine_dim is {self.fine_dim} at resolution {self.resolution}, expected resolution 4 or fine_dim 0")
+            raise ValueError(
+                f"fine_dim is {self.fine_dim} at resolution {self.resolution}, expected resolution 4 or fine_dim 0"
+            )
         if self.resolution == 4 and self.dim != self.growth * self.dense_layers:
             raise ValueError(
                 f"dim is {self.dim}, expected growth * dense_layers = {self.growth * self.dense_layers} at resolution 4"
