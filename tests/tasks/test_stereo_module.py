@@ -87,8 +87,11 @@ def test_one_batch_is_learnt(photos):
 
 def test_weights_of_the_losses(photos):
     batch = next(iter(data(photos).train_dataloader()))
-    parts, _, _ = task(response_weight=2.0, raw_weight=0.5, disparity_weight=0.1, occlusion_weight=3.0).losses(batch)
+    parts, _, _ = task(
+        response_weight=2.0, raw_weight=0.5, disparity_weight=0.1, occlusion_weight=3.0, fine_weight=0.7
+    ).losses(batch)
     want = 2 * parts["response"] + 0.5 * parts["raw"] + 0.1 * parts["disparity"] + 3 * parts["occlusion"]
+    want = want + 0.7 * parts["fine"]
     torch.testing.assert_close(parts["loss"], want)
 
 
@@ -131,6 +134,7 @@ def test_validation_measures(photos, tmp_path):
         "raw",
         "disparity",
         "occlusion",
+        "fine",
         "epe",
         "epe_visible",
         "bad@1",
