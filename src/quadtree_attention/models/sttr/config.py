@@ -34,7 +34,7 @@ class STTRConfig:
         fine_dim: channels of fine matching at 1/2, which STTR does not have, see `FineMatching`; 0: none. Needs ``resolution`` 4.
         fine_reach: pixels of 1/2 that it looks to either side.
         context_blocks, context_dim, context_expansion: of the adjustment at full resolution.
-        context_limit: largest correction of disparity by it in pixels, outside of training; None: any.
+        context_limit: largest correction of disparity by it in pixels, outside of training; 0: none, and no time for it; None: any.
 
     Raises:
         ValueError: values that do not fit together.

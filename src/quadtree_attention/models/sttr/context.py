@@ -44,14 +44,18 @@ class ContextAdjustment(nn.Module):
 
     def forward(self, disparity: Tensor, occlusion: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Args: ``[B, 1, H, W]`` in pixels, ``[B, 1, H, W]`` in 0..1, ``[B, 3, H, W]``. Returns disparity in pixels and the logit of occlusion."""
+        occlusion = 2 * occlusion - 1
+        if self.limit != 0 or self.training:
+            disparity = self._corrected(disparity, occlusion, image)
+        return F.relu(disparity), self.occlusion(torch.cat([occlusion, image], 1)).to(disparity.dtype)
+
+    def _corrected(self, disparity: Tensor, occlusion: Tensor, image: Tensor) -> Tensor:
         mean = disparity.mean((2, 3), keepdim=True)
         disparity = (disparity - mean) / self.unit
-        occlusion = 2 * occlusion - 1
         x = self.enter(torch.cat([disparity, occlusion, image], 1))
         for block in self.blocks:
             x = x + block(torch.cat([disparity.to(x.dtype), x], 1))
         correction = self.leave(x).to(disparity.dtype)
         if self.limit is not None and not self.training:
             correction = correction.clamp(-self.limit / self.unit, self.limit / self.unit)
-        adjusted = disparity + correction
-        return F.relu(adjusted * self.unit + mean), self.occlusion(torch.cat([occlusion, image], 1)).to(disparity.dtype)
+        return (disparity + correction) * self.unit + mean
