@@ -15,8 +15,8 @@ from .app import UsageError, app
 __all__ = ["UsageError", "app", "run"]
 
 
-def run(arguments: list[str]) -> None:
-    """Run one command.
+def run(arguments: list[str]) -> int:
+    """Run one command, and return its exit status: what its function returns, or 0.
 
     Raises:
         ValueError, OSError, ImportError: a user's mistake, in one line.
@@ -29,3 +29,4 @@ def run(arguments: list[str]) -> None:
         raise
     if status == 130:  # how the parser reports an interrupt
         raise KeyboardInterrupt
+    return status or 0
