@@ -21,6 +21,7 @@ from .published import read_checkpoint
 EMBEDDED = Path(__file__).parent / "embedded"
 _RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/"
 _FEATURE_MATCH, _CLS = f"{_RELEASES}QuadTreeAttention_feature_match", f"{_RELEASES}QuadTreeAttention_cls"
+_DETECTION, _MASK_RCNN = f"{_RELEASES}QuadTreeAttention_detection", f"{_RELEASES}QuadTreeAttention_maskrcnn"
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
 # Architectures that a checkpoint without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
@@ -40,7 +41,7 @@ class Pretrained:
     """
 
     name: str
-    task: Literal["matching", "stereo", "classification"]
+    task: Literal["matching", "stereo", "classification", "detection"]
     what: str
     licence: str
     megabytes: float
