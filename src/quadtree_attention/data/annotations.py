@@ -47,11 +47,13 @@ class AnnotatedImage:
             raise ValueError(f"{self.path} has boxes only, expected outlines of the objects too")
         masks = require("pycocotools.mask", "detect")
         out = np.zeros((len(self.outlines), *self.size), np.uint8)
-        for mask, outline in zip(out, self.outlines, strict=True):
-            codes = outline
-            if isinstance(outline, list) or isinstance(outline["counts"], list):
-                codes = masks.frPyObjects(outline, *self.size)
-            mask[:] = masks.decode(masks.merge(codes) if isinstance(codes, list) else codes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, about pycocotools
+            for mask, outline in zip(out, self.outlines, strict=True):
+                codes = outline
+                if isinstance(outline, list) or isinstance(outline["counts"], list):
+                    codes = masks.frPyObjects(outline, *self.size)
+                mask[:] = masks.decode(masks.merge(codes) if isinstance(codes, list) else codes)
         return out
 
 
@@ -177,7 +179,6 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
             continue
         size, objects = _voc(path, check)
         read.append((image, size, objects))
-    check.warn(root)
     known = list(labels) if labels is not None else sorted({one[0] for _, _, objects in read for one in objects})
     numbers = {name: n for n, name in enumerate(known)}
     out = []
@@ -186,6 +187,7 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
         boxes, crowd = [one[1] for one in kept], [one[2] for one in kept]
         areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in boxes]
         out.append(AnnotatedImage(image, size, n, *_arrays(boxes, [numbers[one[0]] for one in kept], crowd, areas)))
+    check.warn(root)
     return Annotations(out, known)
 
 

@@ -165,7 +165,8 @@ class DetectionData(LightningDataModule):
         v2, h = require("torchvision.transforms.v2", "detect"), self.hparams
         steps: list[Any] = [v2.RandomHorizontalFlip(h["hflip"]), v2.RandomVerticalFlip(h["vflip"])]
         if h["zoom_out"]:
-            steps.append(v2.RandomZoomOut(fill=124, side_range=(1.0, 2.0), p=h["zoom_out"]))
+            fill = {require("torchvision.tv_tensors", "detect").Image: 124, "others": 0}
+            steps.append(v2.RandomZoomOut(fill, side_range=(1.0, 2.0), p=h["zoom_out"]))
         sizes = h["min_sizes"] or [800]
         scale = v2.RandomShortestSize(sizes, max_size=h["max_size"])
         if h["crop"]:

@@ -109,7 +109,7 @@ class Detector:
         """
         if score is not None and not 0 <= score <= 1:
             raise ValueError(f"score is {score}, expected 0 to 1")
-        pixels = torch.from_numpy(read_image(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(read_image(image))).permute(2, 0, 1)
         with torch.inference_mode():
             (found,) = self.model([pixels.to(self.device) / 255])
         kept = found["scores"] >= (score or 0)

@@ -14,7 +14,7 @@ from ..data.detection import Target
 from ..data.loading import processes
 from ..extras import require
 from ..models.classifier import level_weights
-from ..models.detection import DetectorConfig
+from ..models.detection import DetectorConfig, coco_detector
 from ..weights.detection import load_body
 from .classification import rate
 
@@ -23,7 +23,7 @@ class DetectionTask(LightningModule):
     """A detector on images with boxes, and masks; batches (list of images, list of targets) as `DetectionData` makes them.
 
     Args:
-        detector: the network, see `DetectorConfig`.
+        detector: the network, see `DetectorConfig`; or the name of one for COCO, such as "retinanet_quadtree_b2", see `coco_detector`.
         init_backbone: start the backbone from these weights of a classifier (a name or a file, see `quadtree models`).
         learning_rate: the highest.
         schedule: "step": a tenth after each of ``milestones``; "cosine": down to a hundredth at the end.
@@ -39,7 +39,7 @@ class DetectionTask(LightningModule):
 
     def __init__(
         self,
-        detector: DetectorConfig,
+        detector: DetectorConfig | str,
         init_backbone: str | None = None,
         learning_rate: float = 1e-4,
         schedule: str = "step",
@@ -54,11 +54,11 @@ class DetectionTask(LightningModule):
         if schedule not in ("step", "cosine"):
             raise ValueError(f"schedule is {schedule!r}, expected step or cosine")
         self.save_hyperparameters(ignore=["detector"])
-        self.config = detector
-        self.model = detector.build()
+        self.config = coco_detector(detector) if isinstance(detector, str) else detector
+        self.model = self.config.build()
         if init_backbone is not None:
             load_body(self.model, init_backbone)
-        self.kinds = ("bbox", "segm") if detector.detector == "mask_rcnn" else ("bbox",)
+        self.kinds = ("bbox", "segm") if self.config.detector == "mask_rcnn" else ("bbox",)
         metric = require("torchmetrics.detection", "train").MeanAveragePrecision
         self.scores = nn.ModuleDict(  # for boxes, and for masks
             {kind: metric(iou_type=kind, class_metrics=True, backend="pycocotools") for kind in self.kinds}

@@ -95,6 +95,30 @@ PRETRAINED: dict[str, Pretrained] = {
                 )
             )
         ),
+        Pretrained("detect_tiny", "detection", "blood cells and platelets, 1.8 M parameters", "MIT", 3.6),
+        *(
+            Pretrained(f"retinanet_quadtree_b{n}", "detection", f"COCO, AP {ap}", "MIT", size, f"{_DETECTION}/b{n}.pth")
+            for n, (ap, size) in enumerate(((38.4, 51.5), (42.6, 93.6), (46.2, 139.2), (47.3, 224.0), (47.9, 295.7)))
+        ),
+        *(
+            Pretrained(
+                f"mask_rcnn_quadtree_b{n}_1x",
+                "detection",
+                f"COCO, AP {box} of boxes, {mask} of masks",
+                "MIT",
+                size,
+                f"{_MASK_RCNN}/b{n}_1x.pth",
+            )
+            for n, (box, mask, size) in enumerate(
+                (
+                    (38.8, 36.5, 93.5),
+                    (43.5, 40.1, 133.2),
+                    (46.7, 42.4, 178.9),
+                    (48.3, 43.3, 263.7),
+                    (48.6, 43.6, 335.4),
+                )
+            )
+        ),
     )
 }
 

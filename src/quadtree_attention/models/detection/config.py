@@ -98,7 +98,8 @@ class DetectorConfig:
 def detector(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig:
     """The configuration of that name, such as "retinanet_quadtree_b2" or "mask_rcnn_pvt_v2_b1", for other classes.
 
-    Quadtree backbones have K=32 and ReLU in the value branches, as published for detection; batch norms of others are frozen.
+    Quadtree backbones have K=32 and ReLU in the value branches, as published for detection; they and PVTv2 learn with drop path; batch norms of
+    others are frozen.
 
     Raises:
         ValueError: not the name of a detector and a backbone.
@@ -108,10 +109,12 @@ def detector(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig
         names = ", ".join(f"{kind}_{BACKBONES[0]}" for kind in DETECTORS)
         raise ValueError(f"unknown detector {name!r}, expected for example {names}; backbones: {', '.join(BACKBONES)}")
     kind, backbone = match.groups()
-    ours = backbone.startswith("quadtree_")
-    options = {"topk": 32, "value_act": "relu"} if ours else {}
-    defaults = {"options": options, "frozen_norm": not ours and not backbone.startswith("pvt")}
-    return DetectorConfig(kind, backbone, labels, **{**defaults, **changes})
+    options: dict[str, Any] = {}
+    if backbone.startswith(("quadtree_", "pvt_v2_")):
+        options["drop_path_rate"] = 0.1
+    if backbone.startswith("quadtree_"):
+        options |= {"topk": 32, "value_act": "relu"}
+    return DetectorConfig(kind, backbone, labels, **{"options": options, "frozen_norm": not options, **changes})
 
 
 def coco_detector(name: str, **changes: Any) -> DetectorConfig:
