@@ -74,7 +74,7 @@ def test_boxes_and_masks_follow_the_image(root):
                     y, x = red.nonzero(as_tuple=True)
                     got = torch.stack((x.min(), y.min(), x.max() + 1, y.max() + 1))
                     assert (got - box).abs().max() <= 3
-                    assert (red & (mask > 0)).sum() > 0.9 * red.sum()
+                    assert (red & (mask > 0)).sum() > 0.8 * red.sum()
                     seen += 1
     assert seen >= 10
 

@@ -82,6 +82,7 @@ def test_detector(weights, photo, kind):
         detector.detect(photo, score=2)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, about pycocotools
 def test_cocos_result_format(tmp_path):
     first, second = some(masks=True).to_coco(7, [17, 18])
     assert (first["image_id"], first["category_id"], first["bbox"], first["score"]) == (

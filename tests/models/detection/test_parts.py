@@ -57,6 +57,8 @@ def test_boxes_shrink_no_further_than_published():
     )
     assert BoxCoder((1.0,) * 4).decode_single(tiny, box)[0, 2] < 50.1  # torchvision's
     assert ClippedBoxCoder((1.0,) * 4).decode_single(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
+    far = torch.tensor([[1001.0, 0.0, 1003.0, 2.0]])
+    assert torch.equal(ClippedBoxCoder((1.0,) * 4).decode_single(torch.zeros(1, 4).bfloat16(), far), far)
 
 
 def test_regions_are_aligned_and_from_the_right_map():

@@ -18,7 +18,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from .config import DetectorConfig
-from .parts import AlignedRoIAlign, Anchors, ClippedBoxCoder, Preparation, Pyramid, group_norm
+from .parts import AlignedRoIAlign, Anchors, ClippedBoxCoder, Preparation, Pyramid, group_norm, precise
 
 
 class RetinaNet(detection.RetinaNet):
@@ -60,12 +60,8 @@ class RetinaNet(detection.RetinaNet):
                 kept = best.topk(self.config.candidates, 1).indices
                 left_out = torch.ones_like(best, dtype=torch.bool).scatter(1, kept, False)
                 logits = logits.masked_fill(left_out[..., None], -math.inf)
-            levels.append(logits.float())
-        head_outputs = {
-            "cls_logits": levels,
-            "bbox_regression": [one.float() for one in head_outputs["bbox_regression"]],
-        }
-        return super().postprocess_detections(head_outputs, anchors, image_shapes)
+            levels.append(precise(logits))
+        return super().postprocess_detections({**head_outputs, "cls_logits": levels}, anchors, image_shapes)
 
 
 class MaskRCNN(detection.MaskRCNN):

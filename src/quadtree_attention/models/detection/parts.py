@@ -107,20 +107,19 @@ class Anchors(AnchorGenerator):
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """Anchors ``[A, 4]`` of each image, in float32 or better."""
-        dtype = torch.promote_types(feature_maps[0].dtype, torch.float32)
         device = feature_maps[0].device
-        self.set_cell_anchors(dtype, device)
+        self.set_cell_anchors(torch.promote_types(feature_maps[0].dtype, torch.float32), device)
         strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors([tuple(one.shape[-2:]) for one in feature_maps], strides))
         return [anchors] * len(image_list.image_sizes)
 
 
 class ClippedBoxCoder(BoxCoder):
-    """torchvision's box coder, which also keeps boxes from shrinking beyond 16/1000 of the anchor."""
+    """torchvision's box coder, which also keeps boxes from shrinking beyond 16/1000 of the anchor, and places them in float32 or better."""
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Codes ``[N, 4 * classes]`` and boxes ``[N, 4]`` to ``[N, 4 * classes]``."""
-        codes = rel_codes.unflatten(1, (-1, 4)) if rel_codes.numel() else rel_codes.new_zeros(len(rel_codes), 1, 4)
+        codes = precise(rel_codes).unflatten(1, (-1, 4))
         lowest = torch.tensor(
             [-math.inf, -math.inf, *(-self.bbox_xform_clip * weight for weight in self.weights[2:])],
             dtype=codes.dtype,
@@ -149,6 +148,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
         out = maps[0].new_zeros(len(all_boxes), maps[0].shape[1], *self.output_size)
         for n, (one, stride) in enumerate(zip(maps, self.strides, strict=True)):
             here = torch.where(level == n)[0]
+            one = precise(one)
             rois = torch.cat((index[here], all_boxes[here]), 1).to(one.dtype)
             pooled = roi_align(one, rois, self.output_size, 1 / stride, sampling_ratio=0, aligned=True)
             out[here] = pooled.to(out.dtype)
@@ -177,6 +177,11 @@ class Preparation(GeneralizedRCNNTransform):
             if "masks" in found:
                 found["masks"] = paste_masks(found["masks"][:, 0], found["boxes"], original)
         return result
+
+
+def precise(x: Tensor) -> Tensor:
+    """In float32 or better: float16 and bfloat16 cannot tell neighbouring pixels apart."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def scaled_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
