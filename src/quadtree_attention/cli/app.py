@@ -20,7 +20,7 @@ DEVICE = Annotated[
 ]
 
 app = typer.Typer(
-    help="Match and classify images, and see depth, with quadtree attention.",
+    help="Match and classify images, find what is in them, and see depth, with quadtree attention.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

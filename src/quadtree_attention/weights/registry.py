@@ -21,6 +21,7 @@ from .published import read_checkpoint
 EMBEDDED = Path(__file__).parent / "embedded"
 _RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/"
 _FEATURE_MATCH, _CLS = f"{_RELEASES}QuadTreeAttention_feature_match", f"{_RELEASES}QuadTreeAttention_cls"
+_DETECTION, _MASK_RCNN = f"{_RELEASES}QuadTreeAttention_detection", f"{_RELEASES}QuadTreeAttention_maskrcnn"
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
 # Architectures that a checkpoint without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
@@ -40,7 +41,7 @@ class Pretrained:
     """
 
     name: str
-    task: Literal["matching", "stereo", "classification"]
+    task: Literal["matching", "stereo", "classification", "detection"]
     what: str
     licence: str
     megabytes: float
@@ -91,6 +92,30 @@ PRETRAINED: dict[str, Pretrained] = {
                     ("top-1 82.7 %, 25.1 M parameters, 4.5 G", 100.3),
                     ("top-1 83.8 %, 46.3 M parameters, 7.8 G", 185.1),
                     ("top-1 84.0 %, 64.2 M parameters, 11.4 G", 256.8),
+                )
+            )
+        ),
+        Pretrained("detect_tiny", "detection", "blood cells and platelets, 1.8 M parameters", "MIT", 3.6),
+        *(
+            Pretrained(f"retinanet_quadtree_b{n}", "detection", f"COCO, AP {ap}", "MIT", size, f"{_DETECTION}/b{n}.pth")
+            for n, (ap, size) in enumerate(((38.4, 51.5), (42.6, 93.6), (46.2, 139.2), (47.3, 224.0), (47.9, 295.7)))
+        ),
+        *(
+            Pretrained(
+                f"mask_rcnn_quadtree_b{n}_1x",
+                "detection",
+                f"COCO, AP {box} of boxes, {mask} of masks",
+                "MIT",
+                size,
+                f"{_MASK_RCNN}/b{n}_1x.pth",
+            )
+            for n, (box, mask, size) in enumerate(
+                (
+                    (38.8, 36.5, 93.5),
+                    (43.5, 40.1, 133.2),
+                    (46.7, 42.4, 178.9),
+                    (48.3, 43.3, 263.7),
+                    (48.6, 43.6, 335.4),
                 )
             )
         ),
