@@ -12,15 +12,25 @@ if TYPE_CHECKING:
     from .ops import quadtree_attention, token_pyramid
     from .predict.classification import Classifier
     from .predict.matching import Matcher
+    from .predict.segmentation import Segmenter
     from .predict.stereo import StereoMatcher
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Matcher", "QuadtreeAttention", "StereoMatcher", "quadtree_attention", "token_pyramid"]
+__all__ = [
+    "Classifier",
+    "Matcher",
+    "QuadtreeAttention",
+    "Segmenter",
+    "StereoMatcher",
+    "quadtree_attention",
+    "token_pyramid",
+]
 
 _HOME = {
     "Classifier": ".predict.classification",
     "Matcher": ".predict.matching",
     "QuadtreeAttention": ".nn",
+    "Segmenter": ".predict.segmentation",
     "StereoMatcher": ".predict.stereo",
     "quadtree_attention": ".ops",
     "token_pyramid": ".ops",

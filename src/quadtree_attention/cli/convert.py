@@ -25,11 +25,15 @@ def convert(
     path = check_output(out, (".safetensors",))
     from ..weights.classifier import is_classifier, load_classifier, save_classifier
     from ..weights.registry import load_matcher, save_model
+    from ..weights.segmentation import is_segmenter, load_segmenter, save_segmenter
     from ..weights.stereo import is_stereo_file, load_stereo
 
     if is_stereo_file(Path(checkpoint)):
         model = load_stereo(Path(checkpoint))
         save_model(model, path, half=half)
+    elif architecture is None and is_segmenter(Path(checkpoint)):
+        model = load_segmenter(Path(checkpoint))
+        save_segmenter(model, path, half=half)
     elif architecture is None and is_classifier(Path(checkpoint)):
         model, config = load_classifier(Path(checkpoint))
         save_classifier(model, config, path, half=half)

@@ -21,6 +21,7 @@ from .published import read_checkpoint
 EMBEDDED = Path(__file__).parent / "embedded"
 _RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/"
 _FEATURE_MATCH, _CLS = f"{_RELEASES}QuadTreeAttention_feature_match", f"{_RELEASES}QuadTreeAttention_cls"
+_SEG = f"{_RELEASES}QuadTreeAttention_seg"
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
 # Architectures that a checkpoint without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
@@ -40,7 +41,7 @@ class Pretrained:
     """
 
     name: str
-    task: Literal["matching", "stereo", "classification"]
+    task: Literal["matching", "stereo", "classification", "segmentation"]
     what: str
     licence: str
     megabytes: float
@@ -93,6 +94,17 @@ PRETRAINED: dict[str, Pretrained] = {
                     ("top-1 84.0 %, 64.2 M parameters, 11.4 G", 256.8),
                 )
             )
+        ),
+        *(
+            Pretrained(
+                f"segment_b{n}",
+                "segmentation",
+                f"ADE20K, 150 classes, mIoU {miou}",
+                "MIT",
+                megabytes,
+                f"{_SEG}/b{n}.pth",
+            )
+            for n, (miou, megabytes) in enumerate(((39.9, 0), (44.7, 0), (48.7, 0), (50.0, 0), (50.6, 0)))
         ),
     )
 }
