@@ -4,8 +4,8 @@
 
 FOLDER/FashionMNIST/raw holds the four files of Fashion-MNIST as torchvision keeps them (of the Debian package dataset-fashion-mnist, unpacked),
 PHOTOS is clothing-dataset-small. The garments become cut-outs once, in the folder of the runs: 600 a class to train on and 100 to validate, of the
-training images, and 200 a class of the test images to test; photographs are split as they come. So no garment and no photograph of the test was
-seen before it. What clothes the photographs themselves show counts as background.
+training images, and 200 a class of the test images to test. Photographs are made smaller once, and split as they come. So no garment and no
+photograph of the test was seen before it. What clothes the photographs themselves show counts as background.
 
 Every run is `quadtree fit` on recipes/segment_tiny_garments.yaml, one thread each. Runs that are finished are left as they are, others go on from
 their last checkpoint. Writes OUT.json, OUT_curves.png and OUT_examples.png: of the first test images, truth and what each network found.
@@ -21,7 +21,6 @@ if __name__ == "__main__":
 import argparse
 import copy
 import csv
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.datasets import FashionMNIST
 
@@ -49,6 +49,7 @@ RECIPE = ROOT / "recipes" / "segment_tiny_garments.yaml"
 VARIANTS = ("quadtree", "spatial reduction")
 OURS = ("levels", "topk", "variant", "value_act")  # options that timm's PVTv2 does not have
 CUTOUTS = {"train": (True, 0, 600), "validation": (True, 600, 700), "test": (False, 0, 200)}  # of each class
+SHORT_SIDE = 200  # of the shrunk photographs
 NAMES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
 
@@ -69,6 +70,18 @@ def cut_out(garments: Path, folder: Path) -> None:
                 alpha = cv2.GaussianBlur(255 * inside, (0, 0), 1)
                 cv2.imwrite(str(place / f"{n:03d}.png"), np.dstack([gray, gray, gray, alpha]))
     part.rename(folder)
+
+
+def shrink(photos: Path, folder: Path) -> None:
+    """Copies of photographs whose shorter side has 200 pixels, where there are none yet."""
+    for path in sorted(photos.glob("*/*/*.jpg")):
+        out = folder / path.relative_to(photos)
+        if out.exists():
+            continue
+        out.parent.mkdir(parents=True, exist_ok=True)
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        factor = SHORT_SIDE / min(image.size)
+        image.resize((round(image.width * factor), round(image.height * factor))).save(out, quality=95)
 
 
 def arguments_of(recipe: dict[str, Any], variant: str) -> dict[str, Any]:
@@ -155,11 +168,11 @@ def examples(models: dict[str, SemanticFPN], data: CompositeData, path: Path, co
             found = [model(seen)[0].argmax(0).to(torch.uint8).numpy() for model in models.values()]
         big = F.interpolate(torch.from_numpy(raw).permute(2, 0, 1)[None].float(), scale_factor=1.5)[0]
         big = big.permute(1, 2, 0).numpy()
-        columns.append(np.vstack([big.astype(np.uint8), *(tinted(big, labels, names, 0.75) for labels in (truth, *found))]))
+        columns.append(
+            np.vstack([big.astype(np.uint8), *(tinted(big, labels, names, 0.75) for labels in (truth, *found))])
+        )
     sheet = np.hstack(columns)
     legend = np.full((26, sheet.shape[1], 3), 255, np.uint8)
-    from PIL import Image, ImageDraw, ImageFont
-
     image = Image.fromarray(np.vstack([sheet, legend]))
     draw, x = ImageDraw.Draw(image), 6
     for name, color in list(zip(names, class_colors(names).tolist(), strict=True))[1:]:
@@ -182,7 +195,9 @@ def main() -> None:
     torch.set_num_threads(1)
     cutouts = options.runs / "cutouts"
     cut_out(options.garments, cutouts)
-    data = {"cutouts": str(cutouts), "photos": str(options.photos)}
+    photos = options.runs / f"photos{SHORT_SIDE}"
+    shrink(options.photos, photos)
+    data = {"cutouts": str(cutouts), "photos": str(photos)}
     folders = {variant: options.runs / variant.replace(" ", "_") for variant in options.variants.split(",")}
     for variant, folder in folders.items():
         train(recipe, variant, data, folder)

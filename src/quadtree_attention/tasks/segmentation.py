@@ -28,8 +28,8 @@ class SegmentationTask(LightningModule):
         options: further arguments of the backbone, such as ``{topk: 32, value_act: relu}``, as published for quadtree_b0 .. quadtree_b4, or
             ``{pretrained: true}``.
         neck_channels, head_channels, norm, dropout: as `SegmenterConfig`.
-        init_from: start from these weights (a name or a file, see `quadtree models`): a segmenter's, of which layers of another shape are left out, or
-            the backbone of a classifier's.
+        init_from: start from these weights (a name or a file, see `quadtree models`): a segmenter's, of which layers of another shape are left
+            out, or the backbone of a classifier's.
         learning_rate: the highest of the backbone and neck; it falls as a polynomial, to 0 at the end of the training.
         head_rate: factor of the head's.
         level_rate: factor of the learning rate of the level weights of quadtree attention.
