@@ -105,11 +105,12 @@ def normalised(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
 
 
 def seen(image: np.ndarray, config: SegmenterConfig) -> Tensor:
-    """An image ``[H, W, 3]`` uint8 as the network sees it: resized by `SegmenterConfig.size_for` without antialiasing, as published; normalised."""
+    """An image ``[H, W, 3]`` uint8 as the network sees it, ``[3, h, w]``: brought to `SegmenterConfig.sizes_for`, bilinearly and without antialiasing
+    as published, and normalised."""
     cv2 = require("cv2", "vision")
-    size = config.size_for(*image.shape[:2])
-    if size != image.shape[:2]:
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    for size in config.sizes_for(*image.shape[:2]):
+        if size != image.shape[:2]:
+            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     return normalised(image, config.mean, config.std)
 
 

@@ -64,12 +64,12 @@ class SegmenterConfig:
         """
         return SemanticFPN(self)
 
-    def size_for(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which an image of that size is seen: mmsegmentation's keep_ratio, then PVT's AlignResize."""
+    def sizes_for(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(height, width) that an image of that size is brought to, and then to: mmsegmentation's keep_ratio, and PVT's AlignResize."""
         factor = min(self.long_side / max(height, width), self.short_side / min(height, width))
-        sides = (max(int(side * factor + 0.5), 1) for side in (height, width))
-        height, width = (-(-side // self.divisor) * self.divisor for side in sides)
-        return height, width
+        height, width = (max(int(side * factor + 0.5), 1) for side in (height, width))
+        up = -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+        return (height, width), up
 
 
 class SemanticFPN(nn.Module):
