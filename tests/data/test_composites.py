@@ -67,7 +67,9 @@ def test_the_data_of_a_training(root):
     assert data.class_names() == ["background", "disc", "square"]
     loader = data.train_dataloader()
     batches = list(loader)
-    assert [(tuple(images.shape), tuple(masks.shape)) for images, masks in batches] == [((4, 3, 32, 32), (4, 32, 32))] * 2
+    assert [(tuple(images.shape), tuple(masks.shape)) for images, masks in batches] == [
+        ((4, 3, 32, 32), (4, 32, 32))
+    ] * 2
     assert batches[0][1].dtype == torch.int64
     first = next(iter(loader))
     assert torch.equal(first[0], batches[0][0])
@@ -82,7 +84,9 @@ def test_the_data_of_a_training(root):
 
 
 def test_mistakes(root, tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist, expected a folder with one folder of cut-outs a class"):
+    with pytest.raises(
+        FileNotFoundError, match="does not exist, expected a folder with one folder of cut-outs a class"
+    ):
         CompositeDataset(tmp_path / "none", root / "photos", (32, 32), 1)
     with pytest.raises(ValueError, match="has 0 folders, expected one for each class"):
         CompositeDataset(tmp_path, root / "photos", (32, 32), 1)

@@ -56,7 +56,12 @@ def test_zero_can_be_no_class(folders):
     found = data(folders, 150, reduce_zero_label=True)[0][1]
     assert found[0].tolist() == [255, 0, 149, 255, 1]
     assert found.dtype == np.uint8
-    assert (ADE20K_LABELS[0], ADE20K_LABELS[149], ADE20K_LABELS[12], len(ADE20K_LABELS)) == ("wall", "flag", "person", 150)
+    assert (ADE20K_LABELS[0], ADE20K_LABELS[149], ADE20K_LABELS[12], len(ADE20K_LABELS)) == (
+        "wall",
+        "flag",
+        "person",
+        150,
+    )
 
 
 def test_what_is_wrong_names_the_file(folders, tmp_path):
@@ -64,12 +69,13 @@ def test_what_is_wrong_names_the_file(folders, tmp_path):
 
     def wrong(error, message, **options):
         with pytest.raises(error, match=message):
-            found = data(folders, **options)
-            found[0], found[1]
+            list(map(data(folders, **options).__getitem__, (0, 1)))
 
     Image.fromarray(np.full((4, 5), 3, np.uint8)).save(masks / "a.png")
     wrong(ValueError, r"a\.png has a label 3, expected 0 to 2 for 3 classes, 255 for none")
-    wrong(ValueError, r"a\.png has a label 3, expected 1 to 2 for 2 classes, 0 or 255", classes=2, reduce_zero_label=True)
+    wrong(
+        ValueError, r"a\.png has a label 3, expected 1 to 2 for 2 classes, 0 or 255", classes=2, reduce_zero_label=True
+    )
     Image.fromarray(np.full((4, 5), 300, np.uint16)).save(masks / "a.png")
     wrong(ValueError, r"a\.png has a label 300")
     Image.fromarray(np.zeros((5, 4), np.uint8)).save(masks / "a.png")
@@ -90,7 +96,7 @@ def test_what_is_wrong_names_the_file(folders, tmp_path):
 
 
 def test_images_are_prepared_as_published(photo):
-    """mmcv: BGR read, resized bilinearly by OpenCV to keep the ratio, again to a multiple of 32, to RGB, less the mean and over the deviation of 0..255."""
+    """mmcv: read as BGR, resized bilinearly by OpenCV to keep the ratio, again to multiples of 32, to RGB, less the mean and over the deviation."""
     bgr = photo[..., ::-1]
     for size in ((168, 224), (192, 224)):  # 120x160 with the shorter side 168
         bgr = cv2.resize(bgr, size[::-1], interpolation=cv2.INTER_LINEAR)

@@ -96,7 +96,10 @@ def test_sizes_are_drawn_as_published():
     heights = [transform.make_params([image])["size"][0] for _ in range(200)]
     assert 256 <= min(heights) < 280
     assert 990 < max(heights) <= 1024
-    assert RandomRescale(2048, 512, (1, 1)).make_params([tv_tensors.Image(torch.zeros(3, 100, 800))])["size"] == [256, 2048]
+    assert RandomRescale(2048, 512, (1, 1)).make_params([tv_tensors.Image(torch.zeros(3, 100, 800))])["size"] == [
+        256,
+        2048,
+    ]
 
 
 def test_crops_avoid_one_class():
@@ -112,7 +115,9 @@ def test_crops_avoid_one_class():
 
 
 def test_padding_is_no_class():
-    image, mask = PadTo((4, 6))(tv_tensors.Image(torch.ones(3, 3, 5)), tv_tensors.Mask(torch.ones(3, 5, dtype=torch.uint8)))
+    image, mask = PadTo((4, 6))(
+        tv_tensors.Image(torch.ones(3, 3, 5)), tv_tensors.Mask(torch.ones(3, 5, dtype=torch.uint8))
+    )
     assert image.shape == (3, 4, 6)
     assert (image.sum(), mask.long().sum()) == (45, 15 + 9 * 255)
     assert not image[:, 3].any()

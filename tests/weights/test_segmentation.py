@@ -32,7 +32,9 @@ def shapes(name, classes=150, norm="bn", neck=256, head=128):
             f"neck.fpn_convs.{n}.conv.weight": (neck, neck, 3, 3),
             f"neck.fpn_convs.{n}.conv.bias": (neck,),
         }
-    for n, places in enumerate(((0,), (0,), (0, 2), (0, 2, 4))):  # after each but the first scale's: a doubling, which has a place too
+    for n, places in enumerate(
+        ((0,), (0,), (0, 2), (0, 2, 4))
+    ):  # after each but the first scale's: a doubling, which has a place too
         for k in places:
             key = f"decode_head.scale_heads.{n}.{k}"
             found[f"{key}.conv.weight"] = (head, head if k else neck, 3, 3)
@@ -69,9 +71,7 @@ def mmseg(maps, state, norm="bn"):
         laterals[n - 1] = laterals[n - 1] + laterals[n][:, :, rows][:, :, :, columns]
     total = 0
     for n, x in enumerate(laterals):
-        x = F.conv2d(
-            x, state[f"neck.fpn_convs.{n}.conv.weight"], state[f"neck.fpn_convs.{n}.conv.bias"], padding=1
-        )
+        x = F.conv2d(x, state[f"neck.fpn_convs.{n}.conv.weight"], state[f"neck.fpn_convs.{n}.conv.bias"], padding=1)
         for k in range(max(1, n)):
             key = f"decode_head.scale_heads.{n}.{2 * k}"
             x = F.conv2d(x, state[f"{key}.conv.weight"], padding=1)
@@ -110,7 +110,10 @@ def test_every_published_key_has_its_place(name):
 def test_neck_and_head_are_mmsegmentations(norm):
     state = random_state("quadtree_b0", norm=norm, classes=11)
     config = SegmenterConfig(
-        "quadtree_b0", [str(n) for n in range(11)], {"topk": 32, "value_act": "relu"}, norm={"bn": "batch", "gn": "group"}[norm]
+        "quadtree_b0",
+        [str(n) for n in range(11)],
+        {"topk": 32, "value_act": "relu"},
+        norm={"bn": "batch", "gn": "group"}[norm],
     )
     model = config.build().eval()
     model.load_state_dict(convert_segmenter(state))
@@ -192,6 +195,8 @@ def test_starting_from_other_weights(tmp_path):
     from quadtree_attention.weights.classifier import load_classifier
 
     published = load_classifier("classify_tiny")[0]
-    assert torch.equal(other.backbone["stages_2"].blocks[1].mlp.fc1.weight, published.stages[2].blocks[1].mlp.fc1.weight)
+    assert torch.equal(
+        other.backbone["stages_2"].blocks[1].mlp.fc1.weight, published.stages[2].blocks[1].mlp.fc1.weight
+    )
     with pytest.raises(ValueError, match="classify_tiny: weights do not fit the backbone"):
         load_weights(target, "classify_tiny")

@@ -126,7 +126,7 @@ class SegmentationTask(LightningModule):
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, p in self.model.named_parameters():
             factor = h["level_rate"] if id(p) in levels else h["head_rate"] if name.startswith("head.") else 1.0
-            decay = 0.0 if id(p) in levels or "norm" in name else h["weight_decay"]
+            decay = 0.0 if "norm" in name else h["weight_decay"]
             groups.setdefault((factor, decay), []).append(p)
         optimizer = torch.optim.AdamW(
             [
