@@ -104,7 +104,9 @@ PRETRAINED: dict[str, Pretrained] = {
                 megabytes,
                 f"{_SEG}/b{n}.pth",
             )
-            for n, (miou, megabytes) in enumerate(((39.9, 0), (44.7, 0), (48.7, 0), (50.0, 0), (50.6, 0)))
+            for n, (miou, megabytes) in enumerate(
+                ((39.9, 29.9), (44.7, 69.6), (48.7, 115.3), (50.0, 200.1), (50.6, 271.8))
+            )
         ),
     )
 }
