@@ -22,6 +22,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 _RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/"
 _FEATURE_MATCH, _CLS = f"{_RELEASES}QuadTreeAttention_feature_match", f"{_RELEASES}QuadTreeAttention_cls"
 _DETECTION, _MASK_RCNN = f"{_RELEASES}QuadTreeAttention_detection", f"{_RELEASES}QuadTreeAttention_maskrcnn"
+_SEG = f"{_RELEASES}QuadTreeAttention_seg"
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
 # Architectures that a checkpoint without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
@@ -41,7 +42,7 @@ class Pretrained:
     """
 
     name: str
-    task: Literal["matching", "stereo", "classification", "detection"]
+    task: Literal["matching", "stereo", "classification", "detection", "segmentation"]
     what: str
     licence: str
     megabytes: float
@@ -117,6 +118,19 @@ PRETRAINED: dict[str, Pretrained] = {
                     (48.3, 43.3, 263.7),
                     (48.6, 43.6, 335.4),
                 )
+            )
+        ),
+        *(
+            Pretrained(
+                f"semantic_fpn_quadtree_b{n}",
+                "segmentation",
+                f"ADE20K, 150 classes, mIoU {miou}",
+                "MIT",
+                megabytes,
+                f"{_SEG}/b{n}.pth",
+            )
+            for n, (miou, megabytes) in enumerate(
+                ((39.9, 29.9), (44.7, 69.6), (48.7, 115.3), (50.0, 200.1), (50.6, 271.8))
             )
         ),
     )
