@@ -33,6 +33,23 @@ class EpochSampler(DistributedSampler):
         return iter([(self.epoch * self.repeats + k % self.repeats, int(i)) for k, i in enumerate(order)][first:])
 
 
+class Named(Dataset):
+    """A dataset that says which file is damaged."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except OSError as error:
+            name = getattr(self.dataset, "filename", lambda number: f"image {number}")(index)
+            raise OSError(f"{name} is damaged: {error}") from None
+
+
 class Augmented(Dataset):
     """A dataset whose random transforms depend on seed, epoch and index alone, whichever process runs them."""
 
@@ -100,6 +117,8 @@ class ClassificationData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if input_size[0] not in (1, 3) or min(input_size) < 1:
+            raise ValueError(f"input_size is {list(input_size)}, expected [1 or 3 channels, height, width]")
         if len(mean) != input_size[0] or len(std) != input_size[0]:
             raise ValueError(
                 f"mean and std have {len(mean)} and {len(std)} numbers, expected {input_size[0]}: one for each channel of input_size"
@@ -131,7 +150,7 @@ class ClassificationData(LightningDataModule):
         dataset = self._dataset(self.hparams["train_split"], True)
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, drop_last=True, **self._options())
-        dataset = Augmented(dataset, self.hparams["seed"])
+        dataset = Augmented(Named(dataset), self.hparams["seed"])
         sampler = EpochSampler(dataset, self.hparams["seed"], self.hparams["repeats"])
         if len(sampler) < self.hparams["batch_size"]:
             raise ValueError(
@@ -141,11 +160,15 @@ class ClassificationData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Images of ``val_split``, as they are, but for size."""
-        return DataLoader(self._dataset(self.hparams["val_split"], False), **self._options())
+        return self._plain_loader(self.hparams["val_split"])
 
     def test_dataloader(self) -> DataLoader:
         """Images of ``test_split``, as they are, but for size."""
-        return DataLoader(self._dataset(self.hparams["test_split"], False), **self._options())
+        return self._plain_loader(self.hparams["test_split"])
+
+    def _plain_loader(self, split: str) -> DataLoader:
+        dataset = self._dataset(split, False)
+        return DataLoader(dataset if isinstance(dataset, IterableDataset) else Named(dataset), **self._options())
 
     def _dataset(self, split: str, training: bool) -> Dataset:
         h = self.hparams
@@ -165,7 +188,10 @@ class ClassificationData(LightningDataModule):
             }
         if not name.startswith("torch/"):
             options |= {"class_map": h["class_map"], "input_img_mode": "RGB" if h["input_size"][0] == 3 else "L"}
-        dataset = create_dataset(name, str(root), split=split, is_training=training, **options)
+        try:
+            dataset = create_dataset(name, str(root), split=split, is_training=training, **options)
+        except (RuntimeError, AssertionError) as error:  # how timm and torchvision say that something is missing
+            raise ValueError(f"no images of {split!r}: {error or 'unknown dataset'}") from None
         dataset.transform = self._transform(training)
         return dataset
 

@@ -173,6 +173,16 @@ def _load_safetensors(path: Path) -> LoFTR:
     return _build(_config(config, path), state, str(path))
 
 
+def has_config(path: Path) -> bool:
+    """Whether a .safetensors file is one of `write_safetensors`, of any model."""
+    safetensors = require("safetensors", "vision")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return "config" in (file.metadata() or {})
+    except safetensors.SafetensorError:
+        return False
+
+
 def read_safetensors(path: Path, what: str, fits: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and configuration of a file of `write_safetensors` whose model's class ``fits``; ``what`` names what is wanted."""
     if not path.is_file():
