@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from ..extras import require
 from ..files import atomic_write
@@ -43,7 +46,9 @@ def find_weights(name_or_path: str | Path) -> Path:
 
 
 class HubMixin:
-    """`save_pretrained` and `push_to_hub` for a class whose ``from_pretrained`` takes folders and repositories."""
+    """`save_pretrained` and `push_to_hub` for a class with a ``model`` whose ``from_pretrained`` takes folders and repositories."""
+
+    model: nn.Module  # with a ``config``, a dataclass, unless the class writes other files than `save_model`
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write weights, configuration and a short card to a folder, which is made if it is missing; a card that is there stays.
@@ -104,10 +109,13 @@ class HubMixin:
                 raise OSError(f"cannot push to {repository}: {' '.join(str(error).split())}") from None
 
     def _write_weights(self, path: Path, half: bool) -> None:
-        raise TypeError(f"{type(self).__name__} defines no _write_weights()")
+        from .registry import save_model
+
+        save_model(self.model, path, half=half)
 
     def _hub_config(self) -> Mapping[str, Any]:
-        raise TypeError(f"{type(self).__name__} defines no _hub_config()")
+        """What config.json holds, for readers; the file of weights has it too."""
+        return {"model": type(self.model).__name__, **asdict(self.model.config)}
 
     def _card(self) -> str:
         name = type(self).__name__
