@@ -78,9 +78,7 @@ def test_a_folder_of_timm_is_taken(photo, tmp_path):
     found = Classifier.from_pretrained(tmp_path, device="cpu").classify(photo)
     assert set(found.labels) == {"day", "night"}
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"has no model.safetensors, expected a folder that save_pretrained wrote"
-    ):
+    with pytest.raises(IsADirectoryError, match=r"is a folder without model.safetensors, expected one that"):
         Classifier.from_pretrained(tmp_path)
 
 

@@ -1,6 +1,5 @@
 """Training of classifiers: losses and rates, learning, resuming, several processes, checkpoints."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -195,7 +194,8 @@ def test_data_that_does_not_fit(folder, tmp_path, changes, options, message):
 def test_recipes_of_imagenet(n, drop_path, clip, capsys):
     recipes = Path(__file__).parents[2] / "recipes"
     files = [f"--config={recipes / name}.yaml" for name in ("imagenet", f"imagenet_quadtree_b{n}")]
-    assert main(["fit", *files, "--print_config"]) == 0
+    with pytest.raises(SystemExit):
+        main(["fit", *files, "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     learner = config["model"]["init_args"]
     assert (learner["model"], learner["options"]) == (f"quadtree_b{n}", {"drop_path_rate": drop_path})
@@ -217,17 +217,11 @@ def test_recipes_of_imagenet(n, drop_path, clip, capsys):
         ("--model.learning_rat=3", "Option 'learning_rat' is not accepted; see quadtree fit --help"),
         ("--trainer.max_epochs=x", "\"trainer.max_epochs\": Expected a <class 'int'> Given value: x"),
         ("--ckpt_path={folder}/train/dark/0.png", "--ckpt_path is not a checkpoint that training wrote"),
-        ("--data.root={folder}/damaged", "dark/0.png is damaged: "),
-        ("--data.root={folder}/test/dark", "no images of 'train': Found 0 images"),
+        ("--data.root={folder}/empty", "no images of 'train': Found 0 images"),
     ],
 )
 def test_mistakes_of_a_command_end_in_one_line(folder, tmp_path, option, message, capsys):
-    whole = (folder / "train" / "dark" / "0.png").read_bytes()
-    for split, name in itertools.product(("train", "validation"), ("dark", "bright")):
-        (folder / "damaged" / split / name).mkdir(parents=True, exist_ok=True)
-        for n in range(8):
-            (folder / "damaged" / split / name / f"{n}.png").write_bytes(whole)
-    (folder / "damaged" / "train" / "dark" / "0.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty").mkdir(exist_ok=True)
     recipe = Path(__file__).parents[2] / "recipes" / "classify_tiny_clothing.yaml"
     quick = ["--model.num_classes=2", "--data.num_workers=1", "--data.batch_size=16", "--trainer.logger=false"]
     quick += [

@@ -33,23 +33,6 @@ class EpochSampler(DistributedSampler):
         return iter([(self.epoch * self.repeats + k % self.repeats, int(i)) for k, i in enumerate(order)][first:])
 
 
-class Named(Dataset):
-    """A dataset that says which file is damaged."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        except OSError as error:
-            name = getattr(self.dataset, "filename", lambda number: f"image {number}")(index)
-            raise OSError(f"{name} is damaged: {error}") from None
-
-
 class Augmented(Dataset):
     """A dataset whose random transforms depend on seed, epoch and index alone, whichever process runs them."""
 
@@ -126,6 +109,7 @@ class ClassificationData(LightningDataModule):
         if repeats < 1:
             raise ValueError(f"repeats is {repeats}, expected at least 1")
         self.save_hyperparameters()
+        self._names: list[str] | None = None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -135,22 +119,17 @@ class ClassificationData(LightningDataModule):
 
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of their numbers, if the dataset has any."""
-        dataset = self._dataset(self.hparams["train_split"], False)
-        for owner in (
-            getattr(dataset, "reader", None),
-            dataset,
-        ):  # timm's of folders, timm's of tar files, torchvision's
-            for name in ("class_to_idx", "class_name_to_idx"):
-                if numbers := getattr(owner, name, None):
-                    return sorted(numbers, key=numbers.get)
-        return None
+        if self._names is None:  # reading them takes long where there are many files
+            self._names = _class_names(self._dataset(self.hparams["train_split"], False))
+        return self._names
 
     def train_dataloader(self) -> DataLoader:
         """Augmented images, shuffled anew in each epoch."""
         dataset = self._dataset(self.hparams["train_split"], True)
+        self._names = _class_names(dataset)
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, drop_last=True, **self._options())
-        dataset = Augmented(Named(dataset), self.hparams["seed"])
+        dataset = Augmented(dataset, self.hparams["seed"])
         sampler = EpochSampler(dataset, self.hparams["seed"], self.hparams["repeats"])
         if len(sampler) < self.hparams["batch_size"]:
             raise ValueError(
@@ -160,15 +139,11 @@ class ClassificationData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Images of ``val_split``, as they are, but for size."""
-        return self._plain_loader(self.hparams["val_split"])
+        return DataLoader(self._dataset(self.hparams["val_split"], False), **self._options())
 
     def test_dataloader(self) -> DataLoader:
         """Images of ``test_split``, as they are, but for size."""
-        return self._plain_loader(self.hparams["test_split"])
-
-    def _plain_loader(self, split: str) -> DataLoader:
-        dataset = self._dataset(split, False)
-        return DataLoader(dataset if isinstance(dataset, IterableDataset) else Named(dataset), **self._options())
+        return DataLoader(self._dataset(self.hparams["test_split"], False), **self._options())
 
     def _dataset(self, split: str, training: bool) -> Dataset:
         h = self.hparams
@@ -212,3 +187,11 @@ class ClassificationData(LightningDataModule):
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
+
+
+def _class_names(dataset: Dataset) -> list[str] | None:
+    for owner in (getattr(dataset, "reader", None), dataset):  # timm's of folders, timm's of tar files, torchvision's
+        for name in ("class_to_idx", "class_name_to_idx"):
+            if numbers := getattr(owner, name, None):
+                return sorted(numbers, key=numbers.get)
+    return None

@@ -81,7 +81,7 @@ class ClassificationTask(LightningModule):
         """Logits ``[B, num_classes]``."""
         return self.model(images.contiguous(memory_format=self._layout))
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Make sure that the data has as many classes as the head."""
         names, wanted = self._class_names(), self.hparams["num_classes"]
         if names is not None and len(names) != wanted:

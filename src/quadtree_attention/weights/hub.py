@@ -27,15 +27,15 @@ def find_weights(name_or_path: str | Path) -> Path:
     """The file of weights in a folder, or in a repository "hf-hub:OWNER/NAME", which is downloaded once; "@REVISION" may follow.
 
     Raises:
-        FileNotFoundError: a folder without model.safetensors.
+        IsADirectoryError: a folder without model.safetensors.
         OSError: a repository that cannot be had.
     """
     name = str(name_or_path)
     if not name.startswith(PREFIX):
         path = Path(name_or_path) / WEIGHTS
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{name} has no {WEIGHTS}, expected a folder that save_pretrained wrote, or a file of weights"
+            raise IsADirectoryError(
+                f"{name} is a folder without {WEIGHTS}, expected one that save_pretrained wrote, or a file of weights"
             )
         return path
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
