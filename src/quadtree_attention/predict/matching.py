@@ -17,6 +17,7 @@ from ..data.images import read_image, resize_longest, to_gray
 from ..extras import require
 from ..files import atomic_write
 from ..models.loftr import LoFTR
+from ..weights.hub import HubMixin
 from .device import check_device
 
 MATCH_SUFFIXES = (".npz", ".json", ".csv")
@@ -116,7 +117,7 @@ class Matches:
             _WRITERS[path.suffix.lower()](temporary, self, geometry)
 
 
-class Matcher:
+class Matcher(HubMixin):
     """Matches two images with a `LoFTR`.
 
     Args:

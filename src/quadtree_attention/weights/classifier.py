@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..extras import require
 from ..models.classifier import ClassifierConfig, build_backbone
 from .convert import convert_published
+from .hub import find_weights, in_hub_or_folder
 from .published import read_checkpoint
-from .registry import PRETRAINED, find, misfit, read_safetensors, write_safetensors
+from .registry import PRETRAINED, find, has_config, misfit, read_safetensors, write_safetensors
 
 
 def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConfig]:
@@ -22,7 +23,8 @@ def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConf
 
     Args:
         name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_classifier`; a .ckpt, .pth or .pt file, of our training or published;
-            or a name of timm's that has weights, such as "pvt_v2_b0".
+            a folder of `Classifier.save_pretrained` or of timm's `save_for_hf`, or such a repository, "hf-hub:OWNER/NAME"; or a name of timm's
+            that has weights, such as "pvt_v2_b0".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
@@ -35,8 +37,11 @@ def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConf
         return _from_safetensors(row.path)
     if name in PRETRAINED and row is None:
         raise ValueError(f"{name} is for {PRETRAINED[name].task}, expected {', '.join(names)}, or the path of a file")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
+    if in_hub_or_folder(name_or_path):
+        file = find_weights(name_or_path)
+        if has_config(file):
+            return _from_safetensors(file)
+        return _from_timm(f"local-dir:{path}" if path.is_dir() else name, names)
     if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt"):
         return _from_timm(name, names)
     if not path.is_file():
@@ -117,7 +122,7 @@ def _from_checkpoint(path: Path) -> tuple[nn.Module, ClassifierConfig]:
 
 def _from_timm(name: str, names: Sequence[str]) -> tuple[nn.Module, ClassifierConfig]:
     timm = require("timm", "classify")
-    if not timm.is_model(name.partition(".")[0]):
+    if ":" not in name and not timm.is_model(name.partition(".")[0]):  # "hf-hub:...", "local-dir:..."
         raise ValueError(
             f"unknown model {name!r}, expected one of {', '.join(names)}, a name that timm knows, or the path of a file"
         )

@@ -16,6 +16,7 @@ from ..extras import require
 from ..files import atomic_write
 from ..models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
 from .convert import convert_published
+from .hub import find_weights, in_hub_or_folder
 from .published import read_checkpoint
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -149,7 +150,8 @@ def load_matcher(name_or_path: str | Path, *, architecture: str | None = None) -
     """Load a matcher, on the CPU, in eval mode and float32.
 
     Args:
-        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file, published or of our training.
+        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file, published or of our training; a
+            folder of `Matcher.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
         architecture: a name in `ARCHITECTURES`, for published files by path; by default it is told from the weights and the file's name.
 
     Raises:
@@ -162,9 +164,7 @@ def load_matcher(name_or_path: str | Path, *, architecture: str | None = None) -
         if row.url is None:
             return _load_safetensors(row.path)
         return _build(LOFTR_PRESETS[row.name], convert_published(read_checkpoint(downloaded(row))), str(row.path))
-    path = Path(name_or_path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
+    path = find_weights(name_or_path) if in_hub_or_folder(name_or_path) else Path(name_or_path)
     if not path.exists():
         if path.suffix or path.parent != Path():
             raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(names)}")
@@ -210,6 +210,16 @@ def write_safetensors(model: nn.Module, config: Mapping[str, Any], path: str | P
 def _load_safetensors(path: Path) -> LoFTR:
     state, config = read_safetensors(path, "matcher", lambda name: name == "LoFTR")
     return _build(_config(config, path), state, str(path))
+
+
+def has_config(path: Path) -> bool:
+    """Whether a .safetensors file is one of `write_safetensors`, of any model."""
+    safetensors = require("safetensors", "vision")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return "config" in (file.metadata() or {})
+    except safetensors.SafetensorError:
+        return False
 
 
 def read_safetensors(path: Path, what: str, fits: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:

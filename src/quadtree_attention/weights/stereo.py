@@ -10,6 +10,7 @@ from typing import Any
 
 from ..extras import require
 from ..models.sttr import STTR, STTRConfig
+from .hub import find_weights, in_hub_or_folder
 from .published import read_checkpoint
 from .registry import PRETRAINED, find
 
@@ -17,7 +18,8 @@ from .registry import PRETRAINED, find
 def load_stereo(name_or_path: str | Path) -> STTR:
     """Load a stereo network, on the CPU, in eval mode and float32.
 
-    name_or_path: "tiny" or another name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file of our training.
+    name_or_path: "tiny" or another name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file of our training; a
+        folder of `StereoMatcher.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
@@ -26,8 +28,8 @@ def load_stereo(name_or_path: str | Path) -> STTR:
     names = ["tiny", *(row.name for row in PRETRAINED.values() if row.task == "stereo")]
     row = find(name_or_path, "stereo") if isinstance(name_or_path, str) else None
     path = Path(name_or_path) if row is None else row.path
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
+    if row is None and in_hub_or_folder(name_or_path):
+        path = find_weights(name_or_path)
     if not path.exists():
         if path.suffix or path.parent != Path():
             raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(names)}")
