@@ -60,7 +60,11 @@ def train(preset: str, variant: str, seed: int, photos: Path, folder: Path, pair
     data = recipe["data"]["init_args"]
     data |= {"train_folder": str(photos / "train"), "val_folder": str(photos / "test"), "seed": seed}
     trainer = recipe["trainer"]
-    trainer |= {"default_root_dir": str(folder), "enable_progress_bar": False, "max_steps": steps or trainer["max_steps"]}
+    trainer |= {
+        "default_root_dir": str(folder),
+        "enable_progress_bar": False,
+        "max_steps": steps or trainer["max_steps"],
+    }
     trainer["logger"] = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {"save_dir": str(folder), "name": "log"},
