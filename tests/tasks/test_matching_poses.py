@@ -249,15 +249,17 @@ class TestPublishedOptions:
             load_matcher("tiny", options={"num_layers": 3})
 
 
-def test_lightning_measures_the_same(scannet, capsys, tmp_path):
-    """quadtree test, of the weights of a training, prints what quadtree evaluate pose measures, and the paper's figures."""
+def test_lightning_measures_the_same(scannet, capsys, tmp_path, monkeypatch):
+    """quadtree test prints what quadtree evaluate pose measures, and the paper's figures, and leaves no file behind."""
+    monkeypatch.chdir(tmp_path)
     options = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_size", "160"]
     recipe = Path(__file__).parents[2] / "recipes" / "evaluate_scannet1500.yaml"
-    preset = ["--model.preset", "tiny", "--model.init_from", "tiny"]
+    weights = ["--model.weights", "tiny"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Lightning
-        status = main(["test", "--config", str(recipe), "--data.source", str(scannet), *preset, *options])
+        status = main(["test", "--config", str(recipe), "--data.source", str(scannet), *weights, *options])
     assert status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["scannet"]
     lines = capsys.readouterr().out.splitlines()
     head, measured, paper = (
         line.split() for line in lines[next(i for i, line in enumerate(lines) if "auc@5" in line) :][:3]

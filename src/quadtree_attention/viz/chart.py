@@ -63,7 +63,7 @@ def save_error_curves(errors: Mapping[str, Sequence[float]], path: str | Path, *
         axes.plot(x, y, label=name, color=colour, linestyle="--" if variant else "-")
     axes.set(xlabel=label, ylabel="pairs, %", xlim=(0, end), ylim=(0, 100))
     axes.grid(True, alpha=0.25)
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="lower right", fontsize=9)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
