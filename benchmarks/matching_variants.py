@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="with commas")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="other than the recipe's")
-    parser.add_argument("--pairs", type=int, default=300, help="to measure on")
+    parser.add_argument("--pairs", type=int, default=200, help="to measure on")
     parser.add_argument("--machine", help="its name in the report")
     parser.add_argument("--out", type=Path, help=".md; what is finished, if a run is cut off")
     options = parser.parse_args()

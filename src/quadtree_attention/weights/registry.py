@@ -156,6 +156,15 @@ def _load_matcher(name_or_path: str | Path, architecture: str | None) -> LoFTR:
     return _load_checkpoint(path, architecture)
 
 
+def weights_identity(name_or_path: str) -> str:
+    """What must be the same for results of a model to go together: a file of weights by its size and time too, others by name."""
+    path = Path(name_or_path)
+    if not path.is_file():
+        return name_or_path
+    stat = path.stat()
+    return f"{name_or_path} {stat.st_size} {stat.st_mtime_ns}"
+
+
 def save_model(model: LoFTR, path: str | Path, *, half: bool = False) -> None:
     """Write weights and configuration to a .safetensors file, whole or not at all; ``half`` stores parameters as float16.
 

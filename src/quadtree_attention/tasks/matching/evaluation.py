@@ -21,6 +21,7 @@ from ...extras import require
 from ...files import check_output
 from ...table import Table
 from ...viz.chart import CHART_SUFFIXES, save_error_curves
+from ...weights.registry import weights_identity
 from .pair_log import PairLog
 from .protocols import (
     ESTIMATORS,
@@ -233,7 +234,7 @@ def run(
     total = len(pairs) if limit is None else min(limit, len(pairs))  # type: ignore[arg-type]
     options = {} if topk is None else {"topk": tuple(topk)}
     matchers = {name: load_matcher(name, options=options, padding=padding, pad_to=max_size) for name in models}
-    log = PairLog(out, {**settings, "models": {name: _identity(name) for name in models}})
+    log = PairLog(out, {**settings, "models": {name: weights_identity(name) for name in models}})
     rows: dict[str, list[Row]] = {name: [] for name in models}
     for index, pair in enumerate(pairs):
         if index == total:
@@ -266,12 +267,3 @@ def _curves(protocol: str, rows: Mapping[str, Sequence[Row]], estimators: Sequen
         for name, mine in rows.items()
         for estimator in estimators
     }
-
-
-def _identity(model: str) -> str:
-    """What must be the same for a cut-off run to go on: a file of weights by its size and time, others by name."""
-    path = Path(model)
-    if not path.is_file():
-        return model
-    stat = path.stat()
-    return f"{model} {stat.st_size} {stat.st_mtime_ns}"
