@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="other than the recipe's")
     parser.add_argument("--pairs", type=int, default=200, help="to measure on")
     parser.add_argument("--machine", help="its name in the report")
-    parser.add_argument("--out", type=Path, help=".md; what is finished, if a run is cut off")
+    parser.add_argument("--out", type=Path, help=".md, written anew after each run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = []
@@ -159,10 +159,9 @@ def main() -> None:
                 folder = options.runs / f"{preset}-{variant}-{seed}"
                 train(preset, variant, seed, options.photos, folder, options.pairs, options.steps)
                 results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    found = table(results)
-    print(found.text())
-    if options.out is not None:
-        options.out.write_text(report(found, options), encoding="utf-8")
+                if options.out is not None:
+                    options.out.write_text(report(table(results), options), encoding="utf-8")
+    print(table(results).text())
 
 
 if __name__ == "__main__":
