@@ -292,6 +292,15 @@ class TestMistakes:
             run(folder, options.pop("out"), Scene(), **options)
         assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
+    def test_nothing_to_match(self, folder, tmp_path):
+        with pytest.raises(ValueError, match="no pairs to match, expected at least two images"):
+            run(folder, tmp_path / "d.db", Scene(), ["a.png"])
+        for name in ("a.png", "b.png"):
+            (folder / name).write_bytes(b"broken")
+        with pytest.raises(ValueError, match=r"no pair of images that can both be read; the first: .*a\.png"):
+            run(folder, tmp_path / "d.db", Scene(), ["a.png", "b.png"])
+        assert not (tmp_path / "d.db").exists()
+
     @pytest.mark.parametrize(
         ("line", "message"),
         [

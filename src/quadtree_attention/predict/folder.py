@@ -87,10 +87,14 @@ def match_folder(
     feature_file = None if colmap else check_output(features or out.with_name("features.h5"), (".h5",))
     if feature_file is not None and feature_file.resolve() == out.resolve():
         raise ValueError(f"{out} is to hold both matches and features, expected two names")
+    if not pairs:
+        raise ValueError(f"{folder}: no pairs to match, expected at least two images")
     settings = {"model": identity, "max_size": max_size, "threshold": threshold}
     store = MatchStore(out.with_name(out.name + ".partial"), settings)
     try:
         done, broken, scales = _match_all(folder, pairs, store, matcher, max_size, threshold, progress)
+        if not done:
+            raise ValueError(f"{folder}: no pair of images that can both be read; the first: {broken[0]}")
         tracks = Tracks(store, done, {name: radius * scale for name, scale in scales.items()})
         if colmap:
             from .colmap import write_database
