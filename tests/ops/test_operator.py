@@ -370,7 +370,11 @@ def test_gradients_of_a_pyramid():
         (dict(query=torch.zeros(4, 5)), "grid of 1, 2 or 3 axes"),
         (dict(query=torch.zeros(1, 0, 5, 2, 4)), "at least one token"),
         (dict(value=torch.zeros(1, 4, 4, 2, 4)), "value has grid"),
-        (dict(query=[torch.zeros(1, 4, 5, 2, 4)]), "same form for all three"),
+        (dict(query=[torch.zeros(1, 4, 5, 2, 4)]), "levels is 3, but 1 levels were given"),
+        (
+            dict(levels=None, key=[torch.zeros(1, 2, 3, 2, 4)], value=[torch.zeros(1, 2, 3, 2, 4)] * 2),
+            "expected the same number",
+        ),
     ],
 )
 def test_errors(change, message):
@@ -378,6 +382,15 @@ def test_errors(change, message):
     arguments = {"query": x, "key": x, "value": x, "levels": 3, "topk": 2} | change
     with pytest.raises(ValueError, match=message):
         quadtree_attention(**arguments)
+
+
+def test_a_single_tensor_beside_pyramids_is_averaged():
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 7, 6, 2, 4), torch.randn(1, 5, 8, 2, 4)
+    values = [torch.randn(1, 2, 2, 2, 4), torch.randn(1, 3, 4, 2, 4), torch.randn(1, 5, 8, 2, 4)]
+    want = quadtree_attention(token_pyramid(query, 3), token_pyramid(key, 3), values, topk=2)
+    torch.testing.assert_close(quadtree_attention(query, key, values, topk=2), want)
+    torch.testing.assert_close(quadtree_attention(token_pyramid(query, 3), key, values, topk=2), want)
 
 
 def test_pyramid_errors():

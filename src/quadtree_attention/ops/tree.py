@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .memory import contiguous, empty, is_eager
 
+FEW = 2**16  # rows of which many lists are kept: a backbone needs ten for each size of image
 GATHERED = 2**21  # tokens times heads up to which the way into tree order is kept as a list of rows
 
 
@@ -85,16 +86,23 @@ class _Reordered(torch.autograd.Function):
         return _Reordered.apply(grad.contiguous(), back, there), None, None
 
 
-@lru_cache(maxsize=8)
 def _tree_rows(root_grid: tuple[int, ...], level: int, heads: int) -> tuple[Tensor, Tensor]:
     """Rows of ``[*grid, heads]``, flat, in the order of ``[heads, N]`` in tree order, and the inverse."""
+    few = heads * _product(root_grid) * 2 ** (level * len(root_grid)) <= FEW
+    return (_few_rows if few else _many_rows)(root_grid, level, heads)
+
+
+def _make_rows(root_grid: tuple[int, ...], level: int, heads: int) -> tuple[Tensor, Tensor]:
     full = [root * 2**level for root in root_grid]
     with torch.inference_mode(False):
         token = torch.arange(_product(full)).view(1, *full, 1, 1)
         there = (to_tree(token, root_grid, level)[0, 0, :, 0] * heads + torch.arange(heads)[:, None]).flatten()
         back = torch.empty_like(there)
         back[there] = torch.arange(len(there))
-        return there, back
+        return there.int(), back.int()
+
+
+_few_rows, _many_rows = lru_cache(maxsize=128)(_make_rows), lru_cache(maxsize=8)(_make_rows)
 
 
 def stretch(x: Tensor, axis: int, size: int) -> Tensor:
