@@ -158,10 +158,12 @@ class TestColmap:
             keypoints = {name: base.read_keypoints(i)[:, :2] - 0.5 for name, i in ids.items()}
             for pair in all_pairs(["a.png", "sub/f.png", "b.png"]):
                 matches = base.read_matches(*(ids[n] for n in pair))
-                nearest = [
-                    np.linalg.norm(scene.seen(n) - keypoints[n][matches[:, k], None], axis=2).argmin(1)
+                away = [
+                    np.linalg.norm(scene.seen(n) - keypoints[n][matches[:, k], None], axis=2)
                     for k, n in enumerate(pair)
                 ]
+                nearest = [distances.argmin(1) for distances in away]
+                assert max(np.median(distances.min(1)) for distances in away) < 0.01
                 assert np.mean(nearest[0] == nearest[1]) > 0.97
                 assert len(base.read_two_view_geometry(*(ids[n] for n in pair)).inlier_matches) > 0.9 * len(matches)
         finally:
@@ -183,6 +185,20 @@ class TestColmap:
             np.testing.assert_array_equal(upright, np.asarray(ImageOps.exif_transpose(image)))
         found = np.argwhere(upright > 128)[:, ::-1].mean(0)[None]
         np.testing.assert_allclose(stored_pixels(tmp_path / "t.png", found, upright.shape), [[23.5, 11.5]])
+
+    def test_turned_images_in_a_folder(self, folder, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 3  # by half a turn
+        Image.new("RGB", SIZE, (10, 10, 10)).save(folder / "a.png", exif=exif)
+
+        class One(Scene):
+            def match(self, image0, image1, **options):
+                return Matches(np.float32([[10, 20]]), np.float32([[30, 40]]), np.ones(1, np.float32))
+
+        run(folder, tmp_path / "m.h5", One(), ["a.png", "b.png"])
+        with h5py.File(tmp_path / "features.h5") as file:
+            assert file["a.png/keypoints"][:].tolist() == [[629, 459]]
+            assert file["b.png/keypoints"][:].tolist() == [[30, 40]]
 
 
 class TestCutOff:
