@@ -82,7 +82,7 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = "segment_tiny", *, device: str | torch.device | None = None
+        cls, name_or_path: str | Path = "segment_b0", *, device: str | torch.device | None = None
     ) -> Segmenter:
         """Load weights: a name of `quadtree models`, or the path of a file.
 

@@ -62,9 +62,9 @@ def is_segmenter(path: Path) -> bool:
     if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
         return False
     content = read_checkpoint(path)
-    return "segmenter" in content or any(
-        str(key).startswith("decode_head.") for key in content.get("state_dict", content)
-    )
+    state = content.get("state_dict", content)
+    published = isinstance(state, Mapping) and any(str(key).startswith("decode_head.") for key in state)
+    return "segmenter" in content or published
 
 
 def save_segmenter(model: SemanticFPN, path: str | Path, *, half: bool = False) -> None:
