@@ -16,7 +16,6 @@ if __name__ == "__main__":
 import argparse
 import platform
 import tempfile
-import time
 from datetime import date
 from itertools import combinations
 from pathlib import Path
@@ -40,14 +39,12 @@ class Remembered:
     """A matcher that matches each pair once: the radii differ in what comes after."""
 
     def __init__(self, matcher: Matcher) -> None:
-        self.matcher, self.found, self.seconds = matcher, {}, 0.0
+        self.matcher, self.found = matcher, {}
 
     def match(self, image0, image1, **options):
         key = (hash(image0.tobytes()), hash(image1.tobytes()))
         if key not in self.found:
-            start = time.perf_counter()
             self.found[key] = self.matcher.match(image0, image1, **options)
-            self.seconds += time.perf_counter() - start
         return self.found[key]
 
 
@@ -140,9 +137,8 @@ def main() -> None:
 - date: {date.today()}
 - machine: {options.machine}; Python {platform.python_version()}, torch {torch.__version__}, pycolmap {pycolmap.__version__}
 - command: `python benchmarks/match_folder.py --opencv DATA --out benchmarks/results/match_folder.md`
-- {VIEWS} made-up views of {SIZE[1]}x{SIZE[0]} pixels, focal length {FOCAL:g}, cameras {span:.2f} m apart, {len(pairs)} pairs, model {options.model}:
-  {matcher.seconds / len(pairs):.1f} s a pair on {torch.get_num_threads()} shared core(s); COLMAP's incremental mapper, one camera for all, its
-  focal length and distortion refined
+- {VIEWS} made-up views of {SIZE[1]}x{SIZE[0]} pixels, focal length {FOCAL:g}, cameras {span:.2f} m apart, {len(pairs)} pairs, model {options.model}; COLMAP's
+  incremental mapper, one camera for all, its focal length and distortion refined
 - radius: `--radius`, within which points of an image become one keypoint; track: mean number of images that a point is seen in
 
 {table.markdown()}
