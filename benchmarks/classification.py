@@ -31,7 +31,7 @@ from PIL import Image, ImageOps
 
 from quadtree_attention.data.classification import ClassificationData
 from quadtree_attention.table import Table
-from quadtree_attention.weights.classifier import load_classifier
+from quadtree_attention.weights.classification import load_classifier
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {"clothing": "classify_tiny_clothing", "fashion": "classify_fashion_mnist"}

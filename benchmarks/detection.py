@@ -108,7 +108,7 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 
 def curves(folders: dict[str, Path], path: Path) -> None:
-    """Loss of training, and AP of validation, over epochs."""
+    """Loss of training, and AP of validation, over steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -121,25 +121,15 @@ def curves(folders: dict[str, Path], path: Path) -> None:
                     for key in ("train/loss", "val/AP", "val/AP50"):
                         if row.get(key):
                             points.setdefault(key, {})[int(row["step"])] = float(row[key])
-        epoch = 51  # steps
         lines = sorted(points["train/loss"].items())
-        width = 10
-        smooth = [
-            sum(y for _, y in lines[max(0, n - width) : n + 1]) / len(lines[max(0, n - width) : n + 1])
-            for n in range(len(lines))
-        ]
-        (line,) = loss.plot([x / epoch for x, _ in lines], smooth, label=name)
-        for key, style in (("val/AP50", "--"), ("val/AP", "-")):
+        means = [sum(y for _, y in lines[max(0, n - 9) : n + 1]) / min(n + 1, 10) for n in range(len(lines))]
+        (line,) = loss.plot([x for x, _ in lines], means, label=name)
+        for key, style in (("val/AP50", "o--"), ("val/AP", "o-")):
             xs, ys = zip(*sorted(points[key].items()), strict=True)
-            precision.plot(
-                [x / epoch for x in xs],
-                [100 * y for y in ys],
-                style,
-                color=line.get_color(),
-                label=f"{name}, {key[4:]}",
-            )
-    loss.set(xlabel="epoch", ylabel="loss of training, mean of 110 steps", yscale="log")
-    precision.set(xlabel="epoch", ylabel="of the validation photographs, %", ylim=(0, 100))
+            label = f"{name}, {key[4:]}"
+            precision.plot(xs, [100 * y for y in ys], style, color=line.get_color(), label=label)
+    loss.set(xlabel="step", ylabel="loss of training, mean of 100 steps", ylim=0)
+    precision.set(xlabel="step", ylabel="of the validation photographs, %", ylim=(0, 100), xlim=(0, loss.get_xlim()[1]))
     for axes in (loss, precision):
         axes.grid(alpha=0.25)
         axes.legend()
@@ -191,7 +181,7 @@ def main() -> None:
         found.save(arguments.out)
         first = dict(zip(VARIANTS, folders, strict=False))
         curves(first, arguments.out.with_name(f"{arguments.out.stem}_curves.png"))
-        pictures(first, arguments.root, arguments.out.with_name(f"{arguments.out.stem}_photos.png"))
+        pictures(first, arguments.root, arguments.out.with_name(f"{arguments.out.stem}_photos.jpg"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from lightning.pytorch import Trainer
 from quadtree_attention.data.homography import HomographyData
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.matching.module import MatchingTask
-from quadtree_attention.weights.registry import load_matcher
+from quadtree_attention.weights.matching import load_matcher
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "loftr_variants.yaml"

@@ -20,7 +20,7 @@ from quadtree_attention.models.classifier import level_weights
 from quadtree_attention.predict.classification import Classifier
 from quadtree_attention.tasks.classification import ClassificationTask, classification_loss, rate
 from quadtree_attention.weights import read_checkpoint
-from quadtree_attention.weights.classifier import load_classifier
+from quadtree_attention.weights.classification import load_classifier
 
 # What Lightning warns of (few workers, its own use of torch) and timm's unclosed files are not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,7 @@ from quadtree_attention.cli import run
 from quadtree_attention.data.homography import HomographyData
 from quadtree_attention.predict.matching import Matcher
 from quadtree_attention.tasks.matching.module import MatchingTask, rate
-from quadtree_attention.weights.registry import load_matcher
+from quadtree_attention.weights.matching import load_matcher
 
 # What Lightning warns of (few workers, its own use of torch) is not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -18,7 +18,8 @@ from quadtree_attention.data.pairs import PosePair
 from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR
 from quadtree_attention.tasks.matching import evaluation, metrics, protocols
 from quadtree_attention.tasks.matching.pose_evaluation import PoseRows
-from quadtree_attention.weights.registry import load_matcher, save_model
+from quadtree_attention.weights.matching import load_matcher
+from quadtree_attention.weights.storage import save_model
 
 K0 = np.array([[500.0, 0, 320], [0, 510, 240], [0, 0, 1]])
 K1 = np.array([[620.0, 0, 300], [0, 600, 250], [0, 0, 1]])

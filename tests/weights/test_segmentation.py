@@ -192,7 +192,7 @@ def test_starting_from_other_weights(tmp_path):
     body = {"depths": (1, 1, 2, 1), "embed_dims": (32, 64, 128, 192), "num_heads": (1, 2, 4, 6), "mlp_ratios": (4,) * 4}
     other = SegmenterConfig("quadtree_b0", ["a", "b"], {**body, "levels": (3, 2, 1, 1)}, 16, 16).build()
     load_weights(other, "classify_tiny")
-    from quadtree_attention.weights.classifier import load_classifier
+    from quadtree_attention.weights.classification import load_classifier
 
     published = load_classifier("classify_tiny")[0]
     assert torch.equal(

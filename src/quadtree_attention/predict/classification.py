@@ -77,7 +77,7 @@ class Classifier(HubMixin):
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights.classifier import load_classifier
+        from ..weights.classification import load_classifier
 
         checked = check_device(device)
         return cls(*load_classifier(name_or_path), checked)
@@ -104,7 +104,7 @@ class Classifier(HubMixin):
         return Classification(tuple(self.config.labels[i] for i in indices), found.values.cpu().numpy(), indices)
 
     def _write_weights(self, path: Path, half: bool) -> None:
-        from ..weights.classifier import save_classifier
+        from ..weights.classification import save_classifier
 
         save_classifier(self.model, self.config, path, half=half)
 

@@ -142,7 +142,7 @@ class Matcher(HubMixin):
         Raises:
             ValueError, OSError: an unknown name or option, a file that cannot be read, weights that do not fit.
         """
-        from ..weights.registry import load_matcher
+        from ..weights.matching import load_matcher
 
         checked = check_device(device)
         return cls(load_matcher(name_or_path, options=options), checked)

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..data.loading import processes, seeded
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
-from ..weights.classifier import load_backbone
+from ..weights.classification import load_backbone
 
 
 class ClassificationTask(LightningModule):

@@ -109,7 +109,7 @@ class HubMixin:
                 raise OSError(f"cannot push to {repository}: {' '.join(str(error).split())}") from None
 
     def _write_weights(self, path: Path, half: bool) -> None:
-        from .registry import save_model
+        from .storage import save_model
 
         save_model(self.model, path, half=half)
 

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from ...predict.matching import Matcher
 from ...table import Table
-from ...weights.registry import load_matcher
+from ...weights.matching import load_matcher
 from .evaluation import LAYOUTS, PADDINGS, find_layout, match_function
 from .protocols import Row, find_matches, judge_pose, pose_estimators, pose_row_names, summarise_pose, with_published
 
