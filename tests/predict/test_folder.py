@@ -186,6 +186,22 @@ class TestColmap:
         found = np.argwhere(upright > 128)[:, ::-1].mean(0)[None]
         np.testing.assert_allclose(stored_pixels(tmp_path / "t.png", found, upright.shape), [[23.5, 11.5]])
 
+    def test_images_that_colmap_cannot_read(self, folder, tmp_path, capfd):
+        Image.new("RGB", SIZE, (70, 70, 70)).save(folder / "g.webp", lossless=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(GREYS, "g.webp", 70)
+            scene = Scene()
+            found = run(folder, tmp_path / "d.db", scene, ["a.png", "b.png", "g.webp"])
+        if found.broken:  # this COLMAP does not read WebP
+            assert found.broken == [f"{folder / 'g.webp'}: COLMAP cannot read images of this kind"]
+            assert capfd.readouterr().err == ""
+        base = pycolmap.Database.open(tmp_path / "d.db")
+        try:
+            assert {image.name for image in base.read_all_images()} >= {"a.png", "b.png"}
+            assert base.num_matched_image_pairs() == (1 if found.broken else 3)
+        finally:
+            base.close()
+
     def test_turned_images_in_a_folder(self, folder, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 3  # by half a turn

@@ -34,7 +34,7 @@ def match_folder(
     ] = None,
     radius: Annotated[
         float, typer.Option(help="Points of an image nearer than this, in pixels as matched, become one keypoint.")
-    ] = 2.0,
+    ] = 1.0,
     cameras: Annotated[
         str, typer.Option(help="Of COLMAP, which images share one: auto (by EXIF), single, per-folder, per-image.")
     ] = "auto",

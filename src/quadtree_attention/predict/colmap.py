@@ -25,13 +25,16 @@ def write_database(tracks: Tracks, folder: Path, path: Path, cameras: str) -> tu
         How many matches agree with the geometry of their pair, and a line for each image that COLMAP cannot read.
     """
     pycolmap = require("pycolmap", "sfm")
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
     verified = 0
     with atomic_write(path) as temporary:
         temporary.unlink()  # an empty file is no database
         pycolmap.Database.open(temporary).close()
         mode = getattr(pycolmap.CameraMode, _MODES[cameras])
-        pycolmap.import_images(temporary, folder, camera_mode=mode, image_names=list(tracks.keypoints))
+        before, pycolmap.logging.minloglevel = pycolmap.logging.minloglevel, pycolmap.logging.Level.FATAL.value
+        try:  # what it cannot read is told by the caller
+            pycolmap.import_images(temporary, folder, camera_mode=mode, image_names=list(tracks.keypoints))
+        finally:
+            pycolmap.logging.minloglevel = before
         base = pycolmap.Database.open(temporary)
         try:
             images = {image.name: image for image in base.read_all_images()}

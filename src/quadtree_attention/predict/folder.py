@@ -49,7 +49,7 @@ def match_folder(
     identity: str = "",
     max_size: int = 640,
     threshold: float | None = None,
-    radius: float = 2.0,
+    radius: float = 1.0,
     features: str | Path | None = None,
     cameras: str = "auto",
     progress: Progress | None = None,
