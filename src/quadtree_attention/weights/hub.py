@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -48,6 +48,7 @@ def find_weights(name_or_path: str | Path) -> Path:
 class HubMixin:
     """`save_pretrained` and `push_to_hub` for a class with a ``model`` whose ``from_pretrained`` takes folders and repositories."""
 
+    _front_matter: ClassVar[Mapping[str, str]] = {"library_name": "quadtree-attention"}  # of the card
     model: nn.Module  # with a ``config``, a dataclass, unless the class writes other files than `save_model`
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
@@ -119,8 +120,9 @@ class HubMixin:
 
     def _card(self) -> str:
         name = type(self).__name__
+        fields = "\n".join(f"{field}: {value}" for field, value in self._front_matter.items())
         return f"""---
-library_name: quadtree-attention
+{fields}
 tags: [quadtree-attention]
 ---
 
