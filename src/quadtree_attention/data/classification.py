@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from timm.data import create_dataset, create_transform
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .loading import StreamLoader, processes, seeded
+from .loading import Augmented, EpochSampler, StreamLoader
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class EpochSampler(DistributedSampler):
-    """Pairs (epoch, index), shuffled anew in each epoch and dealt out to the devices; ``repeats`` of each image follow one another.
-
-    Being a DistributedSampler it is left as it is by Lightning. ``first``: how many samples the next iteration leaves out.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int = 0, repeats: int = 1) -> None:
-        super().__init__(dataset, *processes(), shuffle=True, seed=seed, drop_last=True)
-        self.first, self.repeats = 0, repeats
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        order = order.repeat_interleave(self.repeats)[self.rank :: self.num_replicas][: self.num_samples]
-        first, self.first = self.first, 0
-        return iter([(self.epoch * self.repeats + k % self.repeats, int(i)) for k, i in enumerate(order)][first:])
-
-
-class Augmented(Dataset):
-    """A dataset whose random transforms depend on seed, epoch and index alone, whichever process runs them."""
-
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        with seeded(self.seed, *place):
-            return self.dataset[place[1]]
 
 
 class ClassificationData(LightningDataModule):

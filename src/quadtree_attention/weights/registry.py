@@ -22,6 +22,8 @@ from .published import read_checkpoint
 EMBEDDED = Path(__file__).parent / "embedded"
 _RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/"
 _FEATURE_MATCH, _CLS = f"{_RELEASES}QuadTreeAttention_feature_match", f"{_RELEASES}QuadTreeAttention_cls"
+_DETECTION, _MASK_RCNN = f"{_RELEASES}QuadTreeAttention_detection", f"{_RELEASES}QuadTreeAttention_maskrcnn"
+_SEG = f"{_RELEASES}QuadTreeAttention_seg"
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
 # Architectures that a checkpoint without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
@@ -41,7 +43,7 @@ class Pretrained:
     """
 
     name: str
-    task: Literal["matching", "stereo", "classification"]
+    task: Literal["matching", "stereo", "classification", "detection", "segmentation"]
     what: str
     licence: str
     megabytes: float
@@ -95,6 +97,43 @@ PRETRAINED: dict[str, Pretrained] = {
                 )
             )
         ),
+        Pretrained("detect_tiny", "detection", "blood cells and platelets, 1.8 M parameters", "MIT", 3.6),
+        *(
+            Pretrained(f"retinanet_quadtree_b{n}", "detection", f"COCO, AP {ap}", "MIT", size, f"{_DETECTION}/b{n}.pth")
+            for n, (ap, size) in enumerate(((38.4, 51.5), (42.6, 93.6), (46.2, 139.2), (47.3, 224.0), (47.9, 295.7)))
+        ),
+        *(
+            Pretrained(
+                f"mask_rcnn_quadtree_b{n}_1x",
+                "detection",
+                f"COCO, AP {box} of boxes, {mask} of masks",
+                "MIT",
+                size,
+                f"{_MASK_RCNN}/b{n}_1x.pth",
+            )
+            for n, (box, mask, size) in enumerate(
+                (
+                    (38.8, 36.5, 93.5),
+                    (43.5, 40.1, 133.2),
+                    (46.7, 42.4, 178.9),
+                    (48.3, 43.3, 263.7),
+                    (48.6, 43.6, 335.4),
+                )
+            )
+        ),
+        *(
+            Pretrained(
+                f"semantic_fpn_quadtree_b{n}",
+                "segmentation",
+                f"ADE20K, 150 classes, mIoU {miou}",
+                "MIT",
+                megabytes,
+                f"{_SEG}/b{n}.pth",
+            )
+            for n, (miou, megabytes) in enumerate(
+                ((39.9, 29.9), (44.7, 69.6), (48.7, 115.3), (50.0, 200.1), (50.6, 271.8))
+            )
+        ),
     )
 }
 
@@ -107,18 +146,35 @@ def find(name: str, task: str) -> Pretrained | None:
     return row if row is not None and row.task == task else None
 
 
-def load_matcher(name_or_path: str | Path, *, architecture: str | None = None) -> LoFTR:
+def load_matcher(
+    name_or_path: str | Path, *, architecture: str | None = None, options: Mapping[str, Any] | None = None
+) -> LoFTR:
     """Load a matcher, on the CPU, in eval mode and float32.
 
     Args:
         name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file, published or of our training; a
             folder of `Matcher.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
         architecture: a name in `ARCHITECTURES`, for published files by path; by default it is told from the weights and the file's name.
+        options: fields of `LoFTRConfig` to change that the weights do not depend on, such as ``{"topk": (32, 16)}``: an earlier commit of
+            the original had the topks of its indoor and outdoor model the other way round.
 
     Raises:
-        ValueError: an unknown name, or weights that do not fit.
+        ValueError: an unknown name or option, weights that do not fit, or options that have no effect on the model.
         OSError: a file that is missing, or cannot be downloaded.
     """
+    model = _load_matcher(name_or_path, architecture)
+    if not options:
+        return model
+    if "topk" in options and not model.config.attention.startswith("quadtree"):
+        raise ValueError(f"{name_or_path} has {model.config.attention} attention, which has no topk; leave it out")
+    try:
+        config = replace(model.config, **options)
+    except TypeError as error:
+        raise ValueError(f"options do not fit the model: {error}; see LoFTRConfig for what there is") from None
+    return _build(config, model.state_dict(), str(name_or_path))
+
+
+def _load_matcher(name_or_path: str | Path, architecture: str | None) -> LoFTR:
     names = [row.name for row in PRETRAINED.values() if row.task == "matching"]
     if isinstance(name_or_path, str) and name_or_path in names:
         row = PRETRAINED[name_or_path]
@@ -137,6 +193,15 @@ def load_matcher(name_or_path: str | Path, *, architecture: str | None = None) -
     if path.suffix not in (".ckpt", ".pth", ".pt"):
         raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected .safetensors, .ckpt, .pth or .pt")
     return _load_checkpoint(path, architecture)
+
+
+def weights_identity(name_or_path: str) -> str:
+    """What must be the same for results of a model to go together: a file of weights by its size and time too, others by name."""
+    path = Path(name_or_path)
+    if not path.is_file():
+        return name_or_path
+    stat = path.stat()
+    return f"{name_or_path} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def save_model(model: LoFTR, path: str | Path, *, half: bool = False) -> None:
