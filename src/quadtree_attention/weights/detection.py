@@ -16,6 +16,7 @@ from ..extras import require
 from ..models.detection import BACKBONES, DetectorConfig, coco_detector, detector
 from .classifier import load_classifier
 from .convert import Rule, convert_published
+from .hub import find_weights, in_hub_or_folder
 from .published import read_checkpoint
 from .registry import PRETRAINED, downloaded, find, misfit, read_safetensors, write_safetensors
 
@@ -115,7 +116,8 @@ def load_detector(name_or_path: str | Path) -> tuple[nn.Module, DetectorConfig]:
     """Load a detector, on the CPU, in eval mode and float32.
 
     Args:
-        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_detector`; a .ckpt, .pth or .pt file, of our training or published.
+        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_detector`; a .ckpt, .pth or .pt file, of our training or published; a
+            folder of `Detector.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
@@ -130,8 +132,8 @@ def load_detector(name_or_path: str | Path) -> tuple[nn.Module, DetectorConfig]:
         return _published(read_checkpoint(downloaded(row)), row.path, (row.name.removesuffix("_1x"),))
     if name in PRETRAINED:
         raise ValueError(f"{name} is for {PRETRAINED[name].task}, expected {', '.join(names)}, or the path of a file")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
+    if in_hub_or_folder(name_or_path):
+        path = find_weights(name_or_path)
     if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt"):
         raise ValueError(
             f"unknown model {name!r}, expected one of {', '.join(names)}, or the path of a file of weights"

@@ -49,7 +49,7 @@ class HubMixin:
     """`save_pretrained` and `push_to_hub` for a class with a ``model`` whose ``from_pretrained`` takes folders and repositories."""
 
     _front_matter: ClassVar[Mapping[str, str]] = {"library_name": "quadtree-attention"}  # of the card
-    model: nn.Module  # with a ``config``, a dataclass, unless the class writes other files than `save_model`
+    model: nn.Module  # it, or the class, has a ``config``, a dataclass
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write weights, configuration and a short card to a folder, which is made if it is missing; a card that is there stays.
@@ -116,7 +116,8 @@ class HubMixin:
 
     def _hub_config(self) -> Mapping[str, Any]:
         """What config.json holds, for readers; the file of weights has it too."""
-        return {"model": type(self.model).__name__, **asdict(self.model.config)}
+        config = self.config if hasattr(self, "config") else self.model.config
+        return {"model": type(self.model).__name__, **asdict(config)}
 
     def _card(self) -> str:
         name = type(self).__name__

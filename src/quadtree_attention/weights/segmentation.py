@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..models.segmentation import SegmenterConfig, SemanticFPN, semantic_fpn
 from .convert import BACKBONE, Rule, convert_by
+from .hub import find_weights, in_hub_or_folder
 from .published import read_checkpoint
 from .registry import PRETRAINED, downloaded, find, misfit, read_safetensors, write_safetensors
 
@@ -43,7 +44,8 @@ def convert_segmenter(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 def load_segmenter(name_or_path: str | Path) -> SemanticFPN:
     """Load a segmenter, on the CPU, in eval mode and float32.
 
-    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_segmenter`; a .ckpt, .pth or .pt file, of our training or published.
+    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_segmenter`; a .ckpt, .pth or .pt file, of our training or published; a
+        folder of `Segmenter.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
@@ -57,8 +59,8 @@ def load_segmenter(name_or_path: str | Path) -> SemanticFPN:
         raise ValueError(
             f"{name_or_path} is for {PRETRAINED[str(name_or_path)].task}, expected {', '.join(names)}, or the path of a file"
         )
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
+    if row is None and in_hub_or_folder(name_or_path):
+        path = find_weights(name_or_path)
     if not path.exists():
         if path.suffix or path.parent != Path():
             raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(names)}")
