@@ -44,7 +44,8 @@ def convert_segmenter(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 def load_segmenter(name_or_path: str | Path) -> SemanticFPN:
     """Load a segmenter, on the CPU, in eval mode and float32.
 
-    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_segmenter`; a .ckpt, .pth or .pt file, of our training or published.
+    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_segmenter`; a .ckpt, .pth or .pt file, of our training or published; a
+        folder of `Segmenter.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
