@@ -46,13 +46,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.nn.utils import parametrize
 
+from quadtree_attention.counting import multiply_accumulates
 from quadtree_attention.data.arrays import read_map
 from quadtree_attention.data.images import read_image
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS, attention
 from quadtree_attention.models.sttr.assignment import fill_from_behind
-from quadtree_attention.ops.tree import level_grids
 from quadtree_attention.predict.stereo import StereoMatcher
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.stereo.loss import StereoTruth, stereo_losses
@@ -212,26 +211,11 @@ def costs(names: list[str], modes: list[str]) -> list[tuple[str, Table]]:
 
 def count(name: str) -> dict[str, int]:
     """Multiply-accumulates of a forward pass of one pair, of the whole network and of its transformer."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     config = VARIANTS[name][1]
-    model = STTR(config).eval()
+    with torch.device("meta"):
+        model = STTR(config)
     model.transformer.tokens_at_once = None
-    for module in model.modules():
-        if parametrize.is_parametrized(module, "weight"):  # which tensors without values cannot do
-            parametrize.remove_parametrizations(module, "weight")
-    model.to("meta")
     images = torch.empty(2, 1, 3, *SIZE, device="meta")
-    in_trees = 0
-
-    def tree_attention(queries: list[torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
-        nonlocal in_trees
-        rows, tokens, heads, dim = queries[-1].shape
-        in_trees += rows * heads * tree_products(tokens, config.topk) * 2 * dim
-        return queries[-1]
-
-    def products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return (query @ key.transpose(-1, -2)).softmax(-1) @ value
 
     def released(scores: torch.Tensor) -> torch.Tensor:
         """STTR's release takes the distances of W x W pairs and projects them anew each time; we score 2 W - 1 and shift."""
@@ -242,28 +226,13 @@ def count(name: str) -> dict[str, int]:
         return by_distance(scores)
 
     by_distance, extra = attention.by_distance, 0
-    kept = attention.quadtree_attention, attention.F.scaled_dot_product_attention
-    attention.quadtree_attention, attention.F.scaled_dot_product_attention = tree_attention, products
     attention.by_distance = released
     try:
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            model(*images)
+        found = multiply_accumulates(model, *images)
     finally:
-        attention.quadtree_attention, attention.F.scaled_dot_product_attention = kept
         attention.by_distance = by_distance
-    by_module = {key: sum(value.values()) // 2 for key, value in counter.get_flop_counts().items()}
-    parts = {"whole": by_module["Global"] + in_trees, "transformer": by_module["STTR.transformer"] + in_trees}
+    parts = {"whole": found[""], "transformer": found["transformer"]}
     return {part: {"ours": number, "released": number + extra} for part, number in parts.items()}
-
-
-def tree_products(tokens: int, topk: tuple[int, ...]) -> int:
-    """Pairs of a query and a key that quadtree attention looks at in a row."""
-    sizes = [grid[0] for grid in level_grids((tokens,), len(topk) + 1)]
-    total, kept = sizes[0] ** 2, sizes[0]
-    for size, k in zip(sizes[1:], topk, strict=True):
-        kept = 2 * min(k, kept)
-        total += size * kept
-    return total
 
 
 def measure(name: str, mode: str, part: str) -> dict[str, float]:

@@ -13,8 +13,9 @@ from quadtree_attention.data.stereo import StereoData, Views
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS
 from quadtree_attention.predict.stereo import StereoMatcher
 from quadtree_attention.tasks.stereo.module import StereoTask
-from quadtree_attention.weights.registry import load_matcher, save_model
+from quadtree_attention.weights.matching import load_matcher
 from quadtree_attention.weights.stereo import load_stereo
+from quadtree_attention.weights.storage import save_model
 
 # What Lightning warns of (few workers, its own use of torch) is not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")
