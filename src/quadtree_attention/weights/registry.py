@@ -60,7 +60,7 @@ PRETRAINED: dict[str, Pretrained] = {
         Pretrained("tiny", "matching", "any scene, small and fast", "MIT", 2.1),
         Pretrained("indoor", "matching", "trained on ScanNet", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/indoor.ckpt"),
         Pretrained("outdoor", "matching", "trained on MegaDepth", "Apache-2.0", 50.8, f"{_FEATURE_MATCH}/outdoor.ckpt"),
-        Pretrained("stereo_tiny", "stereo", "any scene, small and fast", "MIT", 1.3),
+        Pretrained("stereo_tiny", "stereo", "any scene, small and fast", "MIT", 1.5),
         Pretrained(
             "classify_tiny", "classification", "ten kinds of clothes, 64x64 pixels, 1.3 M parameters", "MIT", 2.6
         ),
