@@ -54,6 +54,7 @@ def test_a_folder_is_taken_by_us_and_by_timm(grey, photo, tmp_path):
     grey.save_pretrained(tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
     assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert "pipeline_tag: image-classification\n" in (folder / "README.md").read_text()
     again = Classifier.from_pretrained(folder, device="cpu")
     assert again.config.crop_pct == 0.8
     same(again.classify(photo), grey.classify(photo))

@@ -151,7 +151,9 @@ def test_validation_judges_at_the_size_of_the_masks():
     assert scores["accuracy"] == pytest.approx(right / counted)
 
 
-def test_mistakes(tmp_path):
+def test_mistakes(data, tmp_path):
+    with pytest.raises(ValueError, match=r"the data has 3 classes, expected num_classes, 4; set --model.num_classes"):
+        trainer(tmp_path, 1).fit(task(num_classes=4), data())
     with pytest.raises(ValueError, match="num_classes is 1, expected at least 2"):
         task(num_classes=1)
     with pytest.raises(ValueError, match="has a label 3, expected labels below num_classes, 3"):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class Classifier(HubMixin):
     Raises:
         ValueError: a network without a head for classes, such as a detector's backbone.
     """
+
+    _front_matter: ClassVar = {"library_name": "timm", "pipeline_tag": "image-classification"}
 
     def __init__(
         self, model: torch.nn.Module, config: ClassifierConfig, device: str | torch.device | None = None

@@ -74,6 +74,14 @@ class SegmentationTask(LightningModule):
         self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE)
         self.val_loss = MeanMetric()
 
+    def setup(self, stage: str) -> None:
+        """Raises a ValueError if the data has another number of classes."""
+        data, classes = getattr(self.trainer, "datamodule", None), self.hparams["num_classes"]
+        if data is not None and len(data.class_names()) != classes:
+            raise ValueError(
+                f"the data has {len(data.class_names())} classes, expected num_classes, {classes}; set --model.num_classes"
+            )
+
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """As `SemanticFPN.forward`."""
         return self.model(images)

@@ -116,7 +116,8 @@ def load_detector(name_or_path: str | Path) -> tuple[nn.Module, DetectorConfig]:
     """Load a detector, on the CPU, in eval mode and float32.
 
     Args:
-        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_detector`; a .ckpt, .pth or .pt file, of our training or published.
+        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_detector`; a .ckpt, .pth or .pt file, of our training or published; a
+            folder of `Detector.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.

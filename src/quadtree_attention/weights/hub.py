@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -48,7 +48,8 @@ def find_weights(name_or_path: str | Path) -> Path:
 class HubMixin:
     """`save_pretrained` and `push_to_hub` for a class with a ``model`` whose ``from_pretrained`` takes folders and repositories."""
 
-    model: nn.Module  # with a ``config``, a dataclass, unless the class writes other files than `save_model`
+    _front_matter: ClassVar[Mapping[str, str]] = {"library_name": "quadtree-attention"}  # of the card
+    model: nn.Module  # it, or the class, has a ``config``, a dataclass
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write weights, configuration and a short card to a folder, which is made if it is missing; a card that is there stays.
@@ -115,12 +116,14 @@ class HubMixin:
 
     def _hub_config(self) -> Mapping[str, Any]:
         """What config.json holds, for readers; the file of weights has it too."""
-        return {"model": type(self.model).__name__, **asdict(self.model.config)}
+        config = self.config if hasattr(self, "config") else self.model.config
+        return {"model": type(self.model).__name__, **asdict(config)}
 
     def _card(self) -> str:
         name = type(self).__name__
+        fields = "\n".join(f"{field}: {value}" for field, value in self._front_matter.items())
         return f"""---
-library_name: quadtree-attention
+{fields}
 tags: [quadtree-attention]
 ---
 

@@ -44,7 +44,8 @@ def convert_segmenter(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 def load_segmenter(name_or_path: str | Path) -> SemanticFPN:
     """Load a segmenter, on the CPU, in eval mode and float32.
 
-    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_segmenter`; a .ckpt, .pth or .pt file, of our training or published.
+    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_segmenter`; a .ckpt, .pth or .pt file, of our training or published; a
+        folder of `Segmenter.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
@@ -62,9 +63,9 @@ def is_segmenter(path: Path) -> bool:
     if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
         return False
     content = read_checkpoint(path)
-    return "segmenter" in content or any(
-        str(key).startswith("decode_head.") for key in content.get("state_dict", content)
-    )
+    state = content.get("state_dict", content)
+    published = isinstance(state, Mapping) and any(str(key).startswith("decode_head.") for key in state)
+    return "segmenter" in content or published
 
 
 def save_segmenter(model: SemanticFPN, path: str | Path, *, half: bool = False) -> None:
