@@ -152,7 +152,7 @@ def test_validation_judges_at_the_size_of_the_masks():
 
 
 def test_mistakes(data, tmp_path):
-    with pytest.raises(ValueError, match="the data has 3 classes, expected num_classes, 4; set --model.num_classes"):
+    with pytest.raises(ValueError, match=r"the data has 3 classes, expected num_classes, 4; set --model.num_classes"):
         trainer(tmp_path, 1).fit(task(num_classes=4), data())
     with pytest.raises(ValueError, match="num_classes is 1, expected at least 2"):
         task(num_classes=1)
