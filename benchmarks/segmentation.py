@@ -240,7 +240,8 @@ def main() -> None:
     lines = [
         "# Semantic FPN on quadtree attention against spatial reduction",
         "",
-        f"{date.today()}, one core of {machine()['machine'].partition(',')[0]}; {steps} steps of {settings['batch_size']} images of {size[0]}x{size[1]} pixels; one seed; "
+        f"{date.today()}, one core of {machine()['machine'].partition(',')[0]}; {steps} steps of {settings['batch_size']} images of "
+        f"{size[0]}x{size[1]} pixels; one seed; "
         f"averages of the weights. Measured on {count} composites of garments and photographs that training never saw.",
         "",
         "`python benchmarks/segmentation.py --garments FOLDER --photos PHOTOS --runs RUNS --out benchmarks/results/segmentation`; "
