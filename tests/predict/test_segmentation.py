@@ -128,4 +128,4 @@ def test_convert(weights, model, tmp_path, capsys):
     again = Segmenter.from_pretrained(tmp_path / "a.safetensors", device="cpu")
     assert list(again.config.labels) == NAMES
     assert main(["models"]) == 0
-    assert "segment_b2" in capsys.readouterr().out
+    assert "semantic_fpn_quadtree_b2" in capsys.readouterr().out

@@ -172,7 +172,7 @@ def test_files_of_our_own(tmp_path):
     save_segmenter(model, tmp_path / "half.safetensors", half=True)
     torch.testing.assert_close(load_segmenter(tmp_path / "half.safetensors")(images), model(images), rtol=0, atol=0.02)
     for name, error, message in (
-        ("nothing", ValueError, "unknown model 'nothing', expected one of .*segment_b0"),
+        ("nothing", ValueError, "unknown model 'nothing', expected one of .*semantic_fpn_quadtree_b0"),
         ("classify_tiny", ValueError, "classify_tiny is for classification, expected"),
         (tmp_path / "none.pth", FileNotFoundError, "does not exist, expected a file of weights"),
         (tmp_path, IsADirectoryError, "is a folder"),
@@ -192,7 +192,7 @@ def test_starting_from_other_weights(tmp_path):
     body = {"depths": (1, 1, 2, 1), "embed_dims": (32, 64, 128, 192), "num_heads": (1, 2, 4, 6), "mlp_ratios": (4,) * 4}
     other = SegmenterConfig("quadtree_b0", ["a", "b"], {**body, "levels": (3, 2, 1, 1)}, 16, 16).build()
     load_weights(other, "classify_tiny")
-    from quadtree_attention.weights.classifier import load_classifier
+    from quadtree_attention.weights.classification import load_classifier
 
     published = load_classifier("classify_tiny")[0]
     assert torch.equal(

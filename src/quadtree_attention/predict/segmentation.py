@@ -18,6 +18,7 @@ from ..data.masks import seen
 from ..extras import require
 from ..files import atomic_write
 from ..models.segmentation import SegmenterConfig, SemanticFPN
+from ..weights.hub import HubMixin
 from .device import check_device
 
 MASK_SUFFIXES = (".png",)
@@ -63,7 +64,7 @@ def class_colors(names: Sequence[str]) -> np.ndarray:
     return np.rint(255 * np.array([(0, 0, 0)] * first + colors).reshape(-1, 3)).astype(np.uint8)
 
 
-class Segmenter:
+class Segmenter(HubMixin):
     """Says what each pixel of an image shows.
 
     Args:
@@ -82,9 +83,9 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = "segment_b0", *, device: str | torch.device | None = None
+        cls, name_or_path: str | Path = "semantic_fpn_quadtree_b0", *, device: str | torch.device | None = None
     ) -> Segmenter:
-        """Load weights: a name of `quadtree models`, or the path of a file.
+        """Load weights: a name of `quadtree models`; the path of a file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME".
 
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from ..models.segmentation import SegmenterConfig, SemanticFPN, semantic_fpn
 from .convert import BACKBONE, Rule, convert_by
 from .published import read_checkpoint
-from .registry import PRETRAINED, downloaded, find, misfit, read_safetensors, write_safetensors
+from .registry import CHECKPOINT_SUFFIXES, find, located
+from .storage import configuration, filled, misfit, read_safetensors, trained_weights, write_safetensors
 
 _END = r"\.(?P<end>weight|bias|running_mean|running_var|num_batches_tracked)"
 SEMANTIC_FPN = (  # mmsegmentation's EncoderDecoder of a backbone, FPN and FPNHead
@@ -43,39 +44,23 @@ def convert_segmenter(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 def load_segmenter(name_or_path: str | Path) -> SemanticFPN:
     """Load a segmenter, on the CPU, in eval mode and float32.
 
-    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_segmenter`; a .ckpt, .pth or .pt file, of our training or published.
+    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_segmenter`; a .ckpt, .pth or .pt file, of our training or published; a
+        folder of `Segmenter.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
         OSError: a file that is missing, or cannot be downloaded.
     """
-    names = [row.name for row in PRETRAINED.values() if row.task == "segmentation"]
-    row, path = find(str(name_or_path), "segmentation"), Path(name_or_path)
-    if row is not None:
-        path = row.path if row.url is None else downloaded(row)
-    elif str(name_or_path) in PRETRAINED:
-        raise ValueError(
-            f"{name_or_path} is for {PRETRAINED[str(name_or_path)].task}, expected {', '.join(names)}, or the path of a file"
-        )
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
-    if not path.exists():
-        if path.suffix or path.parent != Path():
-            raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(names)}")
-        raise ValueError(
-            f"unknown model {str(name_or_path)!r}, expected one of {', '.join(names)}, or the path of a file of weights"
-        )
+    path, _ = located(name_or_path, "segmentation")
     if path.suffix == ".safetensors":
-        state, config = read_safetensors(path, "segmenter", lambda name: name == "SemanticFPN")
-        return _build(_config(config, path), state, path)
-    if path.suffix not in (".ckpt", ".pth", ".pt"):
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected .safetensors, .ckpt, .pth or .pt")
+        state, values = read_safetensors(path, "segmenter", lambda name: name == "SemanticFPN")
+        return filled(configuration(SegmenterConfig, values, path).build(), state, path)
     return _from_checkpoint(path, read_checkpoint(path))
 
 
 def is_segmenter(path: Path) -> bool:
     """Whether a checkpoint is of a segmenter, of our training or published; False for what is no checkpoint."""
-    if path.suffix not in (".ckpt", ".pth", ".pt") or not path.is_file():
+    if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
         return False
     content = read_checkpoint(path)
     state = content.get("state_dict", content)
@@ -103,7 +88,7 @@ def load_weights(model: SemanticFPN, name_or_path: str | Path) -> None:
     if known or _is_ours(Path(name_or_path)):
         state = dict(load_segmenter(name_or_path).state_dict())
     else:
-        from .classifier import load_classifier
+        from .classification import load_classifier
 
         whole = load_classifier(name_or_path)[0].state_dict()
         plain = {key: re.sub(r"^backbone\.([a-z]+)_(\d+)\.", r"backbone.\1.\2.", key) for key in wanted}
@@ -130,12 +115,9 @@ def _is_ours(path: Path) -> bool:
 
 def _from_checkpoint(path: Path, content: Mapping[str, Any]) -> SemanticFPN:
     if isinstance(content.get("segmenter"), Mapping):  # of our own training
-        weights = {
-            key.removeprefix("model."): value
-            for key, value in content["state_dict"].items()
-            if key.startswith("model.")
-        }
-        return _build(_config(content["segmenter"], path), weights, path)
+        return filled(
+            configuration(SegmenterConfig, content["segmenter"], path).build(), trained_weights(content), path
+        )
     try:
         state = convert_segmenter(content)
     except ValueError as error:
@@ -147,7 +129,7 @@ def _from_checkpoint(path: Path, content: Mapping[str, Any]) -> SemanticFPN:
         with torch.device("meta"):
             fits = not misfit(config.build().state_dict(), state)
         if fits:
-            return _build(config, state, path)
+            return filled(config.build(), state, path)
     raise ValueError(f"{path} fits none of quadtree_b0 .. quadtree_b4 with Semantic FPN as published")
 
 
@@ -160,23 +142,3 @@ def _labels(content: Mapping[str, Any], classes: int) -> list[str]:
     if isinstance(names, (list, tuple)) and len(names) == classes and all(isinstance(name, str) for name in names):
         return [name.strip() for name in names]
     return list(ADE20K_LABELS) if classes == len(ADE20K_LABELS) else [str(n) for n in range(max(classes, 1))]
-
-
-def _build(config: SegmenterConfig, state: Mapping[str, Tensor], path: Path) -> SemanticFPN:
-    model = config.build()
-    if problem := misfit(model.state_dict(), state):
-        raise ValueError(f"{path}: weights do not fit the model: {problem}")
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
-    return model.eval()
-
-
-def _config(values: Mapping[str, Any], path: Path) -> SegmenterConfig:
-    unknown = set(values) - {field.name for field in fields(SegmenterConfig)}
-    if unknown:
-        raise ValueError(
-            f"{path} has options that this version does not know: {', '.join(sorted(unknown))}; update quadtree-attention"
-        )
-    try:
-        return SegmenterConfig(**values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} has a configuration that does not work: {error}") from None
