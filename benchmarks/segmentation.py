@@ -2,13 +2,14 @@
 
     python benchmarks/segmentation.py --garments FOLDER --photos PHOTOS --runs runs/segment --out benchmarks/results/segmentation
 
-FOLDER/FashionMNIST/raw holds the four files of Fashion-MNIST as torchvision keeps them (of the Debian package dataset-fashion-mnist, unpacked),
-PHOTOS is clothing-dataset-small. The garments become cut-outs once, in the folder of the runs: 600 a class to train on and 100 to validate, of the
-training images, and 200 a class of the test images to test. Photographs are made smaller once, and split as they come. So no garment and no
-photograph of the test was seen before it. What clothes the photographs themselves show counts as background.
+FOLDER/FashionMNIST/raw holds the four files of Fashion-MNIST as torchvision keeps them (of the Debian package dataset-fashion-mnist, unpacked);
+PHOTOS is any folder of photographs without garments, such as the images of experiencor/raccoon_dataset. The garments become cut-outs once, in
+the folder of the runs: 600 of each of the ten kinds to train on and 100 to validate, of the training images, and 200 of the test images to
+test. Photographs are made smaller once; in the order of their names, 70 % are for training, 15 % for validation and 15 % for the test. So no garment
+and no photograph of the test was seen before it.
 
 Every run is `quadtree fit` on recipes/segment_tiny_garments.yaml, one thread each. Runs that are finished are left as they are, others go on from
-their last checkpoint. Writes OUT.json, OUT_curves.png and OUT_examples.png: of the first test images, truth and what each network found.
+their last checkpoint. Writes OUT.md, OUT_curves.png and OUT_examples.png: of the first test images, truth and what each network found.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import copy
 import csv
 import os
 import subprocess
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.datasets import FashionMNIST
 
-from quadtree_attention.data.composites import CompositeData
+from quadtree_attention.bench import machine
+from quadtree_attention.data.composites import CompositeData, Pasting
+from quadtree_attention.data.photos import list_photographs
+from quadtree_attention.files import atomic_write
 from quadtree_attention.models.segmentation import SemanticFPN
 from quadtree_attention.predict.segmentation import class_colors
 from quadtree_attention.table import Table
@@ -50,7 +55,18 @@ VARIANTS = ("quadtree", "spatial reduction")
 OURS = ("levels", "topk", "variant", "value_act")  # options that timm's PVTv2 does not have
 CUTOUTS = {"train": (True, 0, 600), "validation": (True, 600, 700), "test": (False, 0, 200)}  # of each class
 SHORT_SIDE = 200  # of the shrunk photographs
-NAMES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+KINDS = (
+    "top",
+    "trousers",
+    "top",
+    "dress",
+    "top",
+    "shoe",
+    "top",
+    "shoe",
+    "bag",
+    "shoe",
+)  # of Fashion-MNIST's ten labels
 
 
 def cut_out(garments: Path, folder: Path) -> None:
@@ -60,28 +76,30 @@ def cut_out(garments: Path, folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     for split, (train, first, end) in CUTOUTS.items():
         data = FashionMNIST(str(garments), train=train)
-        for label, name in enumerate(NAMES):
+        for label, name in enumerate(KINDS):
             place = part / split / name
             place.mkdir(parents=True, exist_ok=True)
-            chosen = data.data[data.targets == label][first:end].numpy()
-            for n, image in enumerate(chosen):
+            for n, image in enumerate(data.data[data.targets == label][first:end].numpy()):
                 gray = cv2.resize(np.pad(image, 2), (96, 96), interpolation=cv2.INTER_CUBIC)
                 inside = cv2.morphologyEx(np.uint8(gray > 16), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
                 alpha = cv2.GaussianBlur(255 * inside, (0, 0), 1)
-                cv2.imwrite(str(place / f"{n:03d}.png"), np.dstack([gray, gray, gray, alpha]))
+                cv2.imwrite(str(place / f"{label}_{n:03d}.png"), np.dstack([gray, gray, gray, alpha]))
     part.rename(folder)
 
 
 def shrink(photos: Path, folder: Path) -> None:
-    """Copies of photographs whose shorter side has 200 pixels, where there are none yet."""
-    for path in sorted(photos.glob("*/*/*.jpg")):
-        out = folder / path.relative_to(photos)
-        if out.exists():
-            continue
-        out.parent.mkdir(parents=True, exist_ok=True)
+    """Copies of photographs whose shorter side has 200 pixels, in one folder a split; nothing where that has been done."""
+    if folder.exists():
+        return
+    part, paths = folder.with_name(folder.name + ".part"), list_photographs(photos)
+    for n, path in enumerate(paths):
+        split = "train" if n < 0.7 * len(paths) else "validation" if n < 0.85 * len(paths) else "test"
+        (part / split).mkdir(parents=True, exist_ok=True)
         image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         factor = SHORT_SIDE / min(image.size)
-        image.resize((round(image.width * factor), round(image.height * factor))).save(out, quality=95)
+        size = (round(image.width * factor), round(image.height * factor))
+        image.resize(size).save(part / split / f"{n:04d}.jpg", quality=95)
+    part.rename(folder)
 
 
 def arguments_of(recipe: dict[str, Any], variant: str) -> dict[str, Any]:
@@ -201,7 +219,8 @@ def main() -> None:
     folders = {variant: options.runs / variant.replace(" ", "_") for variant in options.variants.split(",")}
     for variant, folder in folders.items():
         train(recipe, variant, data, folder)
-    made = CompositeData(**{**recipe["data"]["init_args"], **data, "num_workers": 0})
+    settings = {**recipe["data"]["init_args"], **data, "num_workers": 0}
+    made = CompositeData(**{**settings, "pasting": Pasting(**settings["pasting"])})
     models = {variant: load_segmenter(folder / "last.ckpt") for variant, folder in folders.items()}
     rows = []
     for variant, model in models.items():
@@ -210,12 +229,34 @@ def main() -> None:
         row |= {"mIoU, %": f"{100 * scores['miou']:.1f}", "pixel accuracy, %": f"{100 * scores['accuracy']:.1f}"}
         row |= {name: f"{100 * iou:.1f}" for name, iou in zip(model.config.labels, scores["iou"], strict=True)}
         rows.append(row)
-    table = Table(rows, {"recipe": recipe})
+    table = Table(rows)
     print(table.markdown())
-    if options.out is not None:
-        table.save(options.out.with_suffix(".json"))
-        curves(folders, options.out.with_name(options.out.name + "_curves.png"))
-        examples(models, made, options.out.with_name(options.out.name + "_examples.png"))
+    if options.out is None:
+        return
+    images = {name: options.out.with_name(f"{options.out.name}_{name}.png") for name in ("curves", "examples")}
+    curves(folders, images["curves"])
+    examples(models, made, images["examples"])
+    steps, size, count = recipe["trainer"]["max_steps"], settings["size"], settings["test_length"]
+    lines = [
+        "# Semantic FPN on quadtree attention against spatial reduction",
+        "",
+        f"{date.today()}, one core of {machine()['machine'].partition(',')[0]}; {steps} steps of {settings['batch_size']} images of "
+        f"{size[0]}x{size[1]} pixels; one seed; "
+        f"averages of the weights. Measured on {count} composites of garments and photographs that training never saw.",
+        "",
+        "`python benchmarks/segmentation.py --garments FOLDER --photos PHOTOS --runs RUNS --out benchmarks/results/segmentation`; "
+        "what is what: the head of benchmarks/segmentation.py. Columns after the accuracy: the IoU of each class, %.",
+        "",
+        table.markdown(),
+        "",
+        f"![Training loss and validation mIoU over steps]({images['curves'].name})",
+        "",
+        f"Test images, the truth, and what {' and '.join(models)} found, from top to bottom:",
+        "",
+        f"![Test images, truth and results]({images['examples'].name})",
+    ]
+    with atomic_write(options.out.with_suffix(".md")) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

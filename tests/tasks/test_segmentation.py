@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 
 def task(**changes):
     pl.seed_everything(0, verbose=False)
-    options = {"num_classes": 3, "options": SMALL, "neck_channels": 16, "head_channels": 16, "learning_rate": 5e-3}
+    options = {"num_classes": 3, "options": SMALL, "neck_channels": 16, "head_channels": 16, "learning_rate": 3e-3}
     return SegmentationTask(**{**options, "head_rate": 1.0, "warmup_steps": 4, **changes})
 
 
@@ -102,20 +102,20 @@ def test_groups_are_as_published(data, tmp_path):
 
 def test_it_learns_and_its_checkpoint_segments(data, tmp_path):
     learner = task()
-    train = trainer(tmp_path, 8, ModelCheckpoint(tmp_path, "last"), EMAWeightAveraging(decay=0.8))
-    train.fit(learner, data())
-    (result,) = train.test(learner, data(), verbose=False)
+    train = trainer(tmp_path, 10, ModelCheckpoint(tmp_path, "last"), EMAWeightAveraging(decay=0.8))
+    train.fit(learner, data(size=(48, 48)))
+    (result,) = train.test(learner, data(size=(48, 48)), verbose=False)
     assert set(result) == {"test/loss", "test/miou", "test/accuracy"}
-    assert result["test/miou"] > 0.45
+    assert result["test/miou"] > 0.6
     assert result["test/accuracy"] > 0.8
     model = load_segmenter(tmp_path / "last.ckpt")
     assert model.config.labels == ["background", "green", "red"]
-    assert (model.config.short_side, model.config.long_side) == (32, 64)
-    image = np.full((32, 32, 3), 100, np.uint8)
-    image[8:24, 8:24] = (230, 0, 0)
+    assert (model.config.short_side, model.config.long_side) == (48, 96)
+    image = np.full((48, 48, 3), 100, np.uint8)
+    image[10:38, 10:38] = (230, 0, 0)
     found = Segmenter(model, "cpu").segment(image)
-    assert found.names[found.labels[16, 16]] == "red"
-    assert found.names[found.labels[1, 30]] == "background"
+    assert found.names[found.labels[24, 24]] == "red"
+    assert found.names[found.labels[1, 46]] == "background"
 
 
 def test_a_cut_off_training_goes_on_as_if_it_never_was(data, tmp_path):
@@ -152,7 +152,7 @@ def test_validation_judges_at_the_size_of_the_masks():
 
 
 def test_mistakes(data, tmp_path):
-    with pytest.raises(ValueError, match=r"the data has 3 classes, expected num_classes, 4; set --model.num_classes"):
+    with pytest.raises(ValueError, match="the data has 3 classes, expected num_classes, 4"):
         trainer(tmp_path, 1).fit(task(num_classes=4), data())
     with pytest.raises(ValueError, match="num_classes is 1, expected at least 2"):
         task(num_classes=1)
