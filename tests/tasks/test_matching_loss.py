@@ -5,6 +5,7 @@ from quadtree_attention.models.loftr.matching import expected_position
 from quadtree_attention.tasks.matching.loss import (
     coarse_cross_entropy,
     coarse_focal_loss,
+    coarse_sparse_focal_loss,
     fine_cross_entropy,
     fine_l2_std_loss,
 )
@@ -143,3 +144,29 @@ def test_fine_loss_of_nothing_still_has_a_gradient(loss_of):
         loss.backward()
         assert loss == 0
         assert (predicted.grad == 0).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sparse_focal_loss_against_loops(masked):
+    p, truth = confidences()
+    mask0, mask1 = torch.ones(2, 5, dtype=torch.bool), torch.ones(2, 6, dtype=torch.bool)
+    options = {}
+    if masked:
+        mask0[0, 3:], mask1[1, 4:] = False, False
+        options = {"mask0": mask0, "mask1": mask1}
+
+    def mean(values):
+        return torch.stack([-0.25 * (1 - v) ** 2 * torch.log(v) for v in values]).mean()
+
+    positives = [(b, i, j) for b, i, j in zip(*(x.tolist() for x in truth), strict=True) if mask0[b, i] and mask1[b, j]]
+    want = 2 * mean([p[place] for place in positives])
+    got = coarse_sparse_focal_loss(p, truth, dustbins=False, positive_weight=2.0, **options)
+    torch.testing.assert_close(got, want)
+    # With dustbins: the last row and column belong to them.
+    padded = torch.rand(2, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) * 0.98 + 0.01
+    padded[:, :5, :6] = p
+    rows, columns = {(b, i) for b, i, _ in positives}, {(b, j) for b, _, j in positives}
+    lost = [padded[b, i, 6] for b in range(2) for i in range(5) if mask0[b, i] and (b, i) not in rows]
+    lost += [padded[b, 5, j] for b in range(2) for j in range(6) if mask1[b, j] and (b, j) not in columns]
+    got = coarse_sparse_focal_loss(padded, truth, dustbins=True, positive_weight=2.0, negative_weight=3.0, **options)
+    torch.testing.assert_close(got, want + 3 * mean(lost))

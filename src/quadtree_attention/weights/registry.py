@@ -210,7 +210,11 @@ def _load_checkpoint(path: Path, architecture: str | None) -> LoFTR:
         state = convert_published(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return _build(ARCHITECTURES[architecture or _told_from(state, path)], state, str(path))
+    rest = {key: value for key, value in state.items() if key != "bin_score"}
+    chosen = ARCHITECTURES[architecture or _told_from(rest, path)]
+    if len(rest) < len(state):
+        chosen = replace(chosen, matching="optimal_transport")
+    return _build(chosen, state, str(path))
 
 
 def _config(values: Any, path: Path) -> LoFTRConfig:

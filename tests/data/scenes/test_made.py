@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from tests.geometry import first_hit, project
 
 from quadtree_attention.data.scenes.made import MadeScenes, MadeScenesData, Motion, as_posed, random_cameras
 from quadtree_attention.data.scenes.render import overlap
 from quadtree_attention.tasks.matching.supervision import depth_supervision, homography_supervision
-from tests.geometry import first_hit, project
 
 SIZE = (72, 96)
 
@@ -79,7 +79,7 @@ def test_a_homography_in_terms_of_depth_and_pose(photos):
         )
         # Where image 0 is hidden at the place of cell j but not at that of cell i, one says so and the other does not.
         assert len(same) <= 0.1 * len(want.i) + 1
-        both = {i: w for i, w in zip(want.i.tolist(), want.warped, strict=True)}
+        both = dict(zip(want.i.tolist(), want.warped, strict=True))
         for i, w in zip(got.i.tolist(), got.warped, strict=True):
             if i in both:
                 torch.testing.assert_close(w, both[i], rtol=0, atol=1e-2)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from tests.geometry import first_hit, project
 
 from quadtree_attention.data.scenes.made import random_cameras
 from quadtree_attention.data.scenes.render import Rectangle, Scene, look_at, overlap
-from tests.geometry import first_hit, project
 
 K = np.array([[60.0, 0, 39.5], [0, 60, 29.5], [0, 0, 1]])
 SIZE = (60, 80)

@@ -40,6 +40,50 @@ def coarse_focal_loss(
     )
 
 
+def coarse_sparse_focal_loss(
+    assignment: Tensor,
+    truth: tuple[Tensor, Tensor, Tensor],
+    *,
+    dustbins: bool,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    positive_weight: float = 1.0,
+    negative_weight: float = 1.0,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+) -> Tensor:
+    """Focal loss on the positives alone, and with dustbins on those of cells that match nothing, which should lie there.
+
+    The other arguments are as of `coarse_focal_loss`.
+
+    Args:
+        assignment: ``[B, L, S]`` in 0..1; ``[B, L + 1, S + 1]`` with dustbins.
+        dustbins: whether the last row and column are such.
+    """
+    if assignment.dtype != torch.float64:
+        assignment = assignment.float()
+    mask0, mask1 = (None if mask is None else mask.flatten(1) for mask in (mask0, mask1))
+    b, i, j = truth
+    keep = torch.ones_like(b, dtype=torch.bool)
+    for mask, cell in ((mask0, i), (mask1, j)):
+        if mask is not None:
+            keep &= mask[b, cell]
+    b, i, j = b[keep], i[keep], j[keep]
+
+    def focal(p: Tensor) -> Tensor:
+        return _mean((-alpha * (1 - p).pow(gamma) * p.log()).sum(), p.numel())
+
+    loss = positive_weight * focal(assignment[b, i, j].clamp(_SMALLEST, _BELOW_ONE))
+    if dustbins:
+        lost = []
+        for taken, mask, in_bin in ((i, mask0, assignment[:, :-1, -1]), (j, mask1, assignment[:, -1, :-1])):
+            free = torch.ones_like(in_bin, dtype=torch.bool) if mask is None else mask.clone()
+            free[b, taken] = False
+            lost.append(in_bin[free])
+        loss = loss + negative_weight * focal(torch.cat(lost).clamp(_SMALLEST, _BELOW_ONE))
+    return loss
+
+
 def coarse_cross_entropy(
     confidence: Tensor,
     truth: tuple[Tensor, Tensor, Tensor],

@@ -17,8 +17,14 @@ from ...models.loftr.matching import expected_position
 from ...models.loftr.model import STRIDE, Features
 from ...weights.registry import load_matcher
 from . import metrics
-from .loss import coarse_cross_entropy, coarse_focal_loss, fine_cross_entropy, fine_l2_std_loss
-from .supervision import Supervision, depth_supervision, fine_target, homography_supervision
+from .loss import (
+    coarse_cross_entropy,
+    coarse_focal_loss,
+    coarse_sparse_focal_loss,
+    fine_cross_entropy,
+    fine_l2_std_loss,
+)
+from .supervision import Supervision, depth_supervision, fine_target, homography_supervision, point_supervision
 
 PIXELS, DEGREES = (3, 5, 10), (5, 10, 20)  # thresholds of the AUC of homographies and of poses
 RIGHT, RIGHT_EPIPOLAR = (
@@ -46,7 +52,9 @@ class MatchingTask(LightningModule):
         coarse_loss: "focal" (published) or "cross_entropy".
         fine_loss: "l2", of the mean of the heat map, weighted by its deviation (published); "cross_entropy" of the map
             itself; or "both", their sum.
-        negative_weight: of the pairs of cells that do not match in the coarse loss, against 1 of those that do.
+        coarse_pairs: "dense": the coarse loss is on every pair of cells (the published default); "sparse": on those that match, and with optimal
+            transport on the dustbins of cells that match nothing, as in LoFTR's paper. Sparse needs the focal loss.
+        negative_weight: of the pairs of cells that do not match in the coarse loss, or of the dustbins, against 1 of those that do.
         coarse_weight, fine_weight: of the two parts of the loss.
         fine_matches: true matches an image that refinement is trained on at most, drawn at random.
         fine_percent: train refinement on what matching finds instead, as published: on this share (0.2 indoors, 0.3 outdoors) of as many
@@ -75,6 +83,7 @@ class MatchingTask(LightningModule):
         betas: tuple[float, float] = (0.9, 0.99),
         coarse_loss: Literal["focal", "cross_entropy"] = "focal",
         fine_loss: Literal["l2", "cross_entropy", "both"] = "l2",
+        coarse_pairs: Literal["dense", "sparse"] = "dense",
         negative_weight: float = 1.0,
         coarse_weight: float = 1.0,
         fine_weight: float = 1.0,
@@ -89,6 +98,10 @@ class MatchingTask(LightningModule):
             raise ValueError(f"preset is {preset!r}, expected one of {', '.join(LOFTR_PRESETS)}")
         if coarse_loss not in _COARSE_LOSSES:
             raise ValueError(f"coarse_loss is {coarse_loss!r}, expected {' or '.join(_COARSE_LOSSES)}")
+        if coarse_pairs not in ("dense", "sparse") or (coarse_pairs, coarse_loss) == ("sparse", "cross_entropy"):
+            raise ValueError(
+                f"coarse_pairs is {coarse_pairs!r} with coarse_loss {coarse_loss!r}, expected dense, or sparse with focal"
+            )
         if fine_loss not in FINE_LOSSES:
             raise ValueError(f"fine_loss is {fine_loss!r}, expected one of {', '.join(FINE_LOSSES)}")
         if schedule not in SCHEDULES:
@@ -125,10 +138,10 @@ class MatchingTask(LightningModule):
         images = [batch[key].contiguous(memory_format=self._layout) for key in ("image0", "image1")]
         features = self.model.encode(*images, batch.get("mask0"), batch.get("mask1"))
         masks = {"mask0": features.mask0, "mask1": features.mask1}
-        confidence = self.model.confidence(features)
+        assignment = self.model.assignment(features)
+        confidence = self.model.without_dustbins(assignment)
         truth = self._truth(batch, masks)
-        coarse_loss = _COARSE_LOSSES[self.hparams["coarse_loss"]]
-        coarse = coarse_loss(confidence, truth[:3], negative_weight=self.hparams["negative_weight"], **masks)
+        coarse = self._coarse_loss(assignment, confidence, truth, masks)
         b, i, j, offset = self._fine_matches(truth, confidence, features, torch.Generator().manual_seed(seed))
         heat = self.model.heat(features, b, i, j)
         fine = heat.new_zeros(())
@@ -251,6 +264,17 @@ class MatchingTask(LightningModule):
         pairs = self.trainer.train_dataloader.batch_size * self.trainer.world_size
         return pairs * self.trainer.accumulate_grad_batches / self.hparams["canonical_batch"]
 
+    def _coarse_loss(
+        self, assignment: Tensor, confidence: Tensor, truth: Supervision, masks: dict[str, Tensor | None]
+    ) -> Tensor:
+        options = {"negative_weight": self.hparams["negative_weight"], **masks}
+        if truth.known is not None:  # of other cells nothing can be said
+            options["mask0"], options["mask1"] = truth.known
+        if self.hparams["coarse_pairs"] == "sparse":
+            dustbins = self.model.config.matching == "optimal_transport"
+            return coarse_sparse_focal_loss(assignment, truth[:3], dustbins=dustbins, **options)
+        return _COARSE_LOSSES[self.hparams["coarse_loss"]](confidence, truth[:3], **options)
+
     def _truth(self, batch: dict[str, Tensor], masks: dict[str, Tensor | None]) -> Supervision:
         """What is true of a batch, by what it holds."""
         window = self.model.config.fine_window
@@ -258,8 +282,14 @@ class MatchingTask(LightningModule):
             return homography_supervision(
                 batch["homography"], batch["visible0"], batch["visible1"], window=window, **masks
             )
-        known = [batch[key] for key in ("depth0", "depth1", "K0", "K1", "T_0to1")]
-        return depth_supervision(*known, window=window, tolerance=self.hparams["depth_tolerance"], **masks)
+        cameras = [batch[key] for key in ("K0", "K1", "T_0to1")]
+        if "points0" in batch:
+            sizes = [tuple(batch[key].shape[-2:]) for key in ("image0", "image1")]
+            return point_supervision(batch["points0"], batch["points1"], *cameras, *sizes, window=window, **masks)
+        tolerance = self.hparams["depth_tolerance"]
+        return depth_supervision(
+            batch["depth0"], batch["depth1"], *cameras, window=window, tolerance=tolerance, **masks
+        )
 
     def _fine_matches(
         self, truth: Supervision, confidence: Tensor, features: Features, generator: torch.Generator

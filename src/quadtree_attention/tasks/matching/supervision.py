@@ -21,6 +21,7 @@ class Supervision(NamedTuple):
     warped: where the pixel of cell i lies in image 1, (x, y), float ``[M, 2]``.
     offset: ``warped`` from the pixel of cell j, in units of the fine window's radius, ``[M, 2]``; see `fine_target`.
     places: where the pixel of every cell of image 0 lies, ``[B, L, 2]``; infinity where that is not known or not in sight.
+    known: bool ``[B, L]`` and ``[B, S]``, cells of either image of which anything can be said; None: all.
     """
 
     b: Tensor
@@ -29,6 +30,7 @@ class Supervision(NamedTuple):
     warped: Tensor
     offset: Tensor
     places: Tensor
+    known: tuple[Tensor, Tensor] | None = None
 
 
 def fine_target(warped: Tensor, pixel: Tensor, window: int) -> Tensor:
@@ -142,6 +144,75 @@ def _through_depth(
         there = _at(depth1, places).double()
         good = good & ((z - there).abs() < tolerance * there)
     return places, good
+
+
+# ---- single points -------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def point_supervision(
+    points0: Tensor,
+    points1: Tensor,
+    K0: Tensor,
+    K1: Tensor,
+    T_0to1: Tensor,
+    size0: tuple[int, int],
+    size1: tuple[int, int],
+    *,
+    stride: int = 8,
+    window: int = 5,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+) -> Supervision:
+    """Ground truth of coarse and fine matching from points that both images show, as structure from motion finds them.
+
+    A cell has the depth of the point next to its pixel, at most half a cell away from it in x and y: the surface is taken to face the camera
+    over these few pixels. Of cells without a point nothing is said.
+
+    Args:
+        points0, points1: ``[B, P, 3]``, pixel (x, y) and depth of the same points in both images; depth 0 fills up.
+        K0, K1, T_0to1, stride, window, mask0, mask1: as of `depth_supervision`.
+        size0, size1: (height, width) of the images.
+    """
+    K0, K1, T_0to1 = K0.double(), K1.double(), T_0to1.double()
+    T_1to0 = torch.linalg.inv(T_0to1)
+    blank0, blank1 = (
+        torch.ones(len(K0), -(-h // stride), -(-w // stride), dtype=torch.bool, device=K0.device)
+        for h, w in (size0, size1)
+    )
+    cells0, cells1 = (c if m is None else m for c, m in ((blank0, mask0), (blank1, mask1)))
+    points0, points1 = points0.double(), points1.double()
+    i, inside0 = _nearest(points0[..., :2] / stride, cells0.shape)  # [B, P]
+    pixel0 = _grid(cells0, stride)[0, i]
+    places, _ = warp_by_depth(pixel0, points0[..., 2], K0, K1, T_0to1)
+    j, inside1 = _nearest(places / stride, cells1.shape)
+    back, _ = warp_by_depth(_grid(cells1, stride)[0, j], points1[..., 2], K1, K0, T_1to0)
+    returns, inside = _nearest(back / stride, cells0.shape)
+    good = inside0 & inside1 & inside & (returns == i) & (points0[..., 2] > 0)
+    good &= cells0.flatten(1).gather(1, i) & cells1.flatten(1).gather(1, j)
+    away = (points0[..., :2] - pixel0).square().sum(-1)
+    b, p = torch.where(good)
+    for cell in (i, j):  # of several points of a cell the one next to its pixel
+        b, p = _first_of_each(b, p, cell, away)
+    order = torch.argsort(b * (int(i.max()) + 1 if i.numel() else 1) + i[b, p])
+    b, p = b[order], p[order]
+    at = torch.full((len(K0), cells0[0].numel(), 2), torch.inf, dtype=places.dtype, device=places.device)
+    known = [torch.zeros_like(c.flatten(1)) for c in (cells0, cells1)]
+    i, j, warped = i[b, p], j[b, p], places[b, p]
+    at[b, i], known[0][b, i], known[1][b, j] = warped, True, True
+    offset = fine_target(warped, _grid(cells1, stride)[0, j], window)
+    return Supervision(b, i, j, warped.float(), offset.float(), at.float(), (known[0], known[1]))
+
+
+def _first_of_each(b: Tensor, p: Tensor, cell: Tensor, away: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the points (b, p) of one cell ``cell[b, p]`` the one with the least ``away[b, p]``."""
+    order = torch.argsort(away[b, p], stable=True)
+    b, p = b[order], p[order]
+    key = b * (int(cell.max()) + 1 if cell.numel() else 1) + cell[b, p]
+    order = torch.argsort(key, stable=True)
+    first = torch.ones_like(key, dtype=torch.bool)
+    first[1:] = key[order][1:] != key[order][:-1]
+    return b[order][first], p[order][first]
 
 
 # ---- both ----------------------------------------------------------------------------------------
