@@ -107,10 +107,10 @@ def test_fine_matches_are_drawn_by_image(photos):
 
 
 def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path):
-    whole = task()
+    whole = task(fine_matches=5)  # fewer than there are, so that the draw is repeated too
     trainer(tmp_path, 10, checkpoints(tmp_path / "whole", 3)).fit(whole, data(photos))
     # Another process would come upon what step 6 left on the disk: the middle of the second epoch of 4 steps.
-    resumed = task()
+    resumed = task(fine_matches=5)
     pl.seed_everything(99, verbose=False)
     trainer(tmp_path, 10, checkpoints(tmp_path / "resumed", 3)).fit(
         resumed, data(photos), ckpt_path=tmp_path / "whole" / "step=6.ckpt", weights_only=False
