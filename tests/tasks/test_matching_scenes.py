@@ -2,20 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.utils.data import default_collate
 
+from quadtree_attention.cli.train import _lightning
 from quadtree_attention.data.scenes.colmap import ColmapScene
 from quadtree_attention.data.scenes.layouts import MegaDepthScene
 from quadtree_attention.data.scenes.made import MadeScenes, MadeScenesData, SceneMaker
-from quadtree_attention.data.scenes.write import write_colmap, write_megadepth
+from quadtree_attention.data.scenes.write import write_colmap, write_megadepth, write_scannet
 from quadtree_attention.models.loftr import Features
 from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.tasks.matching.supervision import Supervision
@@ -259,3 +263,53 @@ def test_two_processes_are_one_that_accumulates(photos, tmp_path):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         MatchingTask(**arguments)
+
+
+@pytest.mark.parametrize("name", ["indoor", "outdoor"])
+def test_the_recipes_train_on_made_up_scenes(photos, tmp_path, monkeypatch, name):
+    """Both of the published trainings with a small network, their files found in their published places."""
+    maker = SceneMaker(sorted(photos.iterdir()), 1)
+    recipe = Path(__file__).parents[2] / "recipes" / f"loftr_{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    if name == "indoor":
+        write_scannet("data/scannet", maker, 2, 2, (48, 64))
+        shutil.copytree("data/scannet/train", "data/scannet/test")
+        shutil.copytree("data/scannet/index/scene_data/train", "assets/scannet_test_1500")
+        shutil.copy("data/scannet/index/intrinsics.npz", "assets/scannet_test_1500")
+        shutil.copy(
+            "data/scannet/index/scene_data/train_list/scannet_all.txt", "assets/scannet_test_1500/scannet_test.txt"
+        )
+        small = ["--data.init_args.size=[64,48]", "--data.init_args.train.min_overlap=0.1"]
+    else:
+        write_megadepth("data/megadepth", maker, 2, 2, (48, 64))
+        shutil.copytree("data/megadepth/train", "data/megadepth/test")
+        index = Path("data/megadepth/index")
+        shutil.copytree(index / "scene_info_0.1_0.7", index / "scene_info_val_1500")
+        shutil.copy(index / "trainvaltest_list" / "train_list.txt", index / "trainvaltest_list" / "val_list.txt")
+        small = ["--data.init_args.longest=64", "--data.init_args.val_longest=64"]
+    common = [
+        f"--config={recipe}",
+        f"--model.init_args.options={json.dumps(SMALL)}",
+        "--data.init_args.per_scene=2",
+        "--data.init_args.num_workers=0",
+        *small,
+        "--trainer.accelerator=cpu",
+        "--trainer.precision=32-true",
+        "--trainer.num_sanity_val_steps=0",
+        "--trainer.logger=false",
+        "--trainer.enable_progress_bar=false",
+    ]
+    callbacks = yaml.safe_load(recipe.read_text())["trainer"]["callbacks"][:-1]  # the last one needs a logger
+    common.append(f"--trainer.callbacks={json.dumps(callbacks)}")
+    _lightning("fit", [*common, "--trainer.max_epochs=1"])
+    first = read_checkpoint(tmp_path / "runs" / f"loftr_{name}" / "last.ckpt")
+    assert (first["epoch"], first["global_step"]) == (0, 4)
+    # The rate that is published, scaled to one pair a step instead of 64, at the very beginning of its warm-up.
+    rate = {"indoor": 6e-3, "outdoor": 8e-3}[name] / 64
+    start, warmup = {"indoor": (0.0, 4800 * 64), "outdoor": (0.1, 1875 * 64)}[name]
+    (group, *_) = first["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == pytest.approx(rate * (start + (1 - start) * 5 / warmup))
+    assert group["weight_decay"] == 0.1
+    resume = f"--ckpt_path=runs/loftr_{name}/last.ckpt"
+    _lightning("fit", [*common, "--trainer.max_epochs=2", resume])
+    assert read_checkpoint(tmp_path / "runs" / f"loftr_{name}" / "last.ckpt")["global_step"] == 8

@@ -37,6 +37,10 @@ def _lightning(command: str, arguments: list[str]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts that parse twice
-            cli.LightningCLI(args=[command, *arguments], parser_kwargs={"exit_on_error": False})
+            cli.LightningCLI(
+                args=[command, *arguments],
+                parser_kwargs={"exit_on_error": False},
+                save_config_kwargs={"overwrite": True},  # else a run without a logger could not be resumed
+            )
     except jsonargparse.ArgumentError as error:
         raise UsageError(f"{error}; see quadtree {command} --help") from None

@@ -64,7 +64,7 @@ def test_scenes_are_dealt_out():
     names = [f"s{k}" for k in range(10)]
     parts = [scenes_of_device(names, 4, rank, seed=1) for rank in range(4)]
     assert [len(part) for part in parts] == [3, 3, 3, 3]
-    assert set(sum(parts, [])) == set(names)
+    assert {name for part in parts for name in part} == set(names)
     assert sorted(scenes_of_device(names, 1, 0, seed=1)) == names
 
 
