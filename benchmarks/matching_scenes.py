@@ -76,7 +76,7 @@ def loaders(options: argparse.Namespace) -> Table:
     return Table(rows)
 
 
-def speed(data: ScenesData, warm: int = 10, pairs: int = 100) -> float:
+def speed(data: ScenesData, warm: int = 10, pairs: int = 80) -> float:
     """Pairs a second of a training loader, files in the cache of the system, after ``warm`` pairs."""
     batches = iter(data.train_dataloader())
     for _ in islice(batches, warm):
