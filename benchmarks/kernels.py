@@ -4,7 +4,7 @@
     python benchmarks/kernels.py --targets sm_90 --dims 32 --dtypes bf16 --topk 32,16 --variants b
 
 The arguments are those of real calls: the backend runs on small CPU tensors, and each launch is compiled in place of being run. For NVIDIA's targets
-ptxas, which comes with Triton, says how many registers a thread uses and how many bytes it spills; for AMD's the assembly does.
+cuobjdump, which comes with Triton, says how many registers and bytes of stack a thread of the compiled object has; for AMD's the assembly does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TYPES = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
     torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
 }  # fmt: skip
-OPTIONS = ("num_warps", "num_stages", "maxnreg")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
 def launches(
@@ -89,25 +89,24 @@ def compiled(launch: dict[str, Any], target: str) -> dict[str, Any]:
         options.pop("maxnreg", None)  # NVIDIA's, and not passed there
     result = triton.compile(source, target=TARGETS[target], options=options)
     read = _amd if target.startswith("gfx") else _nvidia
-    return {**read(result, target), "shared": result.metadata.shared, "warps": options["num_warps"]}
+    return {**read(result), "shared": result.metadata.shared, "warps": options["num_warps"]}
 
 
-def _nvidia(result: Any, target: str) -> dict[str, int]:
-    ptxas = triton.knobs.nvidia.ptxas.path
+def _nvidia(result: Any) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(result.asm["ptx"])
-        arch = target + ("a" if target == "sm_90" else "")
-        done = subprocess.run(
-            [ptxas, "-v", f"--gpu-name={arch}", str(source), "-o", str(Path(folder) / "kernel.cubin")],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    text = done.stdout + done.stderr
-    spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", text)]
-    return {"registers": int(re.search(r"Used (\d+) registers", text)[1]), "spills": sum(spills)}
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(result.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def field(name: str) -> int:
+        return int(re.search(rf"\b{name}:(\d+)", text)[1])
+
+    # What a thread spills goes to its stack, of which these kernels have no other use.
+    return {"registers": field("REG"), "spills": field("STACK") + field("LOCAL")}
 
 
-def _amd(result: Any, target: str) -> dict[str, int]:
+def _amd(result: Any) -> dict[str, int]:
     text = result.asm["amdgcn"]
 
     def field(name: str) -> int:

@@ -1,5 +1,5 @@
-"""QuadTree Attention (Tang, Zhang, Zhu, Tan, ICLR 2022): attention for images at linear cost, and image matching and
-classification built on it.
+"""QuadTree Attention (Tang, Zhang, Zhu, Tan, ICLR 2022): attention for images at linear cost, and image matching,
+classification and detection built on it.
 
 The public names are loaded on first use (PEP 562), so that importing the package costs nothing.
 """
@@ -11,16 +11,29 @@ if TYPE_CHECKING:
     from .nn import QuadtreeAttention
     from .ops import quadtree_attention, token_pyramid
     from .predict.classification import Classifier
+    from .predict.detection import Detector
     from .predict.matching import Matcher
+    from .predict.segmentation import Segmenter
     from .predict.stereo import StereoMatcher
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Matcher", "QuadtreeAttention", "StereoMatcher", "quadtree_attention", "token_pyramid"]
+__all__ = [
+    "Classifier",
+    "Detector",
+    "Matcher",
+    "QuadtreeAttention",
+    "Segmenter",
+    "StereoMatcher",
+    "quadtree_attention",
+    "token_pyramid",
+]
 
 _HOME = {
     "Classifier": ".predict.classification",
+    "Detector": ".predict.detection",
     "Matcher": ".predict.matching",
     "QuadtreeAttention": ".nn",
+    "Segmenter": ".predict.segmentation",
     "StereoMatcher": ".predict.stereo",
     "quadtree_attention": ".ops",
     "token_pyramid": ".ops",

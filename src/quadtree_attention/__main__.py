@@ -9,12 +9,13 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    A user's mistake ends in one line on stderr and status 2, an interrupt in status 130; a traceback means a bug.
+    A user's mistake ends in one line on stderr and status 2, images that were left out in status 1, an interrupt in status 130; a traceback
+    means a bug.
     """
     try:
         from .cli import run  # needs typer, which is optional
 
-        run(sys.argv[1:] if arguments is None else arguments)
+        status = run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         if type(error).__name__ == "OutOfMemoryError":  # torch's
             return _fail("out of GPU memory; choose a smaller --max-size, or --device cpu")
         raise
-    return 0
+    return status
 
 
 def command() -> None:

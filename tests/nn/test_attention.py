@@ -63,7 +63,7 @@ def test_published_lepe(name, precision, atol):
     weights = module.level_weights.softmax(0)
     split = lambda level: [module.heads(x) for x in level]  # noqa: E731
     out = quadtree_attention(split(q), split(k), split(v), topk=module.topk, level_weights=weights)
-    out = out + module.heads(module._positions(v, weights))
+    out = module.heads(module._add_positions(out.flatten(-2), v, weights))
     np.testing.assert_allclose(out.detach().flatten(1, 2), arrays[f"{precision}.out"], rtol=0, atol=atol)
     (out.flatten(1, 2) * torch.from_numpy(arrays["in.cotangent"]).to(dtype)).sum().backward()
     for key, leaf in leaves.items():

@@ -336,6 +336,17 @@ def test_token_pyramid():
     assert torch.equal(coarse[0, :, :, 0], torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
 
 
+def test_pyramid_of_rows():
+    x = torch.arange(8.0).reshape(1, 8, 1, 1).requires_grad_()
+    coarse, middle, fine = token_pyramid(x, 3)
+    assert fine is x
+    assert [level.flatten().tolist() for level in (coarse, middle)] == [[1.5, 5.5], [0.5, 2.5, 4.5, 6.5]]
+    (coarse.sum() + 2 * middle[:, 0].sum()).backward()
+    assert x.grad.flatten().tolist() == [1.25, 1.25, *[0.25] * 6]
+    ragged = token_pyramid(torch.arange(5.0).reshape(1, 5, 1, 1), 2)[0]
+    assert ragged.flatten().tolist() == [0.5, 2.5, 4.0]
+
+
 def test_gradients_of_a_pyramid():
     x = torch.randn(2, 8, 12, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     pooled = [x.flatten(3).permute(0, 3, 1, 2)]
@@ -370,7 +381,11 @@ def test_gradients_of_a_pyramid():
         (dict(query=torch.zeros(4, 5)), "grid of 1, 2 or 3 axes"),
         (dict(query=torch.zeros(1, 0, 5, 2, 4)), "at least one token"),
         (dict(value=torch.zeros(1, 4, 4, 2, 4)), "value has grid"),
-        (dict(query=[torch.zeros(1, 4, 5, 2, 4)]), "same form for all three"),
+        (dict(query=[torch.zeros(1, 4, 5, 2, 4)]), "levels is 3, but 1 levels were given"),
+        (
+            dict(levels=None, key=[torch.zeros(1, 2, 3, 2, 4)], value=[torch.zeros(1, 2, 3, 2, 4)] * 2),
+            "expected the same number",
+        ),
     ],
 )
 def test_errors(change, message):
@@ -378,6 +393,15 @@ def test_errors(change, message):
     arguments = {"query": x, "key": x, "value": x, "levels": 3, "topk": 2} | change
     with pytest.raises(ValueError, match=message):
         quadtree_attention(**arguments)
+
+
+def test_a_single_tensor_beside_pyramids_is_averaged():
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 7, 6, 2, 4), torch.randn(1, 5, 8, 2, 4)
+    values = [torch.randn(1, 2, 2, 2, 4), torch.randn(1, 3, 4, 2, 4), torch.randn(1, 5, 8, 2, 4)]
+    want = quadtree_attention(token_pyramid(query, 3), token_pyramid(key, 3), values, topk=2)
+    torch.testing.assert_close(quadtree_attention(query, key, values, topk=2), want)
+    torch.testing.assert_close(quadtree_attention(token_pyramid(query, 3), key, values, topk=2), want)
 
 
 def test_pyramid_errors():

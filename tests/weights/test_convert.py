@@ -9,7 +9,7 @@ from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
 from quadtree_attention.models.loftr.transformer import coarse_transformer
 from quadtree_attention.nn import QuadtreeAttention
 from quadtree_attention.weights import convert_published
-from quadtree_attention.weights.registry import load_matcher
+from quadtree_attention.weights.matching import load_matcher
 
 KEYS = json.loads((Path(__file__).parents[1] / "golden" / "keys_loftr.json").read_text())
 

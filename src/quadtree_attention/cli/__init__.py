@@ -8,15 +8,15 @@ from __future__ import annotations
 
 # They register their commands, in the order of quadtree --help.
 # ruff: isort: off
-from . import match, stereo, classify, models, convert, evaluate, bench, train  # noqa: F401
+from . import match, match_folder, stereo, classify, detect, segment, models, convert, evaluate, bench, train  # noqa: F401
 from .app import UsageError, app
 # ruff: isort: on
 
 __all__ = ["UsageError", "app", "run"]
 
 
-def run(arguments: list[str]) -> None:
-    """Run one command.
+def run(arguments: list[str]) -> int:
+    """Run one command, and return its exit status: what its function returns, or 0.
 
     Raises:
         ValueError, OSError, ImportError: a user's mistake, in one line.
@@ -29,3 +29,4 @@ def run(arguments: list[str]) -> None:
         raise
     if status == 130:  # how the parser reports an interrupt
         raise KeyboardInterrupt
+    return status or 0

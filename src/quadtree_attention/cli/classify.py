@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from .app import DEVICE, PICTURE_SUFFIXES, app, check_outputs, typer
+from .images import ImageFile, each_image, find_images
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CLASSIFICATION_SUFFIXES = (".json", ".csv")
 
 
 @app.command()
 def classify(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images of any size.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images of any size, and folders of them.")],
     model: Annotated[
         str, typer.Option(help="Name of a model, see quadtree models, one of timm's, or a file of weights.")
     ] = "classify_tiny",
@@ -21,28 +25,28 @@ def classify(
         str | None, typer.Option(metavar="FILE", help="Draw a contact sheet: .png, .jpg or .webp.")
     ] = None,
     device: DEVICE = None,
-) -> None:
+) -> int:
     """Say what images show: the likeliest classes, with probabilities."""
     check_outputs((out, CLASSIFICATION_SUFFIXES), (picture, PICTURE_SUFFIXES), sources=images)
-    from ..data.images import read_image
-
-    for source in images:
-        read_image(source)
-
-    from ..predict.classification import Classifier, save_classifications
+    files = find_images(images)
+    from ..predict.classification import Classification, Classifier, save_classifications
 
     classifier = Classifier.from_pretrained(model, device=device)
-    found = []
-    for source in images:
-        found.append(classifier.classify(source, top=top))
-        if len(images) > 1:
-            print(source)
-        for label, probability in zip(found[-1].labels, found[-1].probabilities, strict=True):
+    found: dict[str, Classification] = {}
+
+    def work(file: ImageFile, image: np.ndarray) -> None:
+        one = found[str(file.path)] = classifier.classify(image, top=top)
+        if len(files) > 1:
+            print(file.path)
+        for label, probability in zip(one.labels, one.probabilities, strict=True):
             print(f"{100 * probability:5.1f} %  {label}")
+
+    status = each_image(files, work)
     if out is not None:
-        save_classifications(images, found, out)
-    if picture is not None:
+        save_classifications(list(found), list(found.values()), out)
+    if picture is not None and found:
         from ..viz.classification import draw_classifications
         from ..viz.drawing import save_picture
 
-        save_picture(draw_classifications(images, found), picture)
+        save_picture(draw_classifications(list(found), list(found.values())), picture)
+    return status

@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from timm.data import create_dataset, create_transform
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .loading import StreamLoader, processes, seeded
+from .loading import Augmented, EpochSampler, StreamLoader
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class EpochSampler(DistributedSampler):
-    """Pairs (epoch, index), shuffled anew in each epoch and dealt out to the devices; ``repeats`` of each image follow one another.
-
-    Being a DistributedSampler it is left as it is by Lightning. ``first``: how many samples the next iteration leaves out.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int = 0, repeats: int = 1) -> None:
-        super().__init__(dataset, *processes(), shuffle=True, seed=seed, drop_last=True)
-        self.first, self.repeats = 0, repeats
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        order = order.repeat_interleave(self.repeats)[self.rank :: self.num_replicas][: self.num_samples]
-        first, self.first = self.first, 0
-        return iter([(self.epoch * self.repeats + k % self.repeats, int(i)) for k, i in enumerate(order)][first:])
-
-
-class Augmented(Dataset):
-    """A dataset whose random transforms depend on seed, epoch and index alone, whichever process runs them."""
-
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        with seeded(self.seed, *place):
-            return self.dataset[place[1]]
 
 
 class ClassificationData(LightningDataModule):
@@ -100,6 +69,8 @@ class ClassificationData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if input_size[0] not in (1, 3) or min(input_size) < 1:
+            raise ValueError(f"input_size is {list(input_size)}, expected [1 or 3 channels, height, width]")
         if len(mean) != input_size[0] or len(std) != input_size[0]:
             raise ValueError(
                 f"mean and std have {len(mean)} and {len(std)} numbers, expected {input_size[0]}: one for each channel of input_size"
@@ -107,6 +78,7 @@ class ClassificationData(LightningDataModule):
         if repeats < 1:
             raise ValueError(f"repeats is {repeats}, expected at least 1")
         self.save_hyperparameters()
+        self._names: list[str] | None = None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -116,19 +88,14 @@ class ClassificationData(LightningDataModule):
 
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of their numbers, if the dataset has any."""
-        dataset = self._dataset(self.hparams["train_split"], False)
-        for owner in (
-            getattr(dataset, "reader", None),
-            dataset,
-        ):  # timm's of folders, timm's of tar files, torchvision's
-            for name in ("class_to_idx", "class_name_to_idx"):
-                if numbers := getattr(owner, name, None):
-                    return sorted(numbers, key=numbers.get)
-        return None
+        if self._names is None:  # reading them takes long where there are many files
+            self._names = _class_names(self._dataset(self.hparams["train_split"], False))
+        return self._names
 
     def train_dataloader(self) -> DataLoader:
         """Augmented images, shuffled anew in each epoch."""
         dataset = self._dataset(self.hparams["train_split"], True)
+        self._names = _class_names(dataset)
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, drop_last=True, **self._options())
         dataset = Augmented(dataset, self.hparams["seed"])
@@ -165,7 +132,10 @@ class ClassificationData(LightningDataModule):
             }
         if not name.startswith("torch/"):
             options |= {"class_map": h["class_map"], "input_img_mode": "RGB" if h["input_size"][0] == 3 else "L"}
-        dataset = create_dataset(name, str(root), split=split, is_training=training, **options)
+        try:
+            dataset = create_dataset(name, str(root), split=split, is_training=training, **options)
+        except (RuntimeError, AssertionError) as error:  # how timm and torchvision say that something is missing
+            raise ValueError(f"no images of {split!r}: {error or 'unknown dataset'}") from None
         dataset.transform = self._transform(training)
         return dataset
 
@@ -186,3 +156,11 @@ class ClassificationData(LightningDataModule):
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
+
+
+def _class_names(dataset: Dataset) -> list[str] | None:
+    for owner in (getattr(dataset, "reader", None), dataset):  # timm's of folders, timm's of tar files, torchvision's
+        for name in ("class_to_idx", "class_name_to_idx"):
+            if numbers := getattr(owner, name, None):
+                return sorted(numbers, key=numbers.get)
+    return None

@@ -30,6 +30,37 @@ class StreamSampler(DistributedSampler):
         return iter(numbers[first:])
 
 
+class EpochSampler(DistributedSampler):
+    """Pairs (epoch, index), shuffled anew in each epoch and dealt out to the devices; ``repeats`` of each image follow one another.
+
+    Being a DistributedSampler it is left as it is by Lightning. ``first``: how many samples the next iteration leaves out.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int = 0, repeats: int = 1) -> None:
+        super().__init__(dataset, *processes(), shuffle=True, seed=seed, drop_last=True)
+        self.first, self.repeats = 0, repeats
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        order = order.repeat_interleave(self.repeats)[self.rank :: self.num_replicas][: self.num_samples]
+        first, self.first = self.first, 0
+        return iter([(self.epoch * self.repeats + k % self.repeats, int(i)) for k, i in enumerate(order)][first:])
+
+
+class Augmented(Dataset):
+    """A dataset whose random transforms depend on seed, epoch and index alone, whichever process runs them."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        with seeded(self.seed, *place):
+            return self.dataset[place[1]]
+
+
 class StreamLoader(DataLoader):
     """A DataLoader that knows how far it has come; Lightning stores that in its checkpoints.
 

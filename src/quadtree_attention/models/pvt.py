@@ -11,18 +11,25 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models.pvt_v2 import OverlapPatchEmbed, PyramidVisionTransformerV2
+from timm.models.pvt_v2 import MlpWithDepthwiseConv, OverlapPatchEmbed, PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from ..nn import QuadtreeAttention
+from ..ops.memory import is_plain
 from ..weights import convert_published, read_checkpoint
-from ..weights.registry import PRETRAINED, downloaded, misfit
+from ..weights.registry import PRETRAINED, downloaded
+from ..weights.storage import misfit
 
 __all__ = ["QuadtreeTransformer", "checkpoint_filter_fn"]
 
 LEVELS = (4, 3, 2, 1)
+WHOLE, STRIP = (
+    2**21,
+    2**19,
+)  # numbers of hidden maps that are held whole, and of a strip of larger ones: measured at 448 and 896 pixels
 
 
 class BlockAttention(QuadtreeAttention):
@@ -35,6 +42,36 @@ class BlockAttention(QuadtreeAttention):
     def forward(self, x: Tensor, feat_size: Sequence[int]) -> Tensor:
         """``[B, H*W, dim]`` and (H, W) to ``[B, H*W, dim]``."""
         return self.proj_drop(super().forward(x.unflatten(1, tuple(feat_size))).flatten(1, 2))
+
+
+class Mlp(MlpWithDepthwiseConv):
+    """timm's MLP, which works in strips of rows where that saves memory and time: on a CPU, without gradients.
+
+    The hidden maps of the first stages are larger than the caches, and fetching fresh memory for them takes longer than the arithmetic.
+    """
+
+    def forward(self, x: Tensor, feat_size: Sequence[int]) -> Tensor:
+        """``[B, H*W, dim]`` and (H, W) to ``[B, H*W, dim]``."""
+        height, width = feat_size
+        row = width * self.fc1.out_features
+        # One buffer, filled in place, needs layers that do nothing else.
+        plain = type(self.fc1) is type(self.fc2) is nn.Linear and not torch.is_autocast_enabled("cpu")
+        if height * row <= WHOLE or self.training or not plain or not is_plain(x, self.fc1.weight):
+            return super().forward(x, feat_size)
+        rows = max(4, STRIP // row)
+        buffer = x.new_empty((rows + 2) * width, self.fc1.out_features)
+        out = x.new_empty(*x.shape[:2], self.fc2.out_features)
+        for image, result in zip(x.contiguous(), out, strict=True):
+            for top in range(0, height, rows):
+                bottom = min(top + rows, height)
+                above, below = int(top > 0), int(bottom < height)  # the convolution looks one row further
+                strip = image[(top - above) * width : (bottom + below) * width]
+                hidden = buffer[: len(strip)]
+                torch.addmm(self.fc1.bias, strip, self.fc1.weight.t(), out=hidden)
+                hidden = self.dwconv(self.relu(hidden).view(1, -1, width, hidden.shape[1]).permute(0, 3, 1, 2))
+                hidden = self.act(hidden[:, :, above : above + bottom - top].permute(0, 2, 3, 1)).flatten(0, 2)
+                torch.addmm(self.fc2.bias, hidden, self.fc2.weight.t(), out=result[top * width : bottom * width])
+        return out
 
 
 class PatchEmbed(OverlapPatchEmbed):
@@ -120,6 +157,7 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
                     qkv_bias=qkv_bias,
                     backend=backend,
                 ).to(**factory)
+                block.mlp.__class__ = Mlp  # the same parts, called otherwise
         self.patch_embed.apply(self._init_weights)
         self.stages.apply(self._init_weights)
 

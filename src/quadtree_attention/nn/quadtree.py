@@ -118,12 +118,10 @@ class QuadtreeAttention(Attention):
             )
             return out.flatten(-2)
         values = self._value_pyramid(value, context_mask)
-        queries = token_pyramid(self.heads(query), self.levels, mask=mask)
-        keys = token_pyramid(self.heads(key), self.levels, mask=context_mask)
-        out = quadtree_attention(queries, keys, [self.heads(v).to(query.dtype) for v in values], **options).flatten(-2)
-        if self.lepe is not None:
-            out = out + self._positions(values, weights)
-        return out
+        out = quadtree_attention(
+            self.heads(query), self.heads(key), [self.heads(v).to(query.dtype) for v in values], **options
+        ).flatten(-2)
+        return out if self.lepe is None else self._add_positions(out, values, weights)
 
     def _value_pyramid(self, value: Tensor, mask: Tensor | None) -> list[Tensor]:
         """``levels`` maps ``[B, *grid_l, dim]``, coarse to fine, zero at invalid tokens."""
@@ -144,15 +142,17 @@ class QuadtreeAttention(Attention):
             maps.append(_value_branch(self.value_branches[level], maps[-1], masks[level + 1], masks[level]))
         return [level.permute(0, 2, 3, 1) for level in reversed(maps)]
 
-    def _positions(self, values: list[Tensor], weights: Tensor) -> Tensor:
-        """Weighted sum of each level's depthwise convolution, copied to all descendants: ``[B, H, W, dim]``."""
+    def _add_positions(self, out: Tensor, values: list[Tensor], weights: Tensor) -> Tensor:
+        """``out`` ``[B, H, W, dim]`` plus the weighted depthwise convolution of each level's values, copied to all descendants."""
         total = None
         for weight, conv, value in zip(weights, self.lepe, values, strict=True):
-            local = weight * conv(value.permute(0, 3, 1, 2))
-            if total is not None:
-                local = local + _copied_to_children(total, local.shape[-2], local.shape[-1])
-            total = local
-        return total.permute(0, 2, 3, 1)
+            # The weight goes into the kernel: one pass over the map less.
+            local = F.conv2d(
+                value.permute(0, 3, 1, 2), conv.weight * weight, conv.bias * weight, padding=1, groups=self.dim
+            )
+            local = local.permute(0, 2, 3, 1)
+            total = local if total is None else _add_to_children(total, local)
+        return total + out
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, levels={self.levels}, topk={self.topk}, variant={self.variant!r}, value={self.value!r}"
@@ -169,6 +169,8 @@ def _value_branch(branch: nn.Sequential, x: Tensor, fine_mask: Tensor | None, ma
 def _halved(x: Tensor, down: nn.Conv2d) -> Tensor:
     """A 2x2 convolution of stride 2 on ``[B, C, H, W]``, zero-padded at the end where a side is odd."""
     if not torch.compiler.is_exporting():
+        if x.shape[-1] % 2 == x.shape[-2] % 2 == 0:
+            return down(x)
         return down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
     sizes = [
         (side + 1) // 2 for side in x.shape[-2:]
@@ -181,13 +183,17 @@ def _halved(x: Tensor, down: nn.Conv2d) -> Tensor:
     return x
 
 
-def _copied_to_children(x: Tensor, height: int, width: int) -> Tensor:
-    """``[B, C, ceil(height/2), ceil(width/2)]`` to ``[B, C, height, width]``."""
-    if not torch.compiler.is_exporting():
-        return x.repeat_interleave(2, -1).repeat_interleave(2, -2)[..., :height, :width]
-    for axis, size in zip((2, 3), (height, width), strict=True):  # asks no questions about free sizes
-        x = x.index_select(axis, torch.arange(size, device=x.device) // 2)
-    return x
+def _add_to_children(x: Tensor, fine: Tensor) -> Tensor:
+    """``[B, ceil(H/2), ceil(W/2), dim]``, each copied to its children, plus ``fine`` ``[B, H, W, dim]``."""
+    height, width = fine.shape[1:3]
+    if torch.compiler.is_exporting():  # asks no questions about free sizes
+        for axis, size in ((1, height), (2, width)):
+            x = x.index_select(axis, torch.arange(size, device=x.device) // 2)
+        return fine + x
+    if height % 2 or width % 2:
+        return fine + x.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :height, :width]
+    cells = fine.unflatten(1, (-1, 2)).unflatten(3, (-1, 2))  # [B, H/2, 2, W/2, 2, dim]
+    return (cells + x[:, :, None, :, None]).view_as(fine)
 
 
 def _group_norm(norm: nn.GroupNorm, x: Tensor, mask: Tensor | None) -> Tensor:

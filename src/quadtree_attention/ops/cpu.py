@@ -10,10 +10,11 @@ import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpu_kernels as kernels
-from .memory import empty, is_plain, zeros_like
+from .memory import empty, is_plain, keep_freed_memory, zeros_like
 from .threads import run
 from .tree import Tree
 
@@ -57,6 +58,7 @@ def forward(
     weights: Tensor,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Output ``[B, heads, N, dim_v]``; a level but the last: kept keys int32 and their scores ``[B, heads, N_l, K_l]``."""
+    keep_freed_memory()
     out, kept, share = _allocate(q, k, v, topk)
     scale = 1 / math.sqrt(q[0].shape[-1])
     weight = weights.tolist()
@@ -66,6 +68,9 @@ def forward(
 
 
 def _forward_levels(q, k, v, valid, variant_a, weight, scale, out, kept, share) -> None:
+    if len(q) == 1 and not valid and q[0].shape[-1] == v[0].shape[-1]:  # nothing to select
+        torch.mul(F.scaled_dot_product_attention(q[0], k[0], v[0]), weight[0], out=out)
+        return
     above = _root_forward(q[0], k[0], v[0], valid, kept, share, variant_a, weight[0], scale)
     for level in range(1, len(q)):
         last = level == len(q) - 1

@@ -181,7 +181,7 @@ class _Level:
             self.together = 16
             self.keys_together = 32 if narrow else 16
             self.step = self.rows_together = max(16, min(64, step))
-            warps, keys_warps = 4 if narrow or widest <= 32 else 8, 4
+            warps = keys_warps = 4 if narrow or widest <= 32 else 8
         else:
             self.together = self.keys_together = self.children
             self.step = max(16, min(128, _power(self.count), step))
@@ -190,12 +190,16 @@ class _Level:
             keys_warps = 1 if narrow and widest <= 32 else 2
             if widest > 64:
                 warps = keys_warps = 4
-        self.launching: dict[str, int] = {"num_warps": warps, "num_stages": 2 if root else 1}
-        if (not narrow or variant_a) and not torch.version.hip:
-            self.launching["maxnreg"] = (
-                255  # else NVIDIA's assembler spills a few bytes to fit more programs onto a multiprocessor
-            )
+        self.launching: dict[str, int] = {"num_warps": warps, "num_stages": 2 if root else 1, "enable_fp_fusion": True}
         self.key_launching = {**self.launching, "num_warps": keys_warps}
+        # NVIDIA's assembler would rather spill a few bytes than fit fewer programs onto a multiprocessor; given all registers it takes half as many
+        # again of them, so that only kernels that do spill get them.
+        tight = not narrow or variant_a
+        if not torch.version.hip:
+            if tight or root:
+                self.launching["maxnreg"] = 255
+            if tight or keys_warps == 1:
+                self.key_launching["maxnreg"] = 255
         self.groups = math.ceil(nq / self.together)
         wide = max(self.nk, nq) * max(dim, dim_v, *counts) >= 2**31
         self.shape = {

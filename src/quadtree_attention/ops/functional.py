@@ -31,9 +31,10 @@ def quadtree_attention(
     to the children of the keys that it kept. Levels are listed coarse to fine, everywhere.
 
     Args:
-        query, key, value: either one tensor ``[B, *grid, heads, dim]`` each, whose pyramids are then built by averaging (``levels`` says
-            how many), or a sequence of such tensors each, coarse to fine, every grid ceil(half) of the next finer one. The grid has 1, 2
-            or 3 axes and any size. Key and value share grids; the query's may differ; ``value`` may have another ``dim``.
+        query, key, value: each either one tensor ``[B, *grid, heads, dim]``, whose pyramid is then built by averaging (``levels`` says
+            how many levels unless another one is a sequence), or a sequence of such tensors, coarse to fine, every grid ceil(half) of the next
+            finer one. The grid has 1, 2 or 3 axes and any size. Key and value share grids; the query's may differ; ``value`` may have another
+            ``dim``.
         topk: how many keys each level hands on to the next: ``levels - 1`` numbers or one for all; clamped to how many there are. Ties go to
             the lower index in tree order.
         levels: number of levels; needed with single tensors (if ``topk`` is a sequence, ``len(topk) + 1`` is the default).
@@ -86,32 +87,30 @@ def _candidates(kept: Tensor, query: Tree, key: Tree, level: int) -> Tensor:
 
 
 def _as_levels(query, key, value, levels, topk) -> tuple[list[Tensor], list[Tensor], list[Tensor], int]:
+    """Levels given of each, and how many there are to be; a single tensor is the finest level alone."""
     given = {"query": query, "key": key, "value": value}
-    single = [name for name, x in given.items() if isinstance(x, Tensor)]
-    if single and len(single) < 3:
-        raise ValueError(
-            f"{', '.join(single)} given as one tensor, the others as a sequence of levels; expected the same form for all three"
-        )
-    for name, x in given.items():
-        for level in [x] if single else x:
+    lists = {name: [x] if isinstance(x, Tensor) else list(x) for name, x in given.items()}
+    for name, pyramid in lists.items():
+        for level in pyramid:
             if not isinstance(level, Tensor):
                 raise ValueError(
                     f"{name} holds a {type(level).__name__}, expected a tensor or a sequence of tensors, coarse to fine"
                 )
-    if single:
+    counts = {name: len(lists[name]) for name, x in given.items() if not isinstance(x, Tensor)}
+    if not counts:
         if levels is None:
             if isinstance(topk, int):
                 raise ValueError("levels is missing: say how many levels to build, for example levels=3")
             levels = len(topk) + 1
         if levels < 1:
             raise ValueError(f"levels is {levels}, expected at least 1")
-        return [query], [key], [value], levels
-    counts = {name: len(x) for name, x in given.items()}
-    if len(set(counts.values())) > 1 or not counts["query"]:
-        raise ValueError(f"got {counts} levels, expected the same number, at least one, for query, key and value")
-    if levels is not None and levels != counts["query"]:
-        raise ValueError(f"levels is {levels}, but {counts['query']} levels were given; leave levels out for sequences")
-    return list(query), list(key), list(value), counts["query"]
+        return *lists.values(), levels
+    count = min(counts.values())
+    if len(set(counts.values())) > 1 or not count:
+        raise ValueError(f"got {counts} levels, expected the same number, at least one, for each sequence")
+    if levels is not None and levels != count:
+        raise ValueError(f"levels is {levels}, but {count} levels were given; leave levels out for sequences")
+    return *lists.values(), count
 
 
 def _check_topk(topk: int | Sequence[int], levels: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from torchmetrics.aggregation import CatMetric, MeanMetric
 from ...models.loftr import LOFTR_PRESETS, LoFTR
 from ...models.loftr.matching import expected_position
 from ...models.loftr.model import STRIDE, Features
-from ...weights.registry import load_matcher
+from ...weights.matching import load_matcher
 from . import metrics
 from .loss import (
     coarse_cross_entropy,
@@ -27,10 +27,8 @@ from .loss import (
 from .supervision import Supervision, depth_supervision, fine_target, homography_supervision, point_supervision
 
 PIXELS, DEGREES = (3, 5, 10), (5, 10, 20)  # thresholds of the AUC of homographies and of poses
-RIGHT, RIGHT_EPIPOLAR = (
-    3.0,
-    5e-4,
-)  # within which a match is right: pixels; squared epipolar distance in calibrated coordinates
+RIGHT = 3.0  # pixels within which a match is right
+RIGHT_EPIPOLAR = 5e-4  # squared epipolar distance in calibrated coordinates, likewise
 FINE_LOSSES = ("l2", "cross_entropy", "both")
 SCHEDULES = ("cosine", "multistep")
 _COARSE_LOSSES = {"focal": coarse_focal_loss, "cross_entropy": coarse_cross_entropy}

@@ -1,0 +1,125 @@
+"""What a detector is made of, and the detectors of the paper's comparison by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...extras import require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DETECTORS = ("retinanet", "mask_rcnn")
+BACKBONES = (
+    *(f"quadtree_b{n}" for n in range(5)),
+    *(f"pvt_v2_b{n}" for n in range(6)),
+    *("resnet18", "resnet50", "resnet101", "resnext101_32x4d"),
+)
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """All that is needed to make a detector again, but for its weights. The defaults are those of the published detectors.
+
+    detector: "retinanet" or "mask_rcnn"; backbone: any name of timm's that gives maps at 1/8, 1/16, 1/32 (and 1/4 for Mask R-CNN); labels: names
+    of the classes, in their order; category_ids: the number of each class in COCO files, by default 1, 2, ...; options: further
+    arguments of the backbone.
+    channels: of the feature pyramid and of the heads; convs: 3x3 convolutions in RetinaNet's heads before the last; norm: "none", or "group"
+    for GroupNorm in pyramid and heads, to train from scratch; frozen_norm: batch norms of the backbone stay as they are;
+    extra_levels: of RetinaNet's pyramid above 1/32, up to 2; anchor_scale: sides of the smallest anchors in steps of the map (published: 4 for
+    RetinaNet, 8 for Mask R-CNN); features: width of Mask R-CNN's box head.
+    min_size, max_size: images are scaled until the shorter side has min_size pixels, or the longer one max_size; mean, std: of each channel
+    (RGB), in 0..1; score_threshold, nms_threshold, max_detections: of results; candidates: anchors kept a level before suppression.
+    """
+
+    detector: Literal["retinanet", "mask_rcnn"]
+    backbone: str
+    labels: Sequence[str]
+    category_ids: Sequence[int] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    channels: int = 256
+    convs: int = 4
+    norm: Literal["none", "group"] = "none"
+    frozen_norm: bool = False
+    extra_levels: int = 2
+    anchor_scale: float | None = None
+    features: int = 1024
+    min_size: int = 800
+    max_size: int = 1333
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+    candidates: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.detector not in DETECTORS:
+            raise ValueError(f"detector is {self.detector!r}, expected {' or '.join(DETECTORS)}")
+        if not self.labels:
+            raise ValueError("labels are empty, expected the names of the classes, without the background")
+        if self.category_ids is not None and len(self.category_ids) != len(self.labels):
+            raise ValueError(
+                f"got {len(self.category_ids)} category_ids for {len(self.labels)} labels, expected one each"
+            )
+        if self.norm not in ("none", "group"):
+            raise ValueError(f"norm is {self.norm!r}, expected none or group")
+        if self.norm == "group" and self.channels % 8:
+            raise ValueError(f"channels is {self.channels}, expected a multiple of 8, the groups of GroupNorm")
+        if not 0 <= self.extra_levels <= 2:
+            raise ValueError(f"extra_levels is {self.extra_levels}, expected 0, 1 or 2")
+        for name in ("channels", "min_size", "max_size", "max_detections", "candidates", "features"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 1 <= self.convs <= 4:
+            raise ValueError(f"convs is {self.convs}, expected 1 to 4")
+
+    @property
+    def ids(self) -> list[int]:
+        """The number of each class in COCO files."""
+        return list(self.category_ids or range(1, len(self.labels) + 1))
+
+    def build(self) -> nn.Module:
+        """The network, with random weights: `RetinaNet` or `MaskRCNN` of `models.detection.model`.
+
+        Raises:
+            ValueError: a backbone that timm does not know, or that lacks a map; options that do not fit.
+            ImportError: torchvision is missing.
+        """
+        require("torchvision", "detect")
+        from .model import MaskRCNN, RetinaNet
+
+        return (RetinaNet if self.detector == "retinanet" else MaskRCNN)(self)
+
+
+def detector(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig:
+    """The configuration of that name, such as "retinanet_quadtree_b2" or "mask_rcnn_pvt_v2_b1", for other classes.
+
+    Quadtree backbones have K=32 and ReLU in the value branches, as published for detection; they and PVTv2 learn with drop path; batch norms of
+    others are frozen.
+
+    Raises:
+        ValueError: not the name of a detector and a backbone.
+    """
+    match = re.fullmatch(rf"({'|'.join(DETECTORS)})_(\w+)", name)
+    if match is None:
+        names = ", ".join(f"{kind}_{BACKBONES[0]}" for kind in DETECTORS)
+        raise ValueError(f"unknown detector {name!r}, expected for example {names}; backbones: {', '.join(BACKBONES)}")
+    kind, backbone = match.groups()
+    options: dict[str, Any] = {}
+    if backbone.startswith(("quadtree_", "pvt_v2_")):
+        options["drop_path_rate"] = 0.1
+    if backbone.startswith("quadtree_"):
+        options |= {"topk": 32, "value_act": "relu"}
+    return DetectorConfig(kind, backbone, labels, **{"options": options, "frozen_norm": not options, **changes})
+
+
+def coco_detector(name: str, **changes: Any) -> DetectorConfig:
+    """As `detector`, for the 80 classes of COCO, whose numbers in COCO's files go up to 90."""
+    weights = require("torchvision.models.detection", "detect").RetinaNet_ResNet50_FPN_Weights.COCO_V1
+    names = weights.meta["categories"]  # at their numbers; those that COCO left out are N/A, 0 is the background
+    ids = [number for number, label in enumerate(names) if number and label != "N/A"]
+    return detector(name, [names[number] for number in ids], category_ids=ids, **changes)

@@ -1,0 +1,155 @@
+"""An image in, boxes and masks of what is in it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.images import read_image
+from ..extras import require
+from ..files import atomic_write
+from ..models.detection import DetectorConfig
+from ..weights.hub import HubMixin
+from .device import check_device
+
+DETECTION_SUFFIXES = (".json",)
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in an image, surest first.
+
+    boxes: float32 ``[N, 4]``, x0, y0, x1, y1 in pixels of the image, from its left and upper edge; labels: names of the classes; scores: float32
+    ``[N]`` in 0..1; indices: int64 ``[N]``, places of the classes among the detector's; size: (height, width) of the image; masks: bool
+    ``[N, H, W]``, or None from a detector that has none.
+    """
+
+    boxes: np.ndarray
+    labels: tuple[str, ...]
+    scores: np.ndarray
+    indices: np.ndarray
+    size: tuple[int, int]
+    masks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def counts(self) -> dict[str, int]:
+        """How many of each class there are, the most frequent first."""
+        names = sorted(set(self.labels), key=lambda name: (-self.labels.count(name), name))
+        return {name: self.labels.count(name) for name in names}
+
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Entries of COCO's result format: bbox is x, y, width, height; masks are run lengths.
+
+        Args:
+            image_id: number of the image.
+            category_ids: number of each class, see `DetectorConfig.ids`.
+        """
+        out = []
+        for n, (x0, y0, x1, y1) in enumerate(self.boxes.astype(float).round(2).tolist()):
+            entry = {
+                "image_id": image_id,
+                "category_id": category_ids[int(self.indices[n])],
+                "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+                "score": round(float(self.scores[n]), 5),
+            }
+            if self.masks is not None:
+                code = require("pycocotools.mask", "detect").encode(np.asfortranarray(self.masks[n], np.uint8))
+                entry["segmentation"] = {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
+            out.append(entry)
+        return out
+
+
+class Detector(HubMixin):
+    """Finds what is in an image: boxes, and with a Mask R-CNN masks.
+
+    Args:
+        model: the network, see `models.detection.model`.
+        config: its configuration.
+        device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, config: DetectorConfig, device: str | torch.device | None = None
+    ) -> None:
+        self.device, self.config = check_device(device), config
+        self.model = model.eval().to(self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path = "detect_tiny", *, device: str | torch.device | None = None
+    ) -> Detector:
+        """Load weights: "detect_tiny" comes with the package; "retinanet_quadtree_b0" .. "mask_rcnn_quadtree_b4_1x" are downloaded once; the path
+        of a file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME".
+
+        Raises:
+            ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
+        """
+        from ..weights.detection import load_detector
+
+        checked = check_device(device)
+        return cls(*load_detector(name_or_path), checked)
+
+    def _write_weights(self, path: Path, half: bool) -> None:
+        from ..weights.detection import save_detector
+
+        save_detector(self.model, self.config, path, half=half)
+
+    def detect(self, image: Any, *, score: float | None = None) -> Detections:
+        """What is in an image.
+
+        Args:
+            image: of any size; a path, PIL image, numpy array or torch tensor, see `data.images.read_image`.
+            score: the least score; by default, and at least, that of the model's configuration (0.05 as published, for average precision; pictures
+                look best from 0.3 on).
+
+        Raises:
+            ValueError, OSError: a bad image or option, in one line.
+        """
+        if score is not None and not 0 <= score <= 1:
+            raise ValueError(f"score is {score}, expected 0 to 1")
+        pixels = torch.from_numpy(np.array(read_image(image))).permute(2, 0, 1)
+        with torch.inference_mode():
+            (found,) = self.model([pixels.to(self.device) / 255])
+        kept = found["scores"] >= (score or 0)
+        values = {name: value[kept].cpu().numpy() for name, value in found.items()}
+        return Detections(
+            values["boxes"].astype(np.float32),
+            tuple(self.config.labels[n] for n in values["labels"]),
+            values["scores"].astype(np.float32),
+            values["labels"],
+            tuple(pixels.shape[1:]),
+            values.get("masks"),
+        )
+
+
+def save_detections(entries: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Write entries of `Detections.to_coco` to a .json file, one a line; it is whole or not there."""
+    path = Path(path)
+    if path.suffix.lower() not in DETECTION_SUFFIXES:
+        raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DETECTION_SUFFIXES)}")
+    with atomic_write(path) as temporary:
+        lines = ",\n".join(json.dumps(entry) for entry in entries)
+        temporary.write_text(f"[\n{lines}\n]\n" if entries else "[]\n", encoding="utf-8")
+
+
+def image_numbers(path: str | Path) -> dict[str, int]:
+    """The number of each image, by its file's name, in an annotation file of COCO's format.
+
+    Raises:
+        ValueError, OSError: not such a file.
+    """
+    from ..data.annotations import read_json
+
+    content = read_json(Path(path))
+    try:
+        return {Path(entry["file_name"]).name: entry["id"] for entry in content["images"]}
+    except (KeyError, TypeError):
+        raise ValueError(f"{path} has no images with file_name and id, expected COCO's format") from None

@@ -1,0 +1,203 @@
+"""Training of detectors: learning, resuming, checkpoints, average precision."""
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from PIL import Image
+
+from quadtree_attention.data.detection import DetectionData
+from quadtree_attention.models.detection import DetectorConfig
+from quadtree_attention.predict.detection import Detector
+from quadtree_attention.tasks.detection import DetectionTask
+
+# What Lightning warns of (few workers, its own use of torch) is not our concern.
+pytestmark = pytest.mark.filterwarnings("ignore")
+OPTIONS = {
+    "depths": [1, 1, 1, 1],
+    "embed_dims": [8, 8, 16, 16],
+    "num_heads": [1, 1, 2, 2],
+    "mlp_ratios": [2, 2, 2, 2],
+    "topk": 4,
+}
+OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A bright or a red square somewhere in each image, as VOC has it."""
+    root = tmp_path_factory.mktemp("squares")
+    for name in ("Annotations", "JPEGImages"):
+        (root / name).mkdir()
+    names = []
+    for n in range(16):
+        random = np.random.default_rng(n)
+        pixels = random.integers(0, 40, (64, 64, 3)).astype(np.uint8)
+        x, y = random.integers(0, 36, 2)
+        pixels[y : y + 26, x : x + 26] = (255, 255, 255) if n % 2 else (255, 0, 0)
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{n}.png")
+        size = "<size><width>64</width><height>64</height></size>"
+        square = OBJECT.format("white" if n % 2 else "red", x, y, x + 26, y + 26)
+        (root / "Annotations" / f"{n}.xml").write_text(f"<annotation>{size}{square}</annotation>")
+        names.append(str(n))
+    (root / "train.txt").write_text("\n".join(names[:12]))
+    (root / "val.txt").write_text("\n".join(names[12:]))
+    return root
+
+
+def config(**changes):
+    defaults = {
+        "options": OPTIONS,
+        "channels": 16,
+        "convs": 1,
+        "norm": "group",
+        "extra_levels": 0,
+        "anchor_scale": 3,
+        "min_size": 64,
+        "max_size": 64,
+    }
+    return DetectorConfig("retinanet", "quadtree_b0", ["red", "white"], **{**defaults, **changes})
+
+
+def task(detector=None, **changes):
+    pl.seed_everything(0, verbose=False)
+    options = {"learning_rate": 5e-3, "schedule": "cosine", "warmup_steps": 4}
+    return DetectionTask(detector or config(), **{**options, **changes})
+
+
+def data(folder, **changes):
+    options = {
+        "layout": "voc",
+        "train_split": "train",
+        "val_split": "val",
+        "test_split": "val",
+        "batch_size": 4,
+        "num_workers": 0,
+    }
+    return DetectionData(str(folder), **{**options, "min_sizes": [64], "max_size": 64, **changes})
+
+
+def trainer(folder, epochs, *callbacks, **options):
+    return pl.Trainer(
+        default_root_dir=folder,
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        **options,
+    )
+
+
+def test_it_learns_and_its_checkpoint_detects(folder, tmp_path):
+    learner = task()
+    train = trainer(
+        tmp_path,
+        30,
+        ModelCheckpoint(tmp_path, "last"),
+        EMAWeightAveraging(decay=0.8),
+        check_val_every_n_epoch=30,
+        gradient_clip_val=1.0,
+    )
+    train.fit(learner, data(folder))
+    metrics = train.callback_metrics
+    assert metrics["val/AP50"] > 0.8
+    assert set(metrics) >= {"val/AP", "val/AP75", "val/AP/red", "val/AP/white", "train/loss", "train/classification"}
+    detector = Detector.from_pretrained(tmp_path / "last.ckpt", device="cpu")
+    assert detector.config == config()
+    found = detector.detect(folder / "JPEGImages" / "15.png")
+    assert found.labels[0] == "white"
+    random = np.random.default_rng(15)
+    random.integers(0, 40, (64, 64, 3))
+    x, y = random.integers(0, 36, 2)
+    assert np.abs(found.boxes[0] - (x, y, x + 26, y + 26)).max() < 5
+
+
+def test_a_cut_off_training_goes_on_as_if_it_never_was(folder, tmp_path):
+    changing = {"min_sizes": [48, 64], "vflip": 0.5, "distort": 0.5}
+    dropping = config(options={**OPTIONS, "drop_path_rate": 0.2})
+    whole = task(dropping)
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
+    trainer(tmp_path, 2, every, limit_val_batches=0).fit(whole, data(folder, **changing))
+    resumed = task(dropping)
+    pl.seed_everything(99, verbose=False)
+    again = trainer(tmp_path, 2, ModelCheckpoint(tmp_path / "again", "{step}"), limit_val_batches=0)
+    again.fit(
+        resumed, data(folder, **changing), ckpt_path=tmp_path / "step=4.ckpt", weights_only=False
+    )  # amid the second epoch
+    for (name, expected), got in zip(
+        whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def targets(count):
+    boxes = torch.tensor([[10.0, 10, 30, 40], [35, 5, 60, 30]])[:count]
+    masks = torch.zeros(count, 64, 64, dtype=torch.uint8)
+    for mask, box in zip(masks, boxes.int().tolist(), strict=True):
+        mask[box[1] : box[3], box[0] : box[2]] = 1
+    return {
+        "boxes": boxes,
+        "labels": torch.arange(count),
+        "masks": masks,
+        "iscrowd": torch.zeros(count, dtype=torch.int64),
+        "area": masks.sum((1, 2)).float(),
+        "image_id": torch.tensor(0),
+    }
+
+
+def test_average_precision_of_boxes_and_masks(folder, tmp_path):
+    """Everything right but the second mask, of which the upper half is missing: an IoU of 0.5, right at one of ten thresholds."""
+    learner = task(
+        DetectorConfig("mask_rcnn", "quadtree_b0", ["red", "white"], options=OPTIONS, channels=8, features=8)
+    )
+    target = targets(2)
+    masks = target["masks"].bool()
+    masks[1, :18] &= False
+    masks[1, 17] = target["masks"][1, 17].bool()  # 13 of 25 rows stay
+    learner.forward = lambda images: [
+        {"boxes": target["boxes"], "labels": target["labels"], "scores": torch.tensor([0.9, 0.8]), "masks": masks}
+    ]
+    loader = torch.utils.data.DataLoader([([torch.zeros(3, 64, 64)], [target])], batch_size=None)
+    (result,) = trainer(tmp_path, 1).test(learner, loader, verbose=False)
+    assert result["test/AP"] == pytest.approx(1)
+    assert result["test/mask_AP/red"] == pytest.approx(1)
+    assert result["test/mask_AP/white"] == pytest.approx(0.1)
+    assert result["test/mask_AP"] == pytest.approx(0.55)
+    assert result["test/mask_AP50"] == pytest.approx(1)
+
+
+def test_rates(monkeypatch):
+    learner = task(schedule="step", milestones=[8, 11], warmup_steps=500)
+    assert learner._rate(0) == pytest.approx(0.001)
+    for epoch, want in ((0, 1), (7, 1), (8, 0.1), (10, 0.1), (11, 0.01)):
+        monkeypatch.setattr(DetectionTask, "current_epoch", epoch)
+        assert learner._rate(10_000) == pytest.approx(want)
+        assert learner._rate(250) == pytest.approx(want * 0.5005)
+
+
+def test_what_decays(folder, tmp_path):
+    for everything, groups in ((True, 1), (False, 2)):
+        learner = task(weight_decay=0.05, decay_norms=everything)
+        train = trainer(tmp_path, 1, limit_train_batches=1, limit_val_batches=0)
+        train.fit(learner, data(folder))
+        found = train.optimizers[0].param_groups
+        assert len(found) == groups
+        assert found[0]["weight_decay"] == 0.05
+        assert sum(len(group["params"]) for group in found) == len(list(learner.model.parameters()))
+        if not everything:
+            assert found[1]["weight_decay"] == 0
+            assert all(p.dim() <= 1 for p in found[1]["params"])
+
+
+def test_mistakes(folder):
+    with pytest.raises(ValueError, match="schedule is 'poly', expected step or cosine"):
+        task(schedule="poly")
+    with pytest.raises(ValueError, match="the data has a label 1, expected labels below 1, the number of classes"):
+        task(DetectorConfig("retinanet", "quadtree_b0", ["red"], options=OPTIONS, channels=8))._check([targets(2)])
+    with pytest.raises(ValueError, match="outdoor is for matching"):
+        task(init_backbone="outdoor")
