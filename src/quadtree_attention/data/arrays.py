@@ -50,6 +50,13 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a file of arrays ({message}), expected .npz with numbers and strings") from None
 
 
+def entry(arrays: dict[str, Any], key: str, where: Any) -> Any:
+    """One of the arrays of a file; ValueError with what there is if it is missing."""
+    if key not in arrays:
+        raise ValueError(f"{where}: no entry {key!r}, found {', '.join(sorted(arrays)[:8])}")
+    return arrays[key]
+
+
 def _read_npy(data: bytes) -> Any:
     """An array of a zip; of Python objects too, and a 0-d object array as the object itself."""
     file = io.BytesIO(data)
@@ -72,5 +79,5 @@ def read_map(path: Path) -> np.ndarray:
     cv2 = require("cv2", "vision")
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if values is None:
-        raise ValueError(f"{path}: cannot be read as disparity, expected .npy, .npz, .pfm, .tif or .png")
+        raise ValueError(f"{path}: cannot be read as a map of numbers, expected .npy, .npz, .pfm, .tif or .png")
     return values

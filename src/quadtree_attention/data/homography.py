@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from .appearance import Appearance, change_appearance, occlude
-from .loading import StreamLoader, StreamSampler, one_thread
+from .loading import StreamLoader, StreamSampler, loader_options
 from .photos import list_photographs, read_gray
 
 _TRIES = 20  # random warps, or broken photographs in a row, before giving up
@@ -299,12 +299,14 @@ class HomographyData(LightningDataModule):
         dataset = self._dataset(self.train_folder, self.length, self.seed, self.difficulty, self.ramp)
         if self.length < self.batch_size:
             raise ValueError(f"length is {self.length}, expected at least one batch of {self.batch_size} pairs")
-        return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **self._options())
+        return StreamLoader(
+            dataset, sampler=StreamSampler(dataset), drop_last=True, **loader_options(self.batch_size, self.num_workers)
+        )
 
     def val_dataloader(self) -> DataLoader:
         """The same pairs each time, of other photographs and another seed than those of training."""
         dataset = self._dataset(self.val_folder, self.val_length, self.seed + 1, self.difficulty[1], 0)
-        return DataLoader(dataset, **self._options())
+        return DataLoader(dataset, **loader_options(self.batch_size, self.num_workers))
 
     test_dataloader = val_dataloader
 
@@ -320,12 +322,3 @@ class HomographyData(LightningDataModule):
             difficulty,
             ramp,
         )
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "worker_init_fn": one_thread,
-            "pin_memory": torch.cuda.is_available(),
-        }

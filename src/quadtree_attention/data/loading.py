@@ -90,6 +90,17 @@ def processes() -> tuple[int, int]:
     return (torch.distributed.get_world_size(), torch.distributed.get_rank()) if distributed else (1, 0)
 
 
+def loader_options(batch_size: int, num_workers: int) -> dict[str, Any]:
+    """What all loaders of image pairs share."""
+    return {
+        "batch_size": batch_size,
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "worker_init_fn": one_thread,
+        "pin_memory": torch.cuda.is_available(),
+    }
+
+
 def one_thread(worker: int) -> None:
     """Of a DataLoader's worker: OpenCV shall not start threads of its own."""
     import cv2

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..extras import require
-from .arrays import read_arrays, read_map
+from .arrays import entry, read_arrays, read_map
 from .images import read_image
 
 Image = str | Path | np.ndarray
@@ -209,7 +209,7 @@ def scannet1500(root: str | Path) -> list[PosePair]:
     root = Path(root)
     index = _folder_with(root, ("", "scannet_test_1500", "assets/scannet_test_1500"), "test.npz")
     test, intrinsics = read_arrays(index / "test.npz"), read_arrays(_existing("intrinsics.npz", index, str(index)))
-    names = _entry(test, "name", index / "test.npz")
+    names = entry(test, "name", index / "test.npz")
     first = "scene{:04d}_{:02d}/color/{}.jpg".format(*names[0][:3])
     images = _folder_with(root, ("", "scannet_test_1500", "data/scannet/test", "scans_test"), first)
     pairs = []
@@ -221,8 +221,8 @@ def scannet1500(root: str | Path) -> list[PosePair]:
             world = [np.linalg.inv(np.loadtxt(p)) for p in poses]
             T = world[1] @ np.linalg.inv(world[0])
         else:
-            T = np.vstack([np.reshape(_entry(test, "rel_pose", where)[row], (3, 4)), [0, 0, 0, 1]])
-        K = np.asarray(_entry(intrinsics, scene, index / "intrinsics.npz"), dtype=np.float64).reshape(3, 3)
+            T = np.vstack([np.reshape(entry(test, "rel_pose", where)[row], (3, 4)), [0, 0, 0, 1]])
+        K = np.asarray(entry(intrinsics, scene, index / "intrinsics.npz"), dtype=np.float64).reshape(3, 3)
         pairs.append(
             PosePair(
                 name=f"{scene} {frames[0]} {frames[1]}",
@@ -257,7 +257,7 @@ def megadepth1500(root: str | Path) -> list[PosePair]:
     pairs, images = [], None
     for path in scenes:
         scene = read_arrays(_existing(path.name, index, str(index / listing)))
-        paths, K, poses, infos = (_entry(scene, k, path) for k in ("image_paths", "intrinsics", "poses", "pair_infos"))
+        paths, K, poses, infos = (entry(scene, k, path) for k in ("image_paths", "intrinsics", "poses", "pair_infos"))
         for row, ((i, j), overlap, *_) in enumerate(infos):
             if not overlap > 0:
                 continue
@@ -352,12 +352,6 @@ def _folder_with(root: Path, places: Iterable[str], name: str) -> Path:
             return root / place
     tried = ", ".join(str(root / place) for place in places)
     raise FileNotFoundError(f"{name} not found, expected it in one of: {tried}")
-
-
-def _entry(arrays: dict[str, Any], key: str, where: Any) -> Any:
-    if key not in arrays:
-        raise ValueError(f"{where}: no entry {key!r}, found {', '.join(sorted(arrays)[:8])}")
-    return arrays[key]
 
 
 def _floats(words: list[str], where: str) -> np.ndarray:

@@ -75,6 +75,7 @@ LOFTR = (
     ),
     Rule(r"backbone\.layer(?P<stage>[12])_outconv2\.1" + _BN, r"backbone.smooth\g<stage>.1.\g<end>"),
     Rule(r"pos_encoding\.pe", None),  # computed here
+    Rule(r"coarse_matching\.bin_score", "bin_score"),  # of optimal transport
     *(rule.under(r"loftr_coarse\.", "coarse.") for rule in TRANSFORMER),
     Rule(r"fine_preprocess\.down_proj" + _WB, r"windows.down_proj.\g<end>"),
     Rule(r"fine_preprocess\.merge_feat" + _WB, r"windows.merge.\g<end>"),

@@ -73,7 +73,11 @@ def _from_checkpoint(path: Path, architecture: str | None) -> LoFTR:
         state = convert_published(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return filled(LoFTR(ARCHITECTURES[architecture or _told_from(state, path)]), state, path)
+    rest = {key: value for key, value in state.items() if key != "bin_score"}
+    config = ARCHITECTURES[architecture or _told_from(rest, path)]
+    if len(rest) < len(state):
+        config = replace(config, matching="optimal_transport")
+    return filled(LoFTR(config), state, path)
 
 
 def _told_from(state: Mapping[str, Tensor], path: Path) -> str:

@@ -7,6 +7,7 @@ from quadtree_attention.models.loftr.matching import (
     dual_softmax,
     expected_position,
     heat_map,
+    log_optimal_transport,
     select_matches,
 )
 
@@ -116,3 +117,43 @@ def test_expected_position_finds_a_peak():
     assert (got[:, 2] < 1e-2).all()
     flat = expected_position(heat_map(torch.zeros(1, 25, 4), torch.zeros(1, 25, 4)))
     torch.testing.assert_close(flat, torch.tensor([[0, 0, 2 * 0.5**0.5]]), rtol=0, atol=1e-5)
+
+
+def published_transport(scores, bin_score, iterations):
+    """The published formula, for one image: uniform shares that add up to 1, the result times their number."""
+    m, n = scores.shape
+    couplings = torch.full((m + 1, n + 1), float(bin_score), dtype=scores.dtype)
+    couplings[:m, :n] = scores
+    norm = -torch.tensor(float(m + n), dtype=scores.dtype).log()
+    mu = torch.cat([norm.expand(m), (norm + torch.tensor(float(n)).log())[None]])
+    nu = torch.cat([norm.expand(n), (norm + torch.tensor(float(m)).log())[None]])
+    u, v = torch.zeros_like(mu), torch.zeros_like(nu)
+    for _ in range(iterations):
+        u = mu - torch.logsumexp(couplings + v[None], 1)
+        v = nu - torch.logsumexp(couplings + u[:, None], 0)
+    return couplings + u[:, None] + v[None] - norm
+
+
+def test_optimal_transport_is_the_published_formula():
+    scores = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    got = log_optimal_transport(scores, torch.tensor(0.7), 3)
+    for one, alone in zip(scores, got, strict=True):
+        torch.testing.assert_close(alone, published_transport(one, 0.7, 3), rtol=1e-6, atol=1e-6)
+    long = log_optimal_transport(scores, torch.tensor(0.7), 500).exp()
+    torch.testing.assert_close(long[:, :-1].sum(2), torch.ones(2, 5, dtype=torch.float64))
+    torch.testing.assert_close(long[:, :, :-1].sum(1), torch.ones(2, 7, dtype=torch.float64))
+
+
+def test_transport_of_a_padded_batch_is_that_of_its_parts():
+    scores = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    mask0, mask1 = torch.arange(6) < torch.tensor([[4], [6]]), torch.arange(5) < torch.tensor([[5], [2]])
+    masked = scores.masked_fill(~(mask0[:, :, None] & mask1[:, None]), -1e9)
+    shares = log_optimal_transport(masked, torch.tensor(1.0), 3, mask0, mask1).exp()
+    for k, (rows, columns) in enumerate(((4, 5), (6, 2))):
+        alone = log_optimal_transport(scores[k, :rows, :columns], torch.tensor(1.0), 3).exp()
+        torch.testing.assert_close(shares[k, :rows, :columns], alone[:-1, :-1])
+        torch.testing.assert_close(shares[k, :rows, -1], alone[:-1, -1])
+        assert shares[k, rows:].sum() - shares[k, -1].sum() < 1e-6
+    shares[:, :-1, :-1].square().sum().backward()
+    assert scores.grad.isfinite().all()
+    assert (scores.grad[0, 4:] == 0).all()

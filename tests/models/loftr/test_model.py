@@ -237,3 +237,24 @@ def test_bad_input_is_told_in_one_line(small, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         small()(*arguments)
     assert "\n" not in str(error.value)
+
+
+def test_optimal_transport(small):
+    torch.manual_seed(1)
+    model = small(matching="optimal_transport")
+    images = torch.rand(2, 2, 1, 48, 64)
+    features = model.encode(*images)
+    shares = model.assignment(features)
+    assert shares.shape == (2, 49, 49)
+    torch.testing.assert_close(shares[:, :, :-1].sum(1), torch.ones(2, 48))
+    assert torch.equal(model.confidence(features), shares[:, :-1, :-1])
+    confidence = small(matching="optimal_transport", prefilter=True).confidence(features)
+    in_bin = (shares[:, :-1].argmax(2) == 48)[:, :, None] | (shares[:, :, :-1].argmax(1) == 48)[:, None]
+    assert in_bin.any()
+    assert torch.equal(confidence == 0, in_bin)
+    mask = torch.zeros(2, 6, 8, dtype=torch.bool)
+    mask[:, :4, :5] = True
+    found = model(*images, mask, mask)
+    assert (found["keypoints0"][:, 0] < 40).all()
+    assert (found["keypoints0"][:, 1] < 32).all()
+    assert len(found["confidence"])

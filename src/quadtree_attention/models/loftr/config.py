@@ -8,6 +8,7 @@ from typing import Literal, get_args
 AttentionKind = Literal["quadtree_a", "quadtree_b", "linear", "sr", "full"]
 BlockKind = Literal["vit", "loftr"]
 PositionKind = Literal["sine", "sine_bug", "none"]
+MatchingKind = Literal["dual_softmax", "optimal_transport"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class LoFTRConfig:
         fine_window: side of the windows at 1/2, odd.
         threshold: matches need a confidence above it.
         border: cells of 1/8 along the edges of each image in which no match is accepted.
+        matching: confidences by a "dual_softmax", or by "optimal_transport" with dustbins, LoFTR's other published way.
         temperature: of the dual softmax.
+        sinkhorn_iterations: of optimal transport.
+        prefilter: with optimal transport, leave out cells whose largest share lies in a dustbin, but not in training.
         respect_masks: whether attention leaves masked cells out; False repeats the published quadtree model, where only
             the matching step does.
         position: what is added to the coarse features before the transformer: LoFTR's "sine" encoding, "sine_bug", the
@@ -57,7 +61,10 @@ class LoFTRConfig:
     fine_window: int = 5
     threshold: float = 0.2
     border: int = 2
+    matching: MatchingKind = "dual_softmax"
     temperature: float = 0.1
+    sinkhorn_iterations: int = 3
+    prefilter: bool = False
     respect_masks: bool = True
     position: PositionKind = "sine"
 
@@ -68,9 +75,19 @@ class LoFTRConfig:
         _choice("attention", self.attention, get_args(AttentionKind))
         _choice("block", self.block, get_args(BlockKind))
         _choice("position", self.position, get_args(PositionKind))
+        _choice("matching", self.matching, get_args(MatchingKind))
         if len(self.block_dims) != 3:
             raise ValueError(f"block_dims is {self.block_dims}, expected 3 numbers: channels at 1/2, 1/4 and 1/8")
-        counts = ("blocks_per_stage", "num_heads", "num_layers", "levels", "sr_pool", "fine_heads", "fine_layers")
+        counts = (
+            "blocks_per_stage",
+            "num_heads",
+            "num_layers",
+            "levels",
+            "sr_pool",
+            "fine_heads",
+            "fine_layers",
+            "sinkhorn_iterations",
+        )
         for name in ("initial_dim", *counts):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

@@ -1,13 +1,15 @@
-"""From features to matches: dual softmax, mutual nearest neighbours, windows around them, expected positions."""
+"""From features to matches: dual softmax or optimal transport, mutual nearest neighbours, windows around them, expected positions."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MASKED = -1e9  # similarity of a pair with a masked cell, as published
+NOTHING = -80.0  # logarithm of what does not change a sum of 1 and more
 
 
 def dual_softmax(
@@ -25,8 +27,7 @@ def dual_softmax(
         ``[B, L, S]`` in float32, or in float64 for float64 features; autocast does not touch it.
     """
     with full_precision(feat0):
-        feat0, feat1 = at_least_float32(feat0), at_least_float32(feat1)
-        similarity = (feat0 * (1 / (feat0.shape[-1] * temperature))) @ feat1.transpose(1, 2)
+        similarity = dot_products(feat0, feat1, feat0.shape[-1] * temperature)
         if mask0 is not None:
             similarity = similarity.masked_fill_(~mask0[:, :, None], MASKED)
         if mask1 is not None:
@@ -34,6 +35,61 @@ def dual_softmax(
         columns = similarity.softmax(1)
         rows = similarity.softmax(2)
         return rows * columns if rows.requires_grad else rows.mul_(columns)
+
+
+def dot_products(feat0: Tensor, feat1: Tensor, divisor: float) -> Tensor:
+    """Products ``[B, L, S]`` of features ``[B, L, C]`` and ``[B, S, C]`` over a number, in float32 or better, whatever autocast says."""
+    with full_precision(feat0):
+        return (at_least_float32(feat0) * (1 / divisor)) @ at_least_float32(feat1).transpose(1, 2)
+
+
+def log_optimal_transport(
+    scores: Tensor, dustbin: Tensor, iterations: int, mask0: Tensor | None = None, mask1: Tensor | None = None
+) -> Tensor:
+    """Entropy-regularised optimal transport with a dustbin at either end, in log space (SuperGlue, Sarlin et al., CVPR 2020, section 3.2).
+
+    Each row and each column has a share of 1 to give; the dustbins have room for all of the other side. Sums are in float32 or better,
+    whatever autocast says.
+
+    Args:
+        scores: ``[..., L, S]``.
+        dustbin: score of having no match, a number.
+        iterations: of Sinkhorn's algorithm; it ends with the columns, whose shares then add up to 1.
+        mask0, mask1: bool ``[..., L]`` and ``[..., S]``, True = valid. The result for the valid part is that of the valid part alone (the
+            published code lets padded cells have a share, which with few iterations is not quite the same).
+
+    Returns:
+        Logarithms of shares ``[..., L + 1, S + 1]``; the last row and column are the dustbins.
+    """
+    with full_precision(scores):
+        scores = at_least_float32(scores)
+        length0, length1 = scores.shape[-2:]
+        dustbin = dustbin.to(scores.dtype)
+        scores = torch.cat([scores, dustbin.expand(*scores.shape[:-1], 1)], -1)
+        scores = torch.cat([scores, dustbin.expand(*scores.shape[:-2], 1, length1 + 1)], -2)
+        share0, share1 = (
+            _shares(scores, length0, mask0, mask1, length1),
+            _shares(scores, length1, mask1, mask0, length0),
+        )
+        of_columns = F.pad(share1[..., :-1], (0, 1)).expand_as(scores[..., 0, :])  # 0, but for masked ones
+        for _ in range(iterations):
+            of_rows = share0 - _log_sum(scores + of_columns[..., None, :], -1)
+            of_columns = share1 - _log_sum(scores + of_rows[..., None], -2)
+        return scores + of_rows[..., None] + of_columns[..., None, :]
+
+
+def _log_sum(x: Tensor, dim: int) -> Tensor:
+    """``logsumexp``, many times as fast on a CPU: the exponential of what is next to nothing takes a slow path there."""
+    peak = x.detach().amax(dim, keepdim=True)
+    return (x - peak).clamp(min=NOTHING).exp().sum(dim).log() + peak.squeeze(dim)
+
+
+def _shares(scores: Tensor, length: int, mask: Tensor | None, other: Tensor | None, others: int) -> Tensor:
+    """Logarithms of what each of ``length`` tokens has to give, and of what the dustbin beside them has, ``[..., length + 1]``."""
+    one = scores.new_zeros(length) if mask is None else torch.where(mask, 0.0, MASKED).to(scores)
+    room = scores.new_tensor(others) if other is None else other.sum(-1, keepdim=True).to(scores).clamp(min=1)
+    room = room.log().expand(*one.shape[:-1], 1) if one.dim() >= room.dim() else room.log()
+    return torch.cat([one.expand(*room.shape[:-1], length), room], -1)
 
 
 @torch.no_grad()

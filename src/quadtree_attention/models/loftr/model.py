@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from .backbone import ResNetFPN
 from .config import LoFTRConfig
-from .matching import FineWindows, dual_softmax, expected_position, heat_map, select_matches
+from .matching import (
+    MASKED,
+    FineWindows,
+    dot_products,
+    dual_softmax,
+    expected_position,
+    heat_map,
+    log_optimal_transport,
+    select_matches,
+)
 from .position import sine_encoding
 from .transformer import coarse_transformer, fine_transformer
 
@@ -49,6 +58,8 @@ class LoFTR(nn.Module):
         self.config = config
         self.backbone = ResNetFPN(config.initial_dim, config.block_dims, config.blocks_per_stage)
         self.coarse = coarse_transformer(config)
+        if config.matching == "optimal_transport":
+            self.bin_score = nn.Parameter(torch.tensor(1.0))
         self.windows = FineWindows(config.d_model, config.d_fine, config.fine_window)
         self.fine = fine_transformer(config)
 
@@ -103,10 +114,34 @@ class LoFTR(nn.Module):
         return Features(coarse0, coarse1, fine0, fine1, mask0, mask1)
 
     def confidence(self, features: Features) -> Tensor:
-        """Confidence of every pair of cells ``[B, h0 * w0, h1 * w1]``; see `dual_softmax`."""
+        """Confidence of every pair of cells ``[B, h0 * w0, h1 * w1]``."""
+        return self.without_dustbins(self.assignment(features))
+
+    def assignment(self, features: Features) -> Tensor:
+        """As `confidence`; with optimal transport the dustbins too, ``[B, h0 * w0 + 1, h1 * w1 + 1]``.
+
+        See `dual_softmax` and `log_optimal_transport`.
+        """
         mask0, mask1 = (None if mask is None else mask.flatten(1) for mask in (features.mask0, features.mask1))
         coarse0, coarse1 = features.coarse0.flatten(1, 2), features.coarse1.flatten(1, 2)
-        return dual_softmax(coarse0, coarse1, self.config.temperature, mask0, mask1)
+        if self.config.matching == "dual_softmax":
+            return dual_softmax(coarse0, coarse1, self.config.temperature, mask0, mask1)
+        similarity = dot_products(coarse0, coarse1, coarse0.shape[-1])
+        for mask, axis in ((mask0, 2), (mask1, 1)):
+            if mask is not None:
+                similarity = similarity.masked_fill(~mask.unsqueeze(axis), MASKED)
+        return log_optimal_transport(similarity, self.bin_score, self.config.sinkhorn_iterations, mask0, mask1).exp()
+
+    def without_dustbins(self, assignment: Tensor) -> Tensor:
+        """The confidences in what `assignment` gives, less those that ``prefilter`` leaves out."""
+        if self.config.matching == "dual_softmax":
+            return assignment
+        confidence = assignment[:, :-1, :-1]
+        if self.config.prefilter and not self.training:
+            lost0 = assignment[:, :-1].argmax(2) == confidence.shape[2]
+            lost1 = assignment[:, :, :-1].argmax(1) == confidence.shape[1]
+            confidence = confidence.masked_fill(lost0[:, :, None] | lost1[:, None, :], 0.0)
+        return confidence
 
     def select(self, confidence: Tensor, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Image in the batch, cell of image 0, cell of image 1, confidence, each ``[M]``; see `select_matches`."""

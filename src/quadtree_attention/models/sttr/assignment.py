@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..loftr.matching import at_least_float32, full_precision
+from ..loftr.matching import at_least_float32, log_optimal_transport
 
 NEVER = -1e9  # score of a pair that cannot be
-NOTHING = -80.0  # logarithm of what does not change a sum of 1 and more
 SURE = 0.5  # share of a token near its peak from which on it says where the match is
 
 
@@ -43,29 +41,11 @@ def optimal_transport(scores: Tensor, dustbin: Tensor, iterations: int, *, causa
     Returns:
         Logarithms of shares, ``[..., w + 1, w + 1]``; the last row and column are the dustbins.
     """
-    with full_precision(scores):
-        scores = at_least_float32(scores)
+    if causal:
         width = scores.shape[-1]
-        if causal:
-            scores = scores.masked_fill(
-                ~torch.ones_like(scores[..., 0, :], dtype=torch.bool).new_ones(width, width).tril(), NEVER
-            )
-        bin_row = dustbin.to(scores.dtype).expand(*scores.shape[:-1], 1)
-        scores = torch.cat([scores, bin_row], -1)
-        scores = torch.cat([scores, dustbin.to(scores.dtype).expand(*scores.shape[:-2], 1, width + 1)], -2)
-        share = scores.new_zeros(width + 1)  # logarithms; each token has 1, a dustbin room for all tokens
-        share[-1] = math.log(width)
-        of_left = torch.zeros_like(scores[..., 0])
-        for _ in range(iterations):
-            of_right = share - _log_sum(scores + of_left[..., None], -2)
-            of_left = share - _log_sum(scores + of_right[..., None, :], -1)
-        return scores + of_left[..., None] + of_right[..., None, :]
-
-
-def _log_sum(x: Tensor, dim: int) -> Tensor:
-    """``logsumexp``, many times as fast on a CPU: the exponential of what is next to nothing takes a slow path there."""
-    peak = x.detach().amax(dim, keepdim=True)
-    return (x - peak).clamp(min=NOTHING).exp().sum(dim).log() + peak.squeeze(dim)
+        scores = at_least_float32(scores)
+        scores = scores.masked_fill(~torch.ones(width, width, dtype=torch.bool, device=scores.device).tril(), NEVER)
+    return log_optimal_transport(scores.transpose(-1, -2), dustbin, iterations).transpose(-1, -2)
 
 
 def regress(shares: Tensor) -> Assignment:

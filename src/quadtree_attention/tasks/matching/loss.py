@@ -1,83 +1,12 @@
-"""What a matcher is trained with: ground truth from homographies, and LoFTR's losses (Sun et al., CVPR 2021, 3.5)."""
+"""LoFTR's losses (Sun et al., CVPR 2021, section 3.5)."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-FINE_STRIDE = 2  # pixels a cell of the fine map
 _SMALLEST = 1e-30  # a confidence below it is taken for it, so that its logarithm stays finite
 _BELOW_ONE = 1 - 1e-6  # likewise from above
-
-
-class Supervision(NamedTuple):
-    """True coarse matches of a batch; rows by image, then by cell of image 0.
-
-    b: image in the batch; i: cell of image 0; j: cell of image 1, int64 ``[M]``, cells row-major.
-    warped: where the pixel of cell i lies in image 1, (x, y), float ``[M, 2]``.
-    offset: ``warped`` from the pixel of cell j, in units of the fine window's radius, ``[M, 2]``; see `fine_target`.
-    """
-
-    b: Tensor
-    i: Tensor
-    j: Tensor
-    warped: Tensor
-    offset: Tensor
-
-
-def warp_points(homography: Tensor, points: Tensor) -> Tensor:
-    """Points ``[B, N, 2]`` (or ``[1, N, 2]``) through homographies ``[B, 3, 3]``; infinity at and beyond the horizon."""
-    x, y, w = (points @ homography[:, :, :2].transpose(1, 2) + homography[:, None, :, 2]).unbind(-1)
-    warped = torch.stack([x, y], -1) / w[..., None]
-    return torch.where(w[..., None] > 1e-8, warped, torch.inf)
-
-
-@torch.no_grad()
-def homography_supervision(
-    homography: Tensor,
-    visible0: Tensor,
-    visible1: Tensor,
-    *,
-    stride: int = 8,
-    window: int = 5,
-    mask0: Tensor | None = None,
-    mask1: Tensor | None = None,
-) -> Supervision:
-    """Ground truth of coarse and fine matching between two views of a plane.
-
-    Cell (row r, column c) of image 0 stands for pixel (stride * c, stride * r). It matches the cell of image 1 nearest
-    to where the homography sends it, if the way back from that cell leads to the first cell again, and if both pixels,
-    and the place where the first comes to lie, are visible.
-
-    Args:
-        homography: ``[B, 3, 3]``, pixels (x, y) of image 0 to pixels of image 1.
-        visible0, visible1: bool ``[B, H, W]``, False where an image does not show the plane.
-        stride: pixels a coarse cell; sizes are rounded up to whole cells.
-        window: side of the fine window.
-        mask0, mask1: bool ``[B, h, w]`` at the coarse grid, False = padding.
-    """
-    cells0, cells1 = _visible_cells(visible0, mask0, stride), _visible_cells(visible1, mask1, stride)  # [B, h, w]
-    grid0, grid1 = (_grid(cells.shape, stride, homography.device) for cells in (cells0, cells1))  # [1, h * w, 2]
-    homography = homography.double()  # its entries span many orders of magnitude
-    warped = warp_points(homography, grid0)  # [B, L, 2]
-    back = warp_points(torch.linalg.inv(homography), grid1)  # [B, S, 2]
-    nearest1, inside1 = _nearest(warped / stride, cells1.shape)
-    nearest0, inside0 = _nearest(back / stride, cells0.shape)
-    returns = nearest0.gather(1, nearest1) == torch.arange(grid0.shape[1], device=nearest1.device)
-    place, seen = _nearest(warped, visible1.shape)
-    good = cells0.flatten(1) & inside1 & returns & inside0.gather(1, nearest1)
-    good &= cells1.flatten(1).gather(1, nearest1) & seen & visible1.flatten(1).gather(1, place)
-    b, i = torch.where(good)
-    j = nearest1[b, i]
-    warped = warped[b, i]
-    return Supervision(b, i, j, warped.float(), fine_target(warped, grid1[0, j], window).float())
-
-
-def fine_target(warped: Tensor, pixel: Tensor, window: int) -> Tensor:
-    """What refinement is to find: ``warped`` from ``pixel``, both ``[M, 2]``, in units of the fine window's radius."""
-    return (warped - pixel) / (FINE_STRIDE * (window // 2))
 
 
 def coarse_focal_loss(
@@ -109,6 +38,50 @@ def coarse_focal_loss(
     return positive_weight * _mean(loss_positive.sum(), positive.numel()) + negative_weight * _mean(
         loss_negative, count
     )
+
+
+def coarse_sparse_focal_loss(
+    assignment: Tensor,
+    truth: tuple[Tensor, Tensor, Tensor],
+    *,
+    dustbins: bool,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    positive_weight: float = 1.0,
+    negative_weight: float = 1.0,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+) -> Tensor:
+    """Focal loss on the positives alone, and with dustbins on those of cells that match nothing, which should lie there.
+
+    The other arguments are as of `coarse_focal_loss`.
+
+    Args:
+        assignment: ``[B, L, S]`` in 0..1; ``[B, L + 1, S + 1]`` with dustbins.
+        dustbins: whether the last row and column are such.
+    """
+    if assignment.dtype != torch.float64:
+        assignment = assignment.float()
+    mask0, mask1 = (None if mask is None else mask.flatten(1) for mask in (mask0, mask1))
+    b, i, j = truth
+    keep = torch.ones_like(b, dtype=torch.bool)
+    for mask, cell in ((mask0, i), (mask1, j)):
+        if mask is not None:
+            keep &= mask[b, cell]
+    b, i, j = b[keep], i[keep], j[keep]
+
+    def focal(p: Tensor) -> Tensor:
+        return _mean((-alpha * (1 - p).pow(gamma) * p.log()).sum(), p.numel())
+
+    loss = positive_weight * focal(assignment[b, i, j].clamp(_SMALLEST, _BELOW_ONE))
+    if dustbins:
+        lost = []
+        for taken, mask, in_bin in ((i, mask0, assignment[:, :-1, -1]), (j, mask1, assignment[:, -1, :-1])):
+            free = torch.ones_like(in_bin, dtype=torch.bool) if mask is None else mask.clone()
+            free[b, taken] = False
+            lost.append(in_bin[free])
+        loss = loss + negative_weight * focal(torch.cat(lost).clamp(_SMALLEST, _BELOW_ONE))
+    return loss
 
 
 def coarse_cross_entropy(
@@ -214,25 +187,3 @@ class _NegativeFocal(torch.autograd.Function):
 
 def _mean(total: Tensor, count: Tensor | int) -> Tensor:
     return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
-
-
-def _visible_cells(visible: Tensor, mask: Tensor | None, stride: int) -> Tensor:
-    """bool ``[B, h, w]``: whether the pixel of each cell is visible and no padding."""
-    cells = visible[:, ::stride, ::stride]
-    return cells if mask is None else cells & mask
-
-
-def _grid(shape: torch.Size, stride: int, device: torch.device) -> Tensor:
-    """Pixels (x, y) of the cells, row-major, float64 ``[1, h * w, 2]``."""
-    y, x = (torch.arange(size, device=device, dtype=torch.float64) * stride for size in shape[1:])
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack([x, y], -1).reshape(1, -1, 2)
-
-
-def _nearest(place: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Row-major index of the nearest cell ``[B, N]``, and whether there is one; 0 where not. place (x, y) in cells."""
-    height, width = shape[1:]
-    x, y = place.round().unbind(-1)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    index = torch.where(inside, y, 0).long() * width + torch.where(inside, x, 0).long()
-    return index, inside

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -13,39 +14,51 @@ from torchmetrics.aggregation import CatMetric, MeanMetric
 
 from ...models.loftr import LOFTR_PRESETS, LoFTR
 from ...models.loftr.matching import expected_position
+from ...models.loftr.model import STRIDE, Features
 from ...weights.matching import load_matcher
+from . import metrics
 from .loss import (
-    Supervision,
     coarse_cross_entropy,
     coarse_focal_loss,
+    coarse_sparse_focal_loss,
     fine_cross_entropy,
     fine_l2_std_loss,
-    homography_supervision,
 )
-from .metrics import error_auc, estimate_homography, homography_corner_error, reprojection_errors, share_within
+from .supervision import Supervision, depth_supervision, fine_target, homography_supervision, point_supervision
 
-AUC_THRESHOLDS = (3, 5, 10)  # pixels
+PIXELS, DEGREES = (3, 5, 10), (5, 10, 20)  # thresholds of the AUC of homographies and of poses
 RIGHT = 3.0  # pixels within which a match is right
+RIGHT_EPIPOLAR = 5e-4  # squared epipolar distance in calibrated coordinates, likewise
 FINE_LOSSES = ("l2", "cross_entropy", "both")
+SCHEDULES = ("cosine", "multistep")
 _COARSE_LOSSES = {"focal": coarse_focal_loss, "cross_entropy": coarse_cross_entropy}
 
 
 class MatchingTask(LightningModule):
-    """LoFTR on pairs with known homographies; batches as `HomographyDataset` makes them.
+    """LoFTR on pairs with known geometry: homographies, as `HomographyDataset` has them, or depth and pose, as `MadeScenes` has them.
 
     Args:
         preset: name in `LOFTR_PRESETS`.
         options: fields of `LoFTRConfig` to change in it, such as ``{attention: linear}``.
         init_from: start from these weights (a name or a file, see `quadtree models`) instead of random ones.
-        learning_rate: the highest, after ``warmup_steps`` steps of linear growth; then a cosine down to nothing if the
-            trainer knows how many steps there are (``max_steps`` or ``max_epochs``).
+        learning_rate: the highest, after ``warmup_steps`` steps of linear growth from the share ``warmup_start`` of it.
+        schedule: "cosine", down to nothing if the trainer knows how many steps there are (``max_steps`` or ``max_epochs``); or
+            "multistep": times ``decay`` when each of the epochs ``milestones`` begins.
+        canonical_batch: pairs a step, over all devices and accumulated batches, for which ``learning_rate`` and ``warmup_steps`` are meant; of
+            another number the rate is that many times as high and the warm-up as short, as published. None: no such scaling.
         weight_decay, betas: of AdamW; vectors (biases, norms, level weights) do not decay.
         coarse_loss: "focal" (published) or "cross_entropy".
         fine_loss: "l2", of the mean of the heat map, weighted by its deviation (published); "cross_entropy" of the map
             itself; or "both", their sum.
-        negative_weight: of the pairs of cells that do not match in the coarse loss, against 1 of those that do.
+        coarse_pairs: "dense": the coarse loss is on every pair of cells (the published default); "sparse": on those that match, and with optimal
+            transport on the dustbins of cells that match nothing, as in LoFTR's paper. Sparse needs the focal loss.
+        negative_weight: of the pairs of cells that do not match in the coarse loss, or of the dustbins, against 1 of those that do.
         coarse_weight, fine_weight: of the two parts of the loss.
         fine_matches: true matches an image that refinement is trained on at most, drawn at random.
+        fine_percent: train refinement on what matching finds instead, as published: on this share (0.2 indoors, 0.3 outdoors) of as many
+            matches as a batch can have, drawn at random where there are more, and filled up with true ones.
+        fine_truths: with ``fine_percent``, true matches a batch at least.
+        depth_tolerance: see `depth_supervision`; None as published.
         channels_last: memory layout of the images and convolutions.
 
     Raises:
@@ -59,14 +72,23 @@ class MatchingTask(LightningModule):
         init_from: str | None = None,
         learning_rate: float = 1e-3,
         warmup_steps: int = 200,
+        warmup_start: float = 0.0,
+        schedule: Literal["cosine", "multistep"] = "cosine",
+        milestones: tuple[int, ...] = (),
+        decay: float = 0.5,
+        canonical_batch: int | None = None,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.99),
         coarse_loss: Literal["focal", "cross_entropy"] = "focal",
         fine_loss: Literal["l2", "cross_entropy", "both"] = "l2",
+        coarse_pairs: Literal["dense", "sparse"] = "dense",
         negative_weight: float = 1.0,
         coarse_weight: float = 1.0,
         fine_weight: float = 1.0,
         fine_matches: int = 96,
+        fine_percent: float | None = None,
+        fine_truths: int = 200,
+        depth_tolerance: float | None = 0.2,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
@@ -74,10 +96,20 @@ class MatchingTask(LightningModule):
             raise ValueError(f"preset is {preset!r}, expected one of {', '.join(LOFTR_PRESETS)}")
         if coarse_loss not in _COARSE_LOSSES:
             raise ValueError(f"coarse_loss is {coarse_loss!r}, expected {' or '.join(_COARSE_LOSSES)}")
+        if coarse_pairs not in ("dense", "sparse") or (coarse_pairs, coarse_loss) == ("sparse", "cross_entropy"):
+            raise ValueError(
+                f"coarse_pairs is {coarse_pairs!r} with coarse_loss {coarse_loss!r}, expected dense, or sparse with focal"
+            )
         if fine_loss not in FINE_LOSSES:
             raise ValueError(f"fine_loss is {fine_loss!r}, expected one of {', '.join(FINE_LOSSES)}")
-        if fine_matches < 1:
-            raise ValueError(f"fine_matches is {fine_matches}, expected at least 1")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {schedule!r}, expected {' or '.join(SCHEDULES)}")
+        if fine_matches < 1 or fine_truths < 0:
+            raise ValueError(
+                f"fine_matches is {fine_matches}, expected at least 1, and fine_truths is {fine_truths}, expected 0 or more"
+            )
+        if fine_percent is not None and not 0 < fine_percent <= 1:
+            raise ValueError(f"fine_percent is {fine_percent}, expected a share of matches above 0 and up to 1")
         try:
             config = replace(LOFTR_PRESETS[preset], **(options or {}))
         except TypeError as error:
@@ -93,24 +125,28 @@ class MatchingTask(LightningModule):
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self._layout)
         # They gather over devices by themselves.
-        self.corner_errors, self.right, self.matches = CatMetric(), MeanMetric(), MeanMetric()
+        self.corner_errors, self.pose_errors = CatMetric(), CatMetric()
+        self.right, self.epipolar, self.matches = MeanMetric(), MeanMetric(), MeanMetric()
 
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``loss``, its parts ``coarse`` and ``fine``, and ``recall``: share of true matches whose row of confidences peaks there."""
+    def losses(self, batch: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+        """``loss``, its parts ``coarse`` and ``fine``, and ``recall``: share of true matches whose row of confidences peaks there.
+
+        seed: of the matches drawn for refinement.
+        """
         images = [batch[key].contiguous(memory_format=self._layout) for key in ("image0", "image1")]
-        features = self.model.encode(*images)
-        confidence = self.model.confidence(features)
-        window = self.model.config.fine_window
-        truth = homography_supervision(batch["homography"], batch["visible0"], batch["visible1"], window=window)
-        coarse_loss = _COARSE_LOSSES[self.hparams["coarse_loss"]]
-        coarse = coarse_loss(confidence, truth[:3], negative_weight=self.hparams["negative_weight"])
-        some = self._draw(truth, len(confidence))
-        heat = self.model.heat(features, truth.b[some], truth.i[some], truth.j[some])
+        features = self.model.encode(*images, batch.get("mask0"), batch.get("mask1"))
+        masks = {"mask0": features.mask0, "mask1": features.mask1}
+        assignment = self.model.assignment(features)
+        confidence = self.model.without_dustbins(assignment)
+        truth = self._truth(batch, masks)
+        coarse = self._coarse_loss(assignment, confidence, truth, masks)
+        b, i, j, offset = self._fine_matches(truth, confidence, features, torch.Generator().manual_seed(seed))
+        heat = self.model.heat(features, b, i, j)
         fine = heat.new_zeros(())
         if self.hparams["fine_loss"] != "cross_entropy":
-            fine = fine + fine_l2_std_loss(expected_position(heat), truth.offset[some])
+            fine = fine + fine_l2_std_loss(expected_position(heat), offset)
         if self.hparams["fine_loss"] != "l2":
-            fine = fine + fine_cross_entropy(heat, truth.offset[some])
+            fine = fine + fine_cross_entropy(heat, offset)
         with torch.no_grad():
             found = (confidence.argmax(2)[truth.b, truth.i] == truth.j).float()
         return {
@@ -122,7 +158,9 @@ class MatchingTask(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of a batch."""
-        parts = self.losses(batch)
+        # By epoch and place in it: a resumed training draws the same, and two devices what one that accumulates draws.
+        seed = (self.current_epoch << 32) + index * self.trainer.world_size + self.global_rank
+        parts = self.losses(batch, seed)
         values = {f"train/{name}": value.detach() for name, value in parts.items()}
         self.log_dict(values, prog_bar=True, batch_size=len(batch["image0"]))
         return parts["loss"]
@@ -131,25 +169,52 @@ class MatchingTask(LightningModule):
         """Loss of a batch; then match it as `quadtree match` would, and compare with the truth."""
         values = {f"val/{name}": value for name, value in self.losses(batch).items()}
         self.log_dict(values, batch_size=len(batch["image0"]), sync_dist=True)
-        result = self.model(batch["image0"], batch["image1"])
+        result = self.model(batch["image0"], batch["image1"], batch.get("mask0"), batch.get("mask1"))
         points0, points1 = (result[key].float().cpu().numpy() for key in ("keypoints0", "keypoints1"))
         image = result["batch_indexes"].cpu().numpy()
         size = (int(batch["image0"].shape[-2]), int(batch["image0"].shape[-1]))
-        for k, homography in enumerate(batch["homography"].double().cpu().numpy()):
-            mine = image == k
-            estimate, _ = estimate_homography(points0[mine], points1[mine])
-            self.corner_errors.update(homography_corner_error(estimate, homography, size))
-            self.right.update(share_within(reprojection_errors(points0[mine], points1[mine], homography), RIGHT))
-            self.matches.update(float(mine.sum()))
+        for k in range(len(batch["image0"])):
+            mine = points0[image == k], points1[image == k]
+            if "homography" in batch:
+                self._judge_homography(*mine, batch["homography"][k].double().cpu().numpy(), size)
+            else:
+                self._judge_pose(*mine, *(batch[key][k].double().cpu().numpy() for key in ("K0", "K1", "T_0to1")))
+            self.matches.update(float(len(mine[0])))
+
+    def _judge_homography(
+        self, points0: np.ndarray, points1: np.ndarray, homography: np.ndarray, size: tuple[int, int]
+    ) -> None:
+        estimate, _ = metrics.estimate_homography(points0, points1)
+        self.corner_errors.update(metrics.homography_corner_error(estimate, homography, size))
+        errors = metrics.reprojection_errors(points0, points1, homography)
+        self.right.update(metrics.share_within(errors, RIGHT))
+
+    def _judge_pose(
+        self, points0: np.ndarray, points1: np.ndarray, K0: np.ndarray, K1: np.ndarray, T_0to1: np.ndarray
+    ) -> None:
+        pose = metrics.estimate_pose(points0, points1, K0, K1)
+        error = math.inf if pose is None else max(metrics.relative_pose_error(T_0to1, pose.R, pose.t))
+        self.pose_errors.update(error)
+        E = metrics.essential_matrix(T_0to1)
+        distances = metrics.symmetric_epipolar_distance(points0, points1, E, K0, K1)
+        self.epipolar.update(metrics.share_within(distances, RIGHT_EPIPOLAR))
 
     def on_validation_epoch_end(self) -> None:
-        """Log area under the curve of corner errors, share of right matches, and matches a pair, over all devices."""
-        errors = torch.as_tensor(self.corner_errors.compute()).reshape(-1).cpu().numpy()
-        values = {f"val/{name}": value for name, value in error_auc(errors, AUC_THRESHOLDS).items()}
-        values[f"val/right@{RIGHT:g}px"] = float(self.right.compute())
-        values["val/matches"] = float(self.matches.compute())
+        """Log, over all devices: areas under the curve of corner or pose errors, share of right matches, and matches a pair."""
+        values = {"val/matches": float(self.matches.compute())}
+        for name, errors, thresholds, share, right in (
+            ("auc", self.corner_errors, PIXELS, f"right@{RIGHT:g}px", self.right),
+            ("pose_auc", self.pose_errors, DEGREES, f"prec@{RIGHT_EPIPOLAR:.0e}", self.epipolar),
+        ):
+            if not errors.update_called:
+                continue
+            areas = metrics.error_auc(torch.as_tensor(errors.compute()).reshape(-1).cpu().numpy(), thresholds)
+            values |= {
+                f"val/{name}@{threshold}": area for threshold, area in zip(thresholds, areas.values(), strict=True)
+            }
+            values[f"val/{share}"] = float(right.compute())
         self.log_dict(values, prog_bar=True)
-        for metric in (self.corner_errors, self.right, self.matches):
+        for metric in (self.corner_errors, self.pose_errors, self.right, self.epipolar, self.matches):
             metric.reset()
 
     def test_step(self, batch: dict[str, Tensor], index: int) -> None:
@@ -169,19 +234,90 @@ class MatchingTask(LightningModule):
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.hparams["weight_decay"]},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.hparams["learning_rate"], betas=tuple(self.hparams["betas"]))
-        warmup, total = self.hparams["warmup_steps"], self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, warmup, total))
+        scaling = self._scaling()
+        optimizer = torch.optim.AdamW(
+            groups, lr=self.hparams["learning_rate"] * scaling, betas=tuple(self.hparams["betas"])
+        )
+        warmup, start = int(self.hparams["warmup_steps"] / scaling), self.hparams["warmup_start"]
+        total = self.trainer.estimated_stepping_batches
+        falls: list[int] | None = None
+        if self.hparams["schedule"] == "multistep":
+            steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+            falls = [epoch * steps for epoch in self.hparams["milestones"]]
+        decay = self.hparams["decay"]
+
+        def factor(step: int) -> float:
+            if falls is None:
+                return rate(step, warmup, total, start)
+            return rate(step, warmup, math.inf, start) * decay ** sum(step >= fall for fall in falls)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _draw(self, truth: Supervision, images: int) -> Tensor:
-        """Rows of at most ``fine_matches`` true matches an image.
+    def _scaling(self) -> float:
+        """Pairs a step over those that the learning rate is meant for."""
+        if self.hparams["canonical_batch"] is None:
+            return 1.0
+        self.trainer.fit_loop.setup_data()
+        pairs = self.trainer.train_dataloader.batch_size * self.trainer.world_size
+        return pairs * self.trainer.accumulate_grad_batches / self.hparams["canonical_batch"]
 
-        The draw depends on the step and the device alone, so that a resumed training repeats it.
-        """
+    def _coarse_loss(
+        self, assignment: Tensor, confidence: Tensor, truth: Supervision, masks: dict[str, Tensor | None]
+    ) -> Tensor:
+        options = {"negative_weight": self.hparams["negative_weight"], **masks}
+        if truth.known is not None:  # of other cells nothing can be said
+            options["mask0"], options["mask1"] = truth.known
+        if self.hparams["coarse_pairs"] == "sparse":
+            dustbins = self.model.config.matching == "optimal_transport"
+            return coarse_sparse_focal_loss(assignment, truth[:3], dustbins=dustbins, **options)
+        return _COARSE_LOSSES[self.hparams["coarse_loss"]](confidence, truth[:3], **options)
+
+    def _truth(self, batch: dict[str, Tensor], masks: dict[str, Tensor | None]) -> Supervision:
+        """What is true of a batch, by what it holds."""
+        window = self.model.config.fine_window
+        if "homography" in batch:
+            return homography_supervision(
+                batch["homography"], batch["visible0"], batch["visible1"], window=window, **masks
+            )
+        cameras = [batch[key] for key in ("K0", "K1", "T_0to1")]
+        if "points0" in batch:
+            sizes = [tuple(batch[key].shape[-2:]) for key in ("image0", "image1")]
+            return point_supervision(batch["points0"], batch["points1"], *cameras, *sizes, window=window, **masks)
+        tolerance = self.hparams["depth_tolerance"]
+        return depth_supervision(
+            batch["depth0"], batch["depth1"], *cameras, window=window, tolerance=tolerance, **masks
+        )
+
+    def _fine_matches(
+        self, truth: Supervision, confidence: Tensor, features: Features, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Matches to train refinement on, (b, i, j) ``[M]``, and what it is to find ``[M, 2]``."""
+        if self.hparams["fine_percent"] is None:
+            rows = self._draw(truth, len(confidence), generator)
+            return truth.b[rows], truth.i[rows], truth.j[rows], truth.offset[rows]
+        found = torch.stack(self.model.select(confidence.detach(), features)[:3])  # [3, F]
+        true = torch.stack(truth[:3])
+        cells = [c.shape[1] * c.shape[2] for c in (features.coarse0, features.coarse1)]
+        most = len(confidence) * max(cells)
+        if features.mask0 is not None and features.mask1 is not None:
+            valid = torch.stack([features.mask0.flatten(1).sum(1), features.mask1.flatten(1).sum(1)])
+            most = int(valid.amin(0).sum())
+        wanted = int(most * self.hparams["fine_percent"])
+        truths = max(min(self.hparams["fine_truths"], wanted), wanted - found.shape[1])
+        if found.shape[1] > wanted - truths:
+            found = found[:, _random(found.shape[1], wanted - truths, generator).to(found.device)]
+        b, i, j = torch.cat([found, true[:, _random(true.shape[1], truths, generator).to(true.device)]], 1)
+        places = truth.places[b, i]
+        known = places.isfinite().all(1)
+        b, i, j = b[known], i[known], j[known]
+        width = features.coarse1.shape[2]
+        pixel = torch.stack([j % width, j // width], 1) * STRIDE
+        return b, i, j, fine_target(places[known], pixel, self.model.config.fine_window)
+
+    def _draw(self, truth: Supervision, images: int, generator: torch.Generator) -> Tensor:
+        """Rows of at most ``fine_matches`` true matches an image."""
         b = truth.b
-        device, step = (self.global_rank, self.global_step) if self._trainer is not None else (0, 0)
-        generator = torch.Generator().manual_seed(step * 65536 + device)
         order = torch.randperm(len(b), generator=generator).to(b.device)
         order = order[torch.argsort(b[order], stable=True)]  # by image, shuffled within each
         counts = torch.bincount(b, minlength=images)
@@ -189,7 +325,12 @@ class MatchingTask(LightningModule):
         return order[place < self.hparams["fine_matches"]]
 
 
-def rate(step: int, warmup: int, total: float) -> float:
-    """Share of the highest learning rate at a step: a linear rise, and a cosine down to nothing at ``total``, if finite."""
-    rise = min(1.0, (step + 1) / max(1, warmup))
+def rate(step: int, warmup: int, total: float, start: float = 0.0) -> float:
+    """Share of the highest learning rate at a step: a linear rise from ``start``, and a cosine down to nothing at ``total``, if finite."""
+    rise = start + (1 - start) * min(1.0, (step + 1) / max(1, warmup))
     return rise if math.isinf(total) else rise * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+
+
+def _random(count: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """``wanted`` numbers below ``count``, with repetition as published; none if there is nothing to draw from."""
+    return torch.randint(count, (wanted,), generator=generator) if count else torch.zeros(0, dtype=torch.int64)

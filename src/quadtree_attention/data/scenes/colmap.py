@@ -1,0 +1,128 @@
+"""Photographs with a COLMAP model as ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ...extras import require
+from .posed import fitted, joined, posed_image
+
+_MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
+_PLACES = ("", "sparse", "sparse/0")  # of a model under its folder
+
+
+class ColmapScene(Dataset):
+    """The pairs of one COLMAP model, with what the model knows of them.
+
+    Where COLMAP's dense stereo has been run (``stereo/depth_maps/NAME.geometric.bin`` for every image) its depth maps are the truth, as of the other
+    layouts. Else it is the points of the model that both images show: a sample then has float32 ``points0``, ``points1`` ``[P, 3]`` (pixel x, y
+    and depth of the same points, zeros fill up) in place of depths; see `point_supervision` for what can be said by these.
+
+    Args:
+        root: folder of a model without distortion, as `colmap image_undistorter` makes it: images/, and cameras, images and points3D (.bin or
+            .txt) in it, in sparse/ or in sparse/0/.
+        min_overlap, max_overlap: of a pair: points that both images show, as a share of those of the image that has fewer.
+        longest, multiple, pad: see `MegaDepthScene`.
+        points: P, drawn at random where a pair has more.
+
+    Raises ValueError or OSError in one line for files that are missing or of another form.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        min_overlap: float = 0.1,
+        max_overlap: float = 0.9,
+        longest: int = 640,
+        multiple: int = 8,
+        pad: bool = True,
+        points: int = 1024,
+    ) -> None:
+        self.root, self.longest, self.multiple, self.pad, self.points = Path(root), longest, multiple, pad, points
+        model = self._read()
+        self.views = [_View(model, image) for _, image in sorted(model.images.items()) if image.has_pose]
+        for view in self.views:
+            if not (self.root / "images" / view.name).is_file():
+                raise FileNotFoundError(f"{self.root / 'images' / view.name} does not exist, but the model has it")
+        self.dense = all(self._depth_file(view).is_file() for view in self.views)
+        self.pairs = [
+            (i, j)
+            for i, first in enumerate(self.views)
+            for j, second in enumerate(self.views[i + 1 :], i + 1)
+            if min_overlap < first.overlap(second) <= max_overlap
+        ]
+        if not self.pairs:
+            raise ValueError(f"{root}: no pair of images with an overlap above {min_overlap} and up to {max_overlap}")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        views = [self.views[k] for k in self.pairs[number]]
+        parts = []
+        for view in views:
+            size = fitted(view.size, self.longest, self.multiple)
+            side = self.longest // self.multiple * self.multiple if self.pad else None
+            depth = self._depth(view) if self.dense else None
+            parts.append(posed_image(self.root / "images" / view.name, view.K, view.size, size, side, depth))
+        if not self.dense:
+            shared = np.array(sorted(views[0].points.keys() & views[1].points.keys()))
+            if len(shared) > self.points:
+                shared = np.random.default_rng(number).permutation(shared)[: self.points]
+            for part, view in zip(parts, views, strict=True):
+                part["points"] = self._points(view, shared, part["K"].numpy().astype(np.float64))
+        return joined(*parts, views[1].pose @ np.linalg.inv(views[0].pose))
+
+    def _read(self) -> Any:
+        pycolmap = require("pycolmap", "scenes")
+        for place in _PLACES:
+            folder = self.root / place
+            if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
+                try:
+                    return pycolmap.Reconstruction(folder)
+                except (ValueError, RuntimeError, OSError) as error:
+                    raise ValueError(f"{folder}: not a COLMAP model ({' '.join(str(error).split())})") from None
+        tried = ", ".join(str(self.root / place) for place in _PLACES)
+        raise FileNotFoundError(f"no COLMAP model (cameras.bin or cameras.txt) found in {tried}")
+
+    def _depth_file(self, view: _View) -> Path:
+        return self.root / "stereo" / "depth_maps" / f"{view.name}.geometric.bin"
+
+    def _depth(self, view: _View) -> np.ndarray:
+        depth = require("pycolmap", "scenes").DepthMap()
+        depth.read(self._depth_file(view))
+        return np.asarray(depth.to_array())
+
+    def _points(self, view: _View, shared: np.ndarray, K: np.ndarray) -> torch.Tensor:
+        points = np.zeros((self.points, 3), np.float32)
+        if len(shared):
+            there = np.stack([view.points[k] for k in shared]) @ view.pose[:3, :3].T + view.pose[:3, 3]
+            pixels = there @ K.T
+            points[: len(shared)] = np.c_[pixels[:, :2] / pixels[:, 2:], there[:, 2]]
+        return torch.from_numpy(points)
+
+
+class _View:
+    """What is needed of one image of a model, free of pycolmap's objects, which cannot be sent to other processes."""
+
+    def __init__(self, model: Any, image: Any) -> None:
+        camera = model.cameras[image.camera_id]
+        if camera.model_name not in _MODELS:
+            raise ValueError(
+                f"{image.name}: camera model {camera.model_name}, expected {' or '.join(_MODELS)}; run colmap image_undistorter first"
+            )
+        self.name, self.size = image.name, (camera.width, camera.height)
+        self.K = camera.calibration_matrix()
+        self.K[:2, 2] -= 0.5  # COLMAP has the centre of the first pixel at (0.5, 0.5)
+        self.pose = np.eye(4)
+        self.pose[:3] = image.cam_from_world().matrix()
+        self.points = {p.point3D_id: model.points3D[p.point3D_id].xyz for p in image.get_observation_points2D()}
+
+    def overlap(self, other: _View) -> float:
+        fewer = min(len(self.points), len(other.points))
+        return len(self.points.keys() & other.points.keys()) / fewer if fewer else 0.0

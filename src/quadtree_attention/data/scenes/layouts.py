@@ -1,0 +1,156 @@
+"""ScanNet and MegaDepth as LoFTR's training indexes describe them: a dataset a scene, with pairs whose overlap is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ...extras import require
+from ..arrays import entry, read_arrays, read_map
+from .posed import Size, fitted, joined, posed_image
+
+
+class ScanNetScene(Dataset):
+    """The pairs of one scene (or of a list of pairs) of ScanNet.
+
+    Args:
+        root: folder of sceneSSSS_UU/color/FRAME.jpg, depth/FRAME.png (16 bits, millimetres) and pose/FRAME.txt (camera to world), as
+            ScanNet's python export has them.
+        index: .npz with ``name`` ``[N, 4]`` (scene, sub-scene, frame 0, frame 1), and for training ``score`` ``[N]``, the overlap.
+        intrinsics: .npz, scene -> ``[3, 3]`` of the depth camera, for 640 x 480.
+        min_overlap: pairs with a score have more than this; 0.4 as published.
+        poses: folder of the poses, if they do not lie in ``root``.
+        size: (width, height) of the images; 640 x 480 as published.
+
+    A sample is one of `MadeScenes`. Raises ValueError or OSError in one line for files that are missing or of another form.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        index: str | Path,
+        intrinsics: str | Path,
+        min_overlap: float = 0.4,
+        poses: str | Path | None = None,
+        size: Size = (640, 480),
+    ) -> None:
+        self.root, self.poses, self.size = Path(root), Path(poses or root), tuple(size)
+        self.intrinsics, self.intrinsics_file = read_arrays(intrinsics), Path(intrinsics)
+        arrays = read_arrays(index)
+        names = np.asarray(entry(arrays, "name", index))
+        if names.ndim != 2 or names.shape[1] != 4:
+            raise ValueError(f"{index}: 'name' has shape {names.shape}, expected [N, 4]: scene, sub-scene, two frames")
+        if "score" in arrays:
+            names = names[np.asarray(arrays["score"]) > min_overlap]
+        self.names = names.astype(np.int32)
+        _some(self.names, index, min_overlap)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        scene, sub, *frames = self.names[number].tolist()
+        scene = f"scene{scene:04d}_{sub:02d}"
+        K = np.asarray(entry(self.intrinsics, scene, self.intrinsics_file), np.float64).reshape(3, 3)
+        parts, poses = [], []
+        for frame in frames:
+            depth = read_map(self.root / scene / "depth" / f"{frame}.png").astype(np.float32) / 1000
+            image = self.root / scene / "color" / f"{frame}.jpg"
+            parts.append(posed_image(image, K, (640, 480), self.size, depth=depth))
+            poses.append(_read_pose(self.poses / scene / "pose" / f"{frame}.txt"))
+        return joined(*parts, np.linalg.inv(poses[1]) @ poses[0])
+
+
+class MegaDepthScene(Dataset):
+    """The pairs of one scene of MegaDepth.
+
+    Args:
+        root: folder of what the index names: phoenix/S6/zl548/MegaDepth_v1/SSSS/dense0/depths/NAME.h5, and the images, either
+            Undistorted_SfM/SSSS/images/NAME.jpg of D2-Net's processing, or where these are missing MegaDepth_v1's own beside the depth maps,
+            dense0/imgs/NAME.jpg.
+        index: .npz with ``image_paths``, ``depth_paths``, ``intrinsics`` ``[3, 3]`` of the images as stored, ``poses`` ``[4, 4]`` (world to
+            camera), and ``pair_infos``: ((i, j), overlap, ...) each.
+        min_overlap: pairs have more than this; 0 as published.
+        longest: pixels of the longer side; 832 was the quadtree model's, 840 and 640 LoFTR's, 1200 the evaluation's.
+        multiple: both sides are rounded down to multiples of it.
+        pad: with zeros, to a square of the longer side, so that images can share a batch.
+
+    A sample is one of `MadeScenes`; with padding also ``mask0``, ``mask1`` bool ``[H, W]``. Raises as `ScanNetScene`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        index: str | Path,
+        min_overlap: float = 0.0,
+        longest: int = 832,
+        multiple: int = 8,
+        pad: bool = True,
+    ) -> None:
+        self.root, self.longest, self.multiple, self.pad = Path(root), longest, multiple, pad
+        arrays = read_arrays(index)
+        keys = ("image_paths", "depth_paths", "intrinsics", "poses")
+        self.images, self.depths, self.intrinsics, self.camera = (entry(arrays, key, index) for key in keys)
+        infos = [info for info in entry(arrays, "pair_infos", index) if info[1] > min_overlap]
+        self.pairs = np.array([info[0] for info in infos], np.int32).reshape(-1, 2)
+        _some(self.pairs, index, min_overlap)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        pair = self.pairs[number]
+        parts = []
+        for k in pair:
+            depth = _read_h5(self.root / str(self.depths[k]))
+            stored = depth.shape[::-1]  # depth maps are as large as the images
+            size = fitted(stored, self.longest, self.multiple)
+            side = self.longest // self.multiple * self.multiple if self.pad else None
+            K = np.asarray(self.intrinsics[k], np.float64).reshape(3, 3)
+            parts.append(posed_image(self._image(k), K, stored, size, side, depth))
+        world = [np.asarray(self.camera[k], np.float64)[:4, :4] for k in pair]
+        return joined(*parts, world[1] @ np.linalg.inv(world[0]))
+
+    def _image(self, k: int) -> Path:
+        undistorted = self.root / str(self.images[k])
+        if undistorted.is_file():
+            return undistorted
+        depth = Path(self.depths[k])
+        own = self.root / depth.parent.parent / "imgs" / f"{depth.stem}{undistorted.suffix}"
+        if not own.is_file():
+            raise FileNotFoundError(f"{undistorted} does not exist, nor does {own}; expected one of them")
+        return own
+
+
+def _read_pose(path: Path) -> np.ndarray:
+    """A matrix ``[4, 4]`` of text, finite."""
+    try:
+        pose = np.loadtxt(path)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}, expected 4 x 4 numbers") from None
+    if pose.shape != (4, 4) or not np.isfinite(pose).all():
+        raise ValueError(f"{path}: not a pose, expected 4 x 4 finite numbers")
+    return pose
+
+
+def _read_h5(path: Path) -> np.ndarray:
+    h5py = require("h5py", "scenes")
+    try:
+        with h5py.File(path, "r") as file:
+            return np.asarray(file["depth"], np.float32)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
+    except KeyError:
+        raise ValueError(f"{path}: no data set 'depth' in it, expected a depth map [H, W]") from None
+
+
+def _some(pairs: np.ndarray, index: str | Path, min_overlap: float) -> None:
+    if not len(pairs):
+        raise ValueError(
+            f"{index}: no pair with an overlap above {min_overlap}; leave the scene out, or lower min_overlap"
+        )
