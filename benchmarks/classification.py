@@ -31,7 +31,7 @@ from PIL import Image, ImageOps
 
 from quadtree_attention.data.classification import ClassificationData
 from quadtree_attention.table import Table
-from quadtree_attention.weights.classifier import load_classifier
+from quadtree_attention.weights.classification import load_classifier
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {"clothing": "classify_tiny_clothing", "fashion": "classify_fashion_mnist"}
@@ -136,7 +136,9 @@ def main() -> None:
     parser.add_argument("data", choices=RECIPES)
     parser.add_argument("root", type=Path)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--variants", default="quadtree,spatial reduction", help="with commas")
+    parser.add_argument(
+        "--variants", nargs="+", default=["quadtree", "spatial reduction"], help="one row of the table each"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, help=".md, .json or .csv")
@@ -147,7 +149,7 @@ def main() -> None:
         root = arguments.runs / f"photos{SHORT_SIDE}"
         shrink(arguments.root, root)
     torch.set_num_threads(1)
-    variants = arguments.variants.split(",")
+    variants = arguments.variants
     jobs = [(variant, seed) for seed in range(arguments.seeds) for variant in variants]
     folders = [arguments.runs / f"{variant.replace(' ', '_')}-{seed}" for variant, seed in jobs]
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -15,8 +15,13 @@ the disparity itself puts behind something in the right view, or out of it; SGBM
 
 --cost     STTR's own full attention (content and position terms), full attention with rotary positions, quadtree attention: multiply-accumulates,
            counted (convolutions, matrix products, attention), and peak memory beyond the loaded network and time, measured in a process of their own.
-           The training step recomputes attention in its backward pass, as published, at half of the rows: it would not fit otherwise.
---presets  only these of: sttr, full, quadtree
+           The training step recomputes attention in its backward pass, as published, at a quarter of the rows: it would take long otherwise.
+--alike    train a small network (`SMALL`) from scratch, with quadtree and with full attention, both rotary: the same seed, steps and pairs, made of
+           --photos (a folder with the folders train and validation of photographs), and measure both on the same synthetic pairs of other
+           photographs. A run that was cut off goes on where its checkpoint in --runs stands. --steps: of 2 pairs of 64x320 pixels.
+           In a forward pass rows go through the transformer in groups, but with "all rows at once", which is how STTR does it. "As released": STTR's
+           release projects the positions of all pairs of tokens anew in each layer, and scores those; we score every distance once and shift.
+--presets  only these of: published, sttr, full, quadtree
 --modes    only these of: forward, training
 """
 
@@ -34,20 +39,19 @@ import resource
 import subprocess
 import time
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.nn.utils import parametrize
 
+from quadtree_attention.counting import multiply_accumulates
 from quadtree_attention.data.arrays import read_map
 from quadtree_attention.data.images import read_image
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS, attention
 from quadtree_attention.models.sttr.assignment import fill_from_behind
-from quadtree_attention.ops.tree import level_grids
 from quadtree_attention.predict.stereo import StereoMatcher
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.stereo.loss import StereoTruth, stereo_losses
@@ -55,10 +59,16 @@ from quadtree_attention.tasks.stereo.metrics import disparity_metrics, occlusion
 
 SIZE = (540, 960)  # Scene Flow's
 VARIANTS = {
+    "published": ("full, STTR's position terms, all rows at once", STTR_PRESETS["sttr"]),
     "sttr": ("full, STTR's position terms", STTR_PRESETS["sttr"]),
     "full": ("full, rotary", replace(STTR_PRESETS["quadtree"], attention="full")),
     "quadtree": ("quadtree b, rotary", STTR_PRESETS["quadtree"]),
 }
+
+SMALL = {  # what two cores can train in minutes
+    "stem_dims": (8, 8, 16), "stage_dims": (24, 32), "blocks_per_stage": 1, "pool_dim": 8, "growth": 8, "dim": 32, "num_heads": 2,
+    "fine_dim": 0, "context_blocks": 1, "context_dim": 4,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -68,6 +78,10 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--max-size", type=int, default=800)
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--alike", nargs="+", choices=("quadtree_b", "quadtree_a", "full"))
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--presets", default=",".join(VARIANTS))
     parser.add_argument("--modes", default="forward,training")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
@@ -85,6 +99,12 @@ def main() -> None:
         for title, table in costs(options.presets.split(","), options.modes.split(",")):
             sections.append((title, table))
             print(f"\n{title}\n{table.text()}", flush=True)
+    if options.alike:
+        if options.photos is None:
+            parser.error("--alike needs --photos")
+        rows = [alike(attention, options.photos, options.steps, options.runs) for attention in options.alike]
+        sections.append((f"Trained alike, {options.steps} steps from scratch", Table(rows)))
+        print(sections[-1][1].text(), flush=True)
     if options.out:
         options.out.write_text(report(sections), encoding="utf-8")
 
@@ -163,10 +183,17 @@ def hidden_by_disparity(disparity: np.ndarray) -> np.ndarray:
 def costs(names: list[str], modes: list[str]) -> list[tuple[str, Table]]:
     forward, training, counted = [], [], {name: count(name) for name in names}
     for name in names:
+        config = VARIANTS[name][1]
         for part in ("whole", "transformer"):
-            row = {"attention": VARIANTS[name][0], "part": part, "GMAC": f"{counted[name][part] / 1e9:.0f}"}
+            row = {"attention": VARIANTS[name][0], "part": part}
+            row |= {"GMAC": f"{counted[name][part]['ours'] / 1e9:.0f}"}
+            row |= {
+                "GMAC as released": f"{counted[name][part]['released'] / 1e9:.0f}"
+                if config.position == "relative"
+                else "-"
+            }
             for mode, rows in (("forward", forward), ("training", training)):
-                if mode not in modes:
+                if mode not in modes or (name, mode) == ("published", "training"):
                     continue
                 command = [sys.executable, __file__, "--measure", name, mode, part]
                 out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -177,52 +204,35 @@ def costs(names: list[str], modes: list[str]) -> list[tuple[str, Table]]:
     height, width = SIZE
     titles = {
         f"Cost of a forward pass at {width}x{height}": forward,
-        f"Cost of a training step at {width}x{height // 2}": training,
+        f"Cost of a training step at {width}x{height // 4}": training,
     }
     return [(title, Table(rows)) for title, rows in titles.items() if rows]
 
 
 def count(name: str) -> dict[str, int]:
     """Multiply-accumulates of a forward pass of one pair, of the whole network and of its transformer."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     config = VARIANTS[name][1]
-    model = STTR(config).eval()
-    for module in model.modules():
-        if parametrize.is_parametrized(module, "weight"):  # which tensors without values cannot do
-            parametrize.remove_parametrizations(module, "weight")
-    model.to("meta")
+    with torch.device("meta"):
+        model = STTR(config)
+    model.transformer.tokens_at_once = None
     images = torch.empty(2, 1, 3, *SIZE, device="meta")
-    in_trees = 0
 
-    def tree_attention(queries: list[torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
-        nonlocal in_trees
-        rows, tokens, heads, dim = queries[-1].shape
-        in_trees += rows * heads * tree_products(tokens, config.topk) * 2 * dim
-        return queries[-1]
+    def released(scores: torch.Tensor) -> torch.Tensor:
+        """STTR's release takes the distances of W x W pairs and projects them anew each time; we score 2 W - 1 and shift."""
+        nonlocal extra
+        width, dim = scores.shape[-2], config.dim
+        extra -= scores.numel() // (2 * width - 1) * (width - 1) * dim // config.num_heads
+        extra += (width * width - (2 * width - 1)) * dim * dim
+        return by_distance(scores)
 
-    def products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return (query @ key.transpose(-1, -2)).softmax(-1) @ value
-
-    kept = attention.quadtree_attention, attention.F.scaled_dot_product_attention
-    attention.quadtree_attention, attention.F.scaled_dot_product_attention = tree_attention, products
+    by_distance, extra = attention.by_distance, 0
+    attention.by_distance = released
     try:
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            model(*images)
+        found = multiply_accumulates(model, *images)
     finally:
-        attention.quadtree_attention, attention.F.scaled_dot_product_attention = kept
-    by_module = {key: sum(value.values()) // 2 for key, value in counter.get_flop_counts().items()}
-    return {"whole": by_module["Global"] + in_trees, "transformer": by_module["STTR.transformer"] + in_trees}
-
-
-def tree_products(tokens: int, topk: tuple[int, ...]) -> int:
-    """Pairs of a query and a key that quadtree attention looks at in a row."""
-    sizes = [grid[0] for grid in level_grids((tokens,), len(topk) + 1)]
-    total, kept = sizes[0] ** 2, sizes[0]
-    for size, k in zip(sizes[1:], topk, strict=True):
-        kept = 2 * min(k, kept)
-        total += size * kept
-    return total
+        attention.by_distance = by_distance
+    parts = {"whole": found[""], "transformer": found["transformer"]}
+    return {part: {"ours": number, "released": number + extra} for part, number in parts.items()}
 
 
 def measure(name: str, mode: str, part: str) -> dict[str, float]:
@@ -231,7 +241,9 @@ def measure(name: str, mode: str, part: str) -> dict[str, float]:
     config = VARIANTS[name][1]
     model = STTR(config).to(memory_format=torch.channels_last)
     model.transformer.recompute = True
-    height, width = SIZE if mode == "forward" else (SIZE[0] // 2, SIZE[1])
+    if name == "published":
+        model.transformer.tokens_at_once = None
+    height, width = SIZE if mode == "forward" else (SIZE[0] // 4, SIZE[1])
     run(model, mode, part, 24, 96)  # what is compiled or imported on first use
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -257,6 +269,42 @@ def run(model: STTR, mode: str, part: str, height: int, width: int) -> None:
         if mode == "training":
             result.backward()
             torch.optim.AdamW(model.parameters(), 1e-4).step()
+
+
+# ---- trained alike -------------------------------------------------------------------------------
+
+
+def alike(attention: str, photos: Path, steps: int, runs: Path) -> dict[str, str]:
+    """Train with one attention, and what it then does on synthetic pairs of other photographs."""
+    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from quadtree_attention.data.stereo import StereoData
+    from quadtree_attention.tasks.stereo.module import StereoTask
+
+    seed_everything(0)
+    task = StereoTask(
+        "tiny", SMALL | {"attention": attention}, learning_rate=3e-3, raw_weight=0.2, disparity_weight=0.3
+    )
+    folders = (str(photos / name) for name in ("train", "validation"))
+    data = StereoData(*folders, size=(64, 320), batch_size=2, length=2 * steps, val_length=60, num_workers=0)
+    folder = runs / f"stereo_{attention}_{steps}"
+    keep = ModelCheckpoint(folder, "last", enable_version_counter=False, train_time_interval=timedelta(minutes=2))
+    trainer = Trainer(
+        accelerator="cpu", precision="bf16-mixed", max_steps=steps, gradient_clip_val=1.0, callbacks=[keep], logger=False,
+        limit_val_batches=0, num_sanity_val_steps=0, enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(),
+    )  # fmt: skip
+    last = folder / "last.ckpt"
+    trainer.fit(task, data, ckpt_path=last if last.exists() else None, weights_only=False)
+    tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    found = tester.test(task, data, verbose=False)[0]
+    row = {
+        "attention": attention,
+        "EPE": f"{found['val/epe']:.3f}",
+        "EPE, seen by both": f"{found['val/epe_visible']:.3f}",
+    }
+    row |= {f"{key}, %": f"{100 * found[f'val/{key}']:.1f}" for key in ("bad@1", "bad@2", "bad@3", "d1")}
+    return row | {"occlusion IOU": f"{found['val/iou']:.3f}"}
 
 
 # ---- report --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU
 
 from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR
-from quadtree_attention.weights.registry import save_model
+from quadtree_attention.weights.storage import save_model
 
 
 @pytest.fixture(scope="session")

@@ -86,10 +86,12 @@ def mistakes(folder):
         (["{a}", "{b}", "--geometry", "sphere"], "geometry"),
         (["{a}", "{b}", "--geometry", "essential"], "--intrinsics"),
         (["{a}"], "quadtree --help"),
+        (["{a}", "{b}", "--topk", "8,x"], "--topk is '8,x', expected whole numbers above 0"),
+        (["{a}", "{b}", "--topk", "8"], "topk is (8,) for 3 levels, expected 2"),
     ]
 
 
-@pytest.mark.parametrize("index", range(16))
+@pytest.mark.parametrize("index", range(18))
 def test_mistakes_end_in_one_line(index, photos, photo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(photo).save(tmp_path / "whole.jpg")
@@ -146,8 +148,8 @@ def test_classify(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "outdoor"], "outdoor is for matching, expected classify_tiny, quadtree_b0"),
-        (["--model", "nonsense"], "unknown model 'nonsense', expected one of classify_tiny"),
+        (["--model", "outdoor"], "outdoor is for matching, expected tiny, classify_tiny, quadtree_b0"),
+        (["--model", "nonsense"], "unknown model 'nonsense', expected one of tiny, classify_tiny"),
         (["--model", "no.ckpt"], "no.ckpt does not exist"),
         (["--out", "labels.npz"], "unknown suffix '.npz', expected .json or .csv"),
         (["none.jpg"], "none.jpg does not exist"),

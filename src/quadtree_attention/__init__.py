@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .predict.classification import Classifier
     from .predict.detection import Detector
     from .predict.matching import Matcher
+    from .predict.segmentation import Segmenter
     from .predict.stereo import StereoMatcher
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "Detector",
     "Matcher",
     "QuadtreeAttention",
+    "Segmenter",
     "StereoMatcher",
     "quadtree_attention",
     "token_pyramid",
@@ -31,6 +33,7 @@ _HOME = {
     "Detector": ".predict.detection",
     "Matcher": ".predict.matching",
     "QuadtreeAttention": ".nn",
+    "Segmenter": ".predict.segmentation",
     "StereoMatcher": ".predict.stereo",
     "quadtree_attention": ".ops",
     "token_pyramid": ".ops",

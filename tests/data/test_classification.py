@@ -135,6 +135,8 @@ def test_seeded_leaves_the_generators_as_they_were():
     [
         ({"mean": [0.5]}, "mean and std have 1 and 3 numbers, expected 3"),
         ({"repeats": 0}, "repeats is 0, expected at least 1"),
+        ({"input_size": (3, 0, 32)}, r"input_size is \[3, 0, 32\], expected \[1 or 3 channels, height, width\]"),
+        ({"dataset": "torch/nonsense"}, "no images of 'train': Unknown torchvision dataset"),
         ({"batch_size": 100}, "has 12 training images a device, expected at least one batch of 100"),
     ],
 )

@@ -8,14 +8,16 @@ import torch
 
 from quadtree_attention.models.classifier import ClassifierConfig, build_backbone
 from quadtree_attention.predict.classification import Classifier
-from quadtree_attention.weights.classifier import (
+from quadtree_attention.weights.classification import (
     imagenet_labels,
     is_classifier,
     load_backbone,
     load_classifier,
     save_classifier,
 )
-from quadtree_attention.weights.registry import PRETRAINED, load_matcher, save_model
+from quadtree_attention.weights.matching import load_matcher
+from quadtree_attention.weights.registry import PRETRAINED
+from quadtree_attention.weights.storage import save_model
 
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "num_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
 CONFIG = ClassifierConfig("quadtree_b0", ["cat", "dog", "emu"], SMALL, input_size=[1, 32, 32], mean=[0.4], std=[0.3])
@@ -133,7 +135,7 @@ def test_files_that_do_not_fit(saved, tmp_path, random_weights):
 
 def test_every_name_says_its_task():
     assert {row.task for row in PRETRAINED.values()} >= {"matching", "classification"}
-    with pytest.raises(ValueError, match="unknown model 'quadtree_b0', expected one of tiny, indoor, outdoor"):
+    with pytest.raises(ValueError, match="quadtree_b0 is for classification, expected tiny, indoor, outdoor"):
         load_matcher("quadtree_b0")
 
 

@@ -336,6 +336,17 @@ def test_token_pyramid():
     assert torch.equal(coarse[0, :, :, 0], torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
 
 
+def test_pyramid_of_rows():
+    x = torch.arange(8.0).reshape(1, 8, 1, 1).requires_grad_()
+    coarse, middle, fine = token_pyramid(x, 3)
+    assert fine is x
+    assert [level.flatten().tolist() for level in (coarse, middle)] == [[1.5, 5.5], [0.5, 2.5, 4.5, 6.5]]
+    (coarse.sum() + 2 * middle[:, 0].sum()).backward()
+    assert x.grad.flatten().tolist() == [1.25, 1.25, *[0.25] * 6]
+    ragged = token_pyramid(torch.arange(5.0).reshape(1, 5, 1, 1), 2)[0]
+    assert ragged.flatten().tolist() == [0.5, 2.5, 4.0]
+
+
 def test_gradients_of_a_pyramid():
     x = torch.randn(2, 8, 12, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     pooled = [x.flatten(3).permute(0, 3, 1, 2)]

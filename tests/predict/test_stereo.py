@@ -103,6 +103,36 @@ def test_bad_pairs(matcher, pair):
     assert np.isfinite(matcher.match(plain, plain).disparity).all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (31, 200), (1, 4000)])
+def test_small_and_narrow_images_are_told(matcher, size):
+    image = np.zeros((*size, 3), np.uint8)
+    with pytest.raises(ValueError, match=f"left is too small: {size[1]}x{size[0]} pixels.*expected at least 32"):
+        matcher.match(image, image)
+
+
+def test_wide_images(matcher, pair):
+    left, right = (np.tile(image[:40], (1, 6, 1)) for image in pair)
+    assert left.shape == (40, 960, 3)
+    with pytest.raises(ValueError, match=r"960x40 pixels .160x7 after shrinking to max_size 160"):
+        matcher.match(left, right, max_size=160)
+    found = matcher.match(left, right, max_size=960)
+    assert found.disparity.shape == (40, 960)
+    assert np.isfinite(found.disparity).all()
+
+
+def test_floats_that_are_no_numbers(matcher, pair):
+    left, right = (image / 255 for image in pair)
+    left[3, 4] = np.nan
+    with pytest.raises(ValueError, match="holds NaN or infinite values"):
+        matcher.match(left, right)
+
+
+def test_views_of_two_kinds(matcher, pair):
+    left, right = pair
+    found = matcher.match(left, right.mean(2).astype(np.uint8))  # colour and grey
+    assert np.median(np.abs(inner(found.disparity) - SHIFT)) < 1
+
+
 def result():
     disparity = np.full((40, 60), 8.0, np.float32)
     disparity[:, 30:] = 20.25

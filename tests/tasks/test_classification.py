@@ -4,20 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
 
+from quadtree_attention.__main__ import main
 from quadtree_attention.data.classification import ClassificationData
 from quadtree_attention.models.classifier import level_weights
 from quadtree_attention.predict.classification import Classifier
 from quadtree_attention.tasks.classification import ClassificationTask, classification_loss, rate
 from quadtree_attention.weights import read_checkpoint
-from quadtree_attention.weights.classifier import load_classifier
+from quadtree_attention.weights.classification import load_classifier
 
 # What Lightning warns of (few workers, its own use of torch) and timm's unclosed files are not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -145,8 +148,7 @@ def test_two_processes_are_one_that_accumulates(folder, tmp_path):
             "--trainer.enable_progress_bar=false",
             "--trainer.num_sanity_val_steps=0",
             f"--trainer.default_root_dir={tmp_path / name}",
-            "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
-            f"--trainer.callbacks.dirpath={tmp_path / name}",
+            "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",  # writes to default_root_dir
             "--trainer.callbacks.filename=last",
             *options,
         ]
@@ -167,12 +169,73 @@ def test_two_processes_are_one_that_accumulates(folder, tmp_path):
         ({"model": "quadtree_b9"}, "model is 'quadtree_b9', expected quadtree_b0, .*, or another name that timm knows"),
         ({"options": {"depht": 3}}, "options do not fit quadtree_b0: .*depht"),
         ({"num_classes": 1}, "num_classes is 1, expected at least 2"),
-        ({"init_from": "outdoor"}, "outdoor is for matching, expected classify_tiny, quadtree_b0, "),
+        ({"init_from": "outdoor"}, "outdoor is for matching, expected tiny, classify_tiny, quadtree_b0, "),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         task(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"num_classes": 3}, {}, "the data has 2 classes, expected num_classes, 3; set --model.num_classes"),
+        ({}, {"batch_size": 3}, "a batch has 3 images, expected an even number for mixup and cutmix"),
+        ({"options": {**SMALL, "in_chans": 1}}, {}, r"images have shape \(4, 3, 32, 32\), expected \[B, 1, H, W\]"),
+    ],
+)
+def test_data_that_does_not_fit(folder, tmp_path, changes, options, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, 1, limit_val_batches=0).fit(task(**changes), data(folder, **options))
+
+
+@pytest.mark.parametrize(("n", "drop_path", "clip"), [(0, 0.1, None), (4, 0.3, 1.0)])
+def test_recipes_of_imagenet(n, drop_path, clip, capsys):
+    recipes = Path(__file__).parents[2] / "recipes"
+    files = [f"--config={recipes / name}.yaml" for name in ("imagenet", f"imagenet_quadtree_b{n}")]
+    with pytest.raises(SystemExit):
+        main(["fit", *files, "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    learner = config["model"]["init_args"]
+    assert (learner["model"], learner["options"]) == (f"quadtree_b{n}", {"drop_path_rate": drop_path})
+    assert (learner["learning_rate"], learner["weight_decay"], learner["mixup"], learner["cutmix"]) == (
+        1e-3,
+        0.05,
+        0.8,
+        1.0,
+    )
+    assert config["data"]["init_args"]["repeats"] == 3
+    assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (300, clip)
+    assert config["trainer"]["default_root_dir"] == f"runs/imagenet_quadtree_b{n}"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.model=resnet9", "quadtree: model is 'resnet9', expected quadtree_b0, "),
+        ("--model.learning_rat=3", "Option 'learning_rat' is not accepted; see quadtree fit --help"),
+        ("--trainer.max_epochs=x", "\"trainer.max_epochs\": Expected a <class 'int'> Given value: x"),
+        ("--ckpt_path={folder}/train/dark/0.png", "--ckpt_path is not a checkpoint that training wrote"),
+        ("--data.root={folder}/empty", "no images of 'train': Found 0 images"),
+    ],
+)
+def test_mistakes_of_a_command_end_in_one_line(folder, tmp_path, option, message, capsys):
+    (folder / "empty").mkdir(exist_ok=True)
+    recipe = Path(__file__).parents[2] / "recipes" / "classify_tiny_clothing.yaml"
+    quick = ["--model.num_classes=2", "--data.num_workers=1", "--data.batch_size=16", "--trainer.logger=false"]
+    quick += [
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={tmp_path}",
+        "--trainer.accelerator=cpu",
+    ]
+    option = option.format(folder=folder)
+    assert main(["fit", f"--config={recipe}", f"--data.root={folder}", *quick, option]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("quadtree: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert "Namespace" not in error
 
 
 def test_labels_beyond_the_classes(folder, tmp_path):

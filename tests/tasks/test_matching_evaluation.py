@@ -170,7 +170,7 @@ class TestRun:
     def test_a_run_that_was_cut_off_goes_on(self, source, tmp_path, monkeypatch):
         out, calls = tmp_path / "t.json", []
 
-        def load(name):
+        def load(name, **options):
             sift = evaluation.sift_matcher()
 
             def match(*images):

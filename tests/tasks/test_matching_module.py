@@ -1,16 +1,19 @@
 import math
+from pathlib import Path
 
 import cv2
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from quadtree_attention.cli import run
 from quadtree_attention.data.homography import HomographyData
 from quadtree_attention.predict.matching import Matcher
 from quadtree_attention.tasks.matching.module import MatchingTask, rate
-from quadtree_attention.weights.registry import load_matcher
+from quadtree_attention.weights.matching import load_matcher
 
 # What Lightning warns of (few workers, its own use of torch) is not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -181,3 +184,24 @@ def test_vectors_do_not_decay(photos, tmp_path):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         MatchingTask(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "block", "topk"),
+    [
+        ("linear", "linear", "loftr", None),
+        ("sr", "sr", "loftr", None),
+        ("quadtree_a", "quadtree_a", "loftr", (16, 8)),
+        ("quadtree_b", "quadtree_b", "loftr", (16, 8)),
+        ("quadtree_b16_vit", "quadtree_b", "vit", (32, 16)),
+    ],
+)
+def test_variants_are_laid_over_a_recipe(name, attention, block, topk, capsys):
+    recipes = Path(__file__).parents[2] / "recipes"
+    configs = ["--config", str(recipes / "loftr_variants.yaml"), "--config", str(recipes / "variants" / f"{name}.yaml")]
+    with pytest.raises(SystemExit):
+        run(["fit", *configs, "--model.preset", "lite", "--print_config"])
+    arguments = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    config = MatchingTask(preset=arguments["preset"], options=arguments["options"]).model.config
+    assert (config.attention, config.block, config.d_model) == (attention, block, 128)
+    assert topk is None or config.topk == topk

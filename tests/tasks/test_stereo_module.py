@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import cv2
 import lightning.pytorch as pl
@@ -9,10 +10,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.stereo import StereoData, Views
+from quadtree_attention.models.sttr import STTR, STTR_PRESETS
 from quadtree_attention.predict.stereo import StereoMatcher
 from quadtree_attention.tasks.stereo.module import StereoTask
-from quadtree_attention.weights.registry import load_matcher
+from quadtree_attention.weights.matching import load_matcher
 from quadtree_attention.weights.stereo import load_stereo
+from quadtree_attention.weights.storage import save_model
 
 # What Lightning warns of (few workers, its own use of torch) is not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -85,8 +88,11 @@ def test_one_batch_is_learnt(photos):
 
 def test_weights_of_the_losses(photos):
     batch = next(iter(data(photos).train_dataloader()))
-    parts, _, _ = task(response_weight=2.0, raw_weight=0.5, disparity_weight=0.1, occlusion_weight=3.0).losses(batch)
+    parts, _, _ = task(
+        response_weight=2.0, raw_weight=0.5, disparity_weight=0.1, occlusion_weight=3.0, fine_weight=0.7
+    ).losses(batch)
     want = 2 * parts["response"] + 0.5 * parts["raw"] + 0.1 * parts["disparity"] + 3 * parts["occlusion"]
+    want = want + 0.7 * parts["fine"]
     torch.testing.assert_close(parts["loss"], want)
 
 
@@ -129,6 +135,7 @@ def test_validation_measures(photos, tmp_path):
         "raw",
         "disparity",
         "occlusion",
+        "fine",
         "epe",
         "epe_visible",
         "bad@1",
@@ -158,3 +165,29 @@ def test_recomputing_is_an_option(photos):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         StereoTask(**arguments)
+
+
+def test_train_only_some_parts(tmp_path):
+    """What is not trained keeps weights and statistics; weights without fine matching can be what it starts from."""
+    torch.manual_seed(0)
+    without = tmp_path / "without.safetensors"
+    save_model(STTR(replace(STTR_PRESETS["tiny"], fine_dim=0)), without)
+    task = StereoTask("tiny", {"fine_dim": 8}, init_from=str(without), train_only=["fine", "context"])
+    task.train()
+    before = {key: value.clone() for key, value in task.model.state_dict().items()}
+    for key, value in load_stereo(without).state_dict().items():
+        assert torch.equal(before[key], value)
+    left, right = torch.rand(2, 1, 3, 32, 64)
+    nothing = torch.zeros(1, 32, 64, dtype=torch.bool)
+    batch = {"left": left, "right": right, "disparity": torch.full((1, 32, 64), 5.0), "occluded": nothing}
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], 0.1)
+    task.losses(batch)[0]["loss"].backward()
+    optimizer.step()
+    changed = {
+        key.partition(".")[0] for key, value in task.model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert changed == {"fine", "context"}
+    with pytest.raises(ValueError, match="train_only has fin, expected some of features, transformer, fine, context"):
+        StereoTask("tiny", train_only=["fin"])
+    with pytest.raises(ValueError, match="does not fit"):
+        StereoTask("tiny", {"dim": 32, "growth": 8}, init_from=str(without))

@@ -13,7 +13,8 @@ from tests.models.detection.formulas import layer, per_anchor, relu, sigmoid
 from quadtree_attention.models.classifier import build_backbone
 from quadtree_attention.models.detection import DetectorConfig, coco_detector
 from quadtree_attention.weights.detection import convert_detector, is_detector, load_body, load_detector, save_detector
-from quadtree_attention.weights.registry import PRETRAINED, misfit
+from quadtree_attention.weights.registry import PRETRAINED
+from quadtree_attention.weights.storage import misfit
 
 BACKBONES = json.loads((GOLDEN / "keys_detection.json").read_text())
 WIDTHS = {"quadtree_b0": (32, 64, 160, 256), **{f"quadtree_b{n}": (64, 128, 320, 512) for n in range(1, 5)}}
@@ -255,8 +256,8 @@ def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("quadtree_b0", "quadtree_b0 is for classification, expected detect_tiny, retinanet_quadtree_b0"),
-        ("nonsense", "unknown model 'nonsense', expected one of detect_tiny"),
+        ("quadtree_b0", "quadtree_b0 is for classification, expected tiny, detect_tiny, retinanet_quadtree_b0"),
+        ("nonsense", "unknown model 'nonsense', expected one of tiny, detect_tiny"),
         ("none.pth", "none.pth does not exist"),
         (".", "is a folder"),
     ],
@@ -308,7 +309,7 @@ def _as_published(key):
 
 def test_a_classifier_starts_a_backbone(tmp_path):
     from quadtree_attention.models.classifier import ClassifierConfig
-    from quadtree_attention.weights.classifier import save_classifier
+    from quadtree_attention.weights.classification import save_classifier
 
     options = {
         "depths": [1, 1, 1, 1],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 # They register their commands, in the order of quadtree --help.
 # ruff: isort: off
-from . import match, stereo, classify, detect, models, convert, evaluate, bench, train  # noqa: F401
+from . import match, match_folder, stereo, classify, detect, segment, models, convert, evaluate, bench, train  # noqa: F401
 from .app import UsageError, app
 # ruff: isort: on
 

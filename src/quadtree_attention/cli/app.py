@@ -19,6 +19,15 @@ DEVICE = Annotated[
     typer.Option("--device", help="Such as cpu or cuda; by default a CUDA GPU if there is one.", show_default=False),
 ]
 
+TOPK = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K,K",
+        help="Keys that quadtree attention keeps, coarse to fine; by default the model's own, such as 32,16 of indoor, 16,8 of outdoor.",
+        show_default=False,
+    ),
+]
+
 app = typer.Typer(
     help="Match and classify images, find what is in them, and see depth, with quadtree attention.",
     add_completion=False,
@@ -58,3 +67,17 @@ def check_outputs(*outputs: tuple[str | None, Collection[str]], sources: Iterabl
     for source in sources:
         if any(path.exists() and Path(source).exists() and path.samefile(source) for path in paths):
             raise ValueError(f"{source} would be overwritten by the result, expected another name for it")
+
+
+def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Whole numbers above 0 with commas between them, or None.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text is None:
+        return None
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"{option} is {text!r}, expected whole numbers above 0 with commas, such as 32,16")
+    return tuple(int(word) for word in words)

@@ -23,10 +23,12 @@ def convert(
 ) -> None:
     """Convert a checkpoint to a .safetensors file that holds its configuration too."""
     path = check_output(out, (".safetensors",))
-    from ..weights.classifier import is_classifier, load_classifier, save_classifier
+    from ..weights.classification import is_classifier, load_classifier, save_classifier
     from ..weights.detection import is_detector, load_detector, save_detector
-    from ..weights.registry import load_matcher, save_model
+    from ..weights.matching import load_matcher
+    from ..weights.segmentation import is_segmenter, load_segmenter, save_segmenter
     from ..weights.stereo import is_stereo_file, load_stereo
+    from ..weights.storage import save_model
 
     if is_stereo_file(Path(checkpoint)):
         model = load_stereo(Path(checkpoint))
@@ -34,6 +36,9 @@ def convert(
     elif architecture is None and is_detector(Path(checkpoint)):
         model, config = load_detector(Path(checkpoint))
         save_detector(model, config, path, half=half)
+    elif architecture is None and is_segmenter(Path(checkpoint)):
+        model = load_segmenter(Path(checkpoint))
+        save_segmenter(model, path, half=half)
     elif architecture is None and is_classifier(Path(checkpoint)):
         model, config = load_classifier(Path(checkpoint))
         save_classifier(model, config, path, half=half)

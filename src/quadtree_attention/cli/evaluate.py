@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from .app import app, typer
+from .app import TOPK, app, numbers, typer
 
 
 @app.command()
@@ -34,10 +34,35 @@ def evaluate(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the table: .json, .csv or .md; single pairs go beside it.")
     ] = None,
+    curve: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw the share of pairs over their error: .png, .svg or .pdf.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of synthetic homographies.")] = 0,
+    estimators: Annotated[
+        str | None,
+        typer.Option(
+            help="Of poses, with commas: opencv (as published), poselib (LO-RANSAC, columns lo_). By default those installed.",
+            show_default=False,
+        ),
+    ] = None,
+    topk: TOPK = None,
+    padding: Annotated[
+        str,
+        typer.Option(
+            help="none; or pad images to squares of --max-size, masked or attended: the published outdoor network attends to padding."
+        ),
+    ] = "none",
 ) -> None:
-    """Measure matchers on pairs with known geometry: AUC of homographies, of poses, or of stereo matches."""
+    """Measure matchers on pairs with known geometry: AUC of homographies, of poses, or of stereo matches.
+
+    With --out every pair's figures are kept as they come, and a run that was cut off goes on where it was.
+    """
     from ..tasks.matching.evaluation import run as evaluate_pairs
+    from ..tasks.matching.protocols import pose_estimators
+
+    if protocol == "pose" and estimators is None and "poselib" not in pose_estimators(None):
+        missing = "pip install 'quadtree-attention[poses]' adds the columns of PoseLib's LO-RANSAC"
+        print(f"quadtree: only OpenCV's RANSAC is used; {missing}", file=sys.stderr)
 
     def progress(done: int, pairs: int) -> None:
         print(f"\r{done}/{pairs} pairs", end="" if done < pairs else "\n", file=sys.stderr, flush=True)
@@ -50,7 +75,11 @@ def evaluate(
         max_size=max_size,
         limit=limit,
         out=out,
+        curve=curve,
         seed=seed,
+        estimators=None if estimators is None else estimators.split(","),
+        topk=numbers(topk, "--topk"),
+        padding=padding,
         progress=progress,
     )
     print(table.text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from .app import DEVICE, PICTURE_SUFFIXES, app, check_outputs, typer
+from .app import DEVICE, PICTURE_SUFFIXES, TOPK, app, check_outputs, numbers, typer
 
 GEOMETRIES = ("none", "homography", "fundamental", "essential")
 
@@ -32,11 +32,13 @@ def match(
             metavar="FX,FY,CX,CY", help="For essential: of both cameras, or eight numbers, of A and then of B."
         ),
     ] = None,
+    topk: TOPK = None,
     device: DEVICE = None,
 ) -> None:
     """Match two images: points of A, and where they are in B, in pixels of the files."""
     start = time.perf_counter()
     cameras = _check_geometry(geometry, intrinsics)
+    kept = numbers(topk, "--topk")
     check_outputs((out, MATCH_SUFFIXES), (picture, PICTURE_SUFFIXES), sources=(image0, image1))
     from ..data.images import fitted_size, read_image
 
@@ -47,7 +49,8 @@ def match(
 
     from ..predict.matching import Matcher
 
-    matches = Matcher.from_pretrained(model, device=device).match(*images, max_size=max_size, threshold=threshold)
+    matcher = Matcher.from_pretrained(model, device=device, **({} if kept is None else {"topk": kept}))
+    matches = matcher.match(*images, max_size=max_size, threshold=threshold)
     found = None if geometry == "none" else matches.geometry(geometry, intrinsics=cameras)
     if out is not None:
         matches.save(out, found)

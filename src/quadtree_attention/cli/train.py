@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import warnings
 from typing import Any
 
@@ -37,6 +39,41 @@ def _lightning(command: str, arguments: list[str]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts that parse twice
-            cli.LightningCLI(args=[command, *arguments], parser_kwargs={"exit_on_error": False})
+            # Only a training leaves its configuration beside its logs; Lightning would refuse to write it twice.
+            kept = {} if command == "fit" else {"save_config_callback": None}
+            _cli(cli)(args=[command, *arguments], parser_kwargs={"exit_on_error": False}, **kept)
     except jsonargparse.ArgumentError as error:
-        raise UsageError(f"{error}; see quadtree {command} --help") from None
+        raise UsageError(f"{_plain(error)}; see quadtree {command} --help") from None
+    except pickle.UnpicklingError:
+        raise UsageError("--ckpt_path is not a checkpoint that training wrote, or is damaged") from None
+    except (ValueError, OSError) as error:
+        raise UsageError(_plain(error)) from error
+
+
+def _plain(error: Exception) -> str:
+    """What is wrong, without the types and values that jsonargparse lists, and without the traceback of a DataLoader's worker."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    if "Original Traceback (most recent call last):" in lines:
+        lines = [re.sub(r"^[\w.]+: ", "", [line for line in lines if re.match(r"[\w.]+: ", line)][-1])]
+    listed = (
+        "Does not validate",
+        "Subtypes:",
+        "Errors:",
+        "Expected a <class 'NoneType'>",
+        "Problem with given class_path",
+    )
+    listed += ("Given value type:", "Given value: Namespace(", "Given value: NestedArg(")
+    return " ".join(line for line in lines if not line.startswith(listed))
+
+
+def _cli(cli: Any) -> type:
+    class CLI(cli.LightningCLI):
+        def before_instantiate_classes(self) -> None:
+            """Checkpoints lie in the folder of the run, ``trainer.default_root_dir``, where a recipe names no other."""
+            trainer = self.config[self.subcommand].trainer
+            callbacks = trainer.callbacks or []
+            for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+                if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.dirpath is None:
+                    callback.init_args.dirpath = trainer.default_root_dir
+
+    return CLI

@@ -69,6 +69,8 @@ class ClassificationData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if input_size[0] not in (1, 3) or min(input_size) < 1:
+            raise ValueError(f"input_size is {list(input_size)}, expected [1 or 3 channels, height, width]")
         if len(mean) != input_size[0] or len(std) != input_size[0]:
             raise ValueError(
                 f"mean and std have {len(mean)} and {len(std)} numbers, expected {input_size[0]}: one for each channel of input_size"
@@ -76,6 +78,7 @@ class ClassificationData(LightningDataModule):
         if repeats < 1:
             raise ValueError(f"repeats is {repeats}, expected at least 1")
         self.save_hyperparameters()
+        self._names: list[str] | None = None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -85,19 +88,14 @@ class ClassificationData(LightningDataModule):
 
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of their numbers, if the dataset has any."""
-        dataset = self._dataset(self.hparams["train_split"], False)
-        for owner in (
-            getattr(dataset, "reader", None),
-            dataset,
-        ):  # timm's of folders, timm's of tar files, torchvision's
-            for name in ("class_to_idx", "class_name_to_idx"):
-                if numbers := getattr(owner, name, None):
-                    return sorted(numbers, key=numbers.get)
-        return None
+        if self._names is None:  # reading them takes long where there are many files
+            self._names = _class_names(self._dataset(self.hparams["train_split"], False))
+        return self._names
 
     def train_dataloader(self) -> DataLoader:
         """Augmented images, shuffled anew in each epoch."""
         dataset = self._dataset(self.hparams["train_split"], True)
+        self._names = _class_names(dataset)
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, drop_last=True, **self._options())
         dataset = Augmented(dataset, self.hparams["seed"])
@@ -134,7 +132,10 @@ class ClassificationData(LightningDataModule):
             }
         if not name.startswith("torch/"):
             options |= {"class_map": h["class_map"], "input_img_mode": "RGB" if h["input_size"][0] == 3 else "L"}
-        dataset = create_dataset(name, str(root), split=split, is_training=training, **options)
+        try:
+            dataset = create_dataset(name, str(root), split=split, is_training=training, **options)
+        except (RuntimeError, AssertionError) as error:  # how timm and torchvision say that something is missing
+            raise ValueError(f"no images of {split!r}: {error or 'unknown dataset'}") from None
         dataset.transform = self._transform(training)
         return dataset
 
@@ -155,3 +156,11 @@ class ClassificationData(LightningDataModule):
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
+
+
+def _class_names(dataset: Dataset) -> list[str] | None:
+    for owner in (getattr(dataset, "reader", None), dataset):  # timm's of folders, timm's of tar files, torchvision's
+        for name in ("class_to_idx", "class_name_to_idx"):
+            if numbers := getattr(owner, name, None):
+                return sorted(numbers, key=numbers.get)
+    return None

@@ -79,6 +79,30 @@ def resize_longest(image: np.ndarray, max_size: int, name: str = "image") -> tup
     return resized, (new_width / width, new_height / height)
 
 
+def stored_pixels(path: Path, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels (x, y) ``[N, 2]`` of an image as `read_image` gives it -> pixels of the file as stored, before its EXIF rotation.
+
+    size: (height, width) as `read_image` gives it.
+    """
+    with require("PIL.Image", "vision").open(path) as image:
+        try:
+            orientation = image.getexif().get(0x0112, 1)
+        except Exception:  # as in _upright: the metadata can be anything
+            return points
+    x, y = points[:, 0], points[:, 1]
+    right, bottom = size[1] - 1 - x, size[0] - 1 - y
+    turned = {
+        2: (right, y),
+        3: (right, bottom),
+        4: (x, bottom),
+        5: (y, x),
+        6: (y, right),
+        7: (bottom, right),
+        8: (bottom, x),
+    }.get(orientation, (x, y))
+    return np.stack(turned, 1)
+
+
 def _read_file(path: Path) -> np.ndarray:
     pil = require("PIL.Image", "vision")
     if path.is_dir():

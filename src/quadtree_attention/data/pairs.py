@@ -276,6 +276,22 @@ def megadepth1500(root: str | Path) -> list[PosePair]:
     return _some(pairs, index)
 
 
+# ---- no geometry ---------------------------------------------------------------------------------
+
+
+def image_pairs(path: str | Path, root: str | Path) -> list[tuple[str, str]]:
+    """A text list as hloc's, 'image0 image1' a line -> names of images in the folder root; a pair given twice, either way round, counts once."""
+    path = Path(path)
+    pairs: dict[frozenset[str], tuple[str, str]] = {}
+    for where, words in _lines(path):
+        if len(words) != 2 or words[0] == words[1]:
+            raise ValueError(f"{where}: {' '.join(words)!r}, expected the names of two images: image0 image1")
+        for name in words:
+            _existing(name, root, where)
+        pairs.setdefault(frozenset(words), (words[0], words[1]))
+    return _some(list(pairs.values()), path)
+
+
 # ---- stereo --------------------------------------------------------------------------------------
 
 

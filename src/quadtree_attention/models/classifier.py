@@ -43,7 +43,7 @@ class ClassifierConfig:
 def build_backbone(name: str, **options: Any) -> nn.Module:
     """A network of timm's by name, with what is wrong said in one line."""
     timm = require("timm", "classify")
-    if not timm.is_model(name.partition(".")[0]):
+    if ":" not in name and not timm.is_model(name.partition(".")[0]):  # "hf-hub:OWNER/NAME", "local-dir:FOLDER"
         ours = ", ".join(timm.list_models("quadtree*"))
         raise ValueError(f"model is {name!r}, expected {ours}, or another name that timm knows")
     try:

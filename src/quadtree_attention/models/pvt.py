@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ..nn import QuadtreeAttention
 from ..ops.memory import is_plain
 from ..weights import convert_published, read_checkpoint
-from ..weights.registry import PRETRAINED, downloaded, misfit
+from ..weights.registry import PRETRAINED, downloaded
+from ..weights.storage import misfit
 
 __all__ = ["QuadtreeTransformer", "checkpoint_filter_fn"]
 

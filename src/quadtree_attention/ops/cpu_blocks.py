@@ -1,4 +1,4 @@
-"""Products of small blocks in explicit vectors, for the Numba kernels: four queries with their listed keys, sums kept in registers.
+"""Products of small blocks in explicit vectors, for the Numba kernels: four queries, or two, with their listed keys, sums kept in registers.
 
 LLVM vectorises only inner loops, and so adds up each of the dot products by itself and writes every sum back to memory; here a block's sums stay in
 registers, and sixteen dot products are added up together. Vectors have `LANES` numbers, 16 of float32 or 8 of float64, which LLVM splits as
@@ -12,7 +12,6 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 LANES = 16  # float32 numbers in a vector; half as many of float64
-ROWS = 4  # queries in a block
 FAST = ("fast",)
 I64 = ir.IntType(64)
 
@@ -101,9 +100,8 @@ def _row(block, at, row, step):
     return block.builder.add(at, block.builder.mul(ir.Constant(I64, row), step))
 
 
-@intrinsic
-def sum_rows(typing_context, weight, weight_step, y, y_at, dim, token, count, out, out_at):
-    """``out[i] += sum over j of weight[i, j] * y[token[j]]`` for 4 rows of one vector; count at least 1.
+def _sum_rows(rows, weight, weight_step, y, y_at, dim, token, count, out, out_at):
+    """``out[i] += sum over j of weight[i, j] * y[token[j]]`` for rows of one vector; count at least 1.
 
     y_at and out_at: where the vector starts in row 0 of the head, and in the first row of out.
     """
@@ -111,12 +109,12 @@ def sum_rows(typing_context, weight, weight_step, y, y_at, dim, token, count, ou
     def codegen(context, builder, signature, args):
         block = _Block(context, builder, signature, args)
         weight, weight_step, y, y_at, dim, token, count, out, out_at = block.args
-        places = [_row(block, out_at, i, dim) for i in range(ROWS)]
+        places = [_row(block, out_at, i, dim) for i in range(rows)]
 
         def body(j, sums):
             key = builder.sext(builder.load(builder.gep(token, [j])), I64)
             x = block.load(y, builder.add(y_at, builder.mul(key, dim)))
-            shares = [builder.load(builder.gep(weight, [_row(block, j, i, weight_step)])) for i in range(ROWS)]
+            shares = [builder.load(builder.gep(weight, [_row(block, j, i, weight_step)])) for i in range(rows)]
             return [block.add(s, block.multiply(block.splat(w), x)) for s, w in zip(sums, shares, strict=True)]
 
         sums = block.loop(count, 1, [block.load(out, place) for place in places], body)
@@ -127,20 +125,19 @@ def sum_rows(typing_context, weight, weight_step, y, y_at, dim, token, count, ou
     return types.void(weight, types.int64, y, types.int64, types.int64, token, types.int64, out, types.int64), codegen
 
 
-@intrinsic
-def scatter_rows(typing_context, weight, weight_step, x, x_at, dim, token, count, out, out_at):
-    """``out[token[j]] += sum over i of weight[i, j] * x[i]`` for 4 rows of one vector; count at least 1. Places as of `sum_rows`."""
+def _scatter_rows(rows, weight, weight_step, x, x_at, dim, token, count, out, out_at):
+    """``out[token[j]] += sum over i of weight[i, j] * x[i]`` for rows of one vector; count at least 1. Places as of `_sum_rows`."""
 
     def codegen(context, builder, signature, args):
         block = _Block(context, builder, signature, args)
         weight, weight_step, x, x_at, dim, token, count, out, out_at = block.args
-        rows = [block.load(x, _row(block, x_at, i, dim)) for i in range(ROWS)]
+        vectors = [block.load(x, _row(block, x_at, i, dim)) for i in range(rows)]
 
         def body(j, _):
             key = builder.sext(builder.load(builder.gep(token, [j])), I64)
             place = builder.add(out_at, builder.mul(key, dim))
             total = block.load(out, place)
-            for i, row in enumerate(rows):
+            for i, row in enumerate(vectors):
                 share = builder.load(builder.gep(weight, [_row(block, j, i, weight_step)]))
                 total = block.add(total, block.multiply(block.splat(share), row))
             block.store(total, out, place)
@@ -152,31 +149,32 @@ def scatter_rows(typing_context, weight, weight_step, x, x_at, dim, token, count
     return types.void(weight, types.int64, x, types.int64, types.int64, token, types.int64, out, types.int64), codegen
 
 
-@intrinsic
-def dots(typing_context, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_step):
-    """``out[i, first + j] = scale * x[i] . y[token[first + j]]`` for 4 rows i and 4 keys j; out_at: where ``out[0, first]`` is."""
+def _dots(rows, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_step):
+    """``out[i, first + j] = scale * x[i] . y[token[first + j]]`` for rows i and 16 / rows keys j; out_at: where ``out[0, first]`` is."""
 
     def codegen(context, builder, signature, args):
         block = _Block(context, builder, signature, args, bits=256)
         x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_step = block.args
         keys = []
-        for j in range(4):
+        for j in range(16 // rows):
             key = builder.sext(builder.load(builder.gep(token, [builder.add(first, ir.Constant(I64, j))])), I64)
             keys.append(builder.add(y_at, builder.mul(key, dim)))
-        rows = [_row(block, x_at, i, dim) for i in range(ROWS)]
+        places = [_row(block, x_at, i, dim) for i in range(rows)]
 
         def body(d, sums):
-            here = [block.load(x, builder.add(row, d)) for row in rows]
+            here = [block.load(x, builder.add(row, d)) for row in places]
             there = [block.load(y, builder.add(key, d)) for key in keys]
             pairs = ((a, b) for a in here for b in there)
             return [block.add(s, block.multiply(a, b)) for s, (a, b) in zip(sums, pairs, strict=True)]
 
         zero = ir.Constant(block.vector, [0.0] * block.lanes)
         sums = block.loop(dim, block.lanes, [zero] * 16, body)
-        for i, four in enumerate(_added_up(block, sums)):
+        for n, four in enumerate(_added_up(block, sums)):
             factor = builder.insert_element(ir.Constant(four.type, ir.Undefined), scale, ir.Constant(ir.IntType(32), 0))
             four = block.multiply(four, block.shuffle(factor, factor, [0] * 4))
-            block.store(four, out, _row(block, out_at, i, out_step))
+            row, column = divmod(4 * n, 16 // rows)
+            at = builder.add(_row(block, out_at, row, out_step), ir.Constant(I64, column))
+            block.store(four, out, at)
         return context.get_dummy_value()
 
     arguments = (
@@ -210,3 +208,39 @@ def _added_up(block, sums):
 def _halved(block, sums, low, high):
     pairs = zip(sums[::2], sums[1::2], strict=True)
     return [block.add(block.shuffle(a, b, low), block.shuffle(a, b, high)) for a, b in pairs]
+
+
+@intrinsic
+def sum_rows(typing_context, weight, weight_step, y, y_at, dim, token, count, out, out_at):
+    """`_sum_rows` of 4 rows."""
+    return _sum_rows(4, weight, weight_step, y, y_at, dim, token, count, out, out_at)
+
+
+@intrinsic
+def sum_two_rows(typing_context, weight, weight_step, y, y_at, dim, token, count, out, out_at):
+    """`_sum_rows` of 2 rows."""
+    return _sum_rows(2, weight, weight_step, y, y_at, dim, token, count, out, out_at)
+
+
+@intrinsic
+def scatter_rows(typing_context, weight, weight_step, x, x_at, dim, token, count, out, out_at):
+    """`_scatter_rows` of 4 rows."""
+    return _scatter_rows(4, weight, weight_step, x, x_at, dim, token, count, out, out_at)
+
+
+@intrinsic
+def scatter_two_rows(typing_context, weight, weight_step, x, x_at, dim, token, count, out, out_at):
+    """`_scatter_rows` of 2 rows."""
+    return _scatter_rows(2, weight, weight_step, x, x_at, dim, token, count, out, out_at)
+
+
+@intrinsic
+def dots(typing_context, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_step):
+    """`_dots` of 4 rows."""
+    return _dots(4, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_step)
+
+
+@intrinsic
+def dots_of_two(typing_context, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_step):
+    """`_dots` of 2 rows."""
+    return _dots(2, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_step)

@@ -20,6 +20,7 @@ from . import cpu_blocks as blocks
 
 FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "afn"}
 LN2 = math.log(2)
+FEW = 24  # scores up to which comparing each with all others is the fastest way to order them
 
 
 def _jit(function):
@@ -138,9 +139,27 @@ def _candidates(kept, valid, masked, children, head, heads, parent, token, slot)
 
 @_jit
 def _dots(x, head, first, children, y, token, count, scale, out):
-    """out[i, j] = scale * x[first + i] . y[token[j]]; out has room for a multiple of 4 keys."""
+    """out[i, j] = scale * x[first + i] . y[token[j]]; token and out have room for a multiple of 8 keys."""
     dim = x.shape[2]
     zero = x.dtype.type(0)
+    if children == 2 and blocks.fits(x, dim):
+        for j in range(count, (count + 7) // 8 * 8):
+            token[j] = 0  # the last block is filled up with what nobody reads
+        for j in range(0, count, 8):
+            blocks.dots_of_two(
+                x,
+                (head * x.shape[1] + first) * dim,
+                y,
+                head * y.shape[1] * dim,
+                dim,
+                token,
+                j,
+                scale,
+                out,
+                j,
+                out.shape[1],
+            )
+        return
     if children % 4 == 0 and blocks.fits(x, dim):
         for j in range(count, (count + 3) // 4 * 4):
             token[j] = 0  # the last block is filled up with what nobody reads
@@ -181,6 +200,13 @@ def _dots(x, head, first, children, y, token, count, scale, out):
 def _sum_rows(weight, children, count, y, head, token, out, first):
     """out[head, first + i] += sum over j of weight[i, j] * y[token[j]]."""
     dim = y.shape[2]
+    if children == 2 and count > 0 and blocks.fits(y, dim):
+        for d in range(0, dim, blocks.LANES * 4 // y.itemsize):
+            blocks.sum_two_rows(
+                weight, weight.shape[1], y, head * y.shape[1] * dim + d, dim,
+                token, count, out, (head * out.shape[1] + first) * dim + d,
+            )  # fmt: skip
+        return
     if children % 4 == 0 and count > 0 and blocks.fits(y, dim):
         lanes = blocks.LANES * 4 // y.itemsize
         for base in range(0, children, 4):
@@ -211,6 +237,13 @@ def _sum_rows(weight, children, count, y, head, token, out, first):
 def _scatter_rows(weight, children, count, x, head, first, token, out):
     """out[token[j]] += sum over i of weight[i, j] * x[first + i]."""
     dim = x.shape[2]
+    if children == 2 and count > 0 and blocks.fits(x, dim):
+        for d in range(0, dim, blocks.LANES * 4 // x.itemsize):
+            blocks.scatter_two_rows(
+                weight, weight.shape[1], x, (head * x.shape[1] + first) * dim + d, dim,
+                token, count, out, head * out.shape[1] * dim + d,
+            )  # fmt: skip
+        return
     if children % 4 == 0 and count > 0 and blocks.fits(x, dim):
         lanes = blocks.LANES * 4 // x.itemsize
         for base in range(0, children, 4):
@@ -283,13 +316,31 @@ def _bar(score, count, keep):
 
 
 @_jit
+def _select_few(score, count, keep, best, place):
+    """`_select` of few: the place of each is the number of those before it, counted without a branch."""
+    for c in range(keep):
+        place[c] = 0  # scores that are no numbers leave places out
+    for j in range(np.int32(count)):
+        s = score[j]
+        rank = np.int32(0)
+        for i in range(np.int32(count)):
+            rank += np.int32((score[i] > s) | ((score[i] == s) & (i < j)))
+        rank = min(rank, np.int32(keep))  # one place more than are read
+        best[rank] = s
+        place[rank] = j
+    return min(keep, count)
+
+
+@_jit
 def _select(score, count, keep, best, place, spare):
     """Places of the ``keep`` highest scores, best first, ties to the lower place; returns how many were found.
 
-    spare: room for ``count`` places. best and place have room for ``keep``.
+    spare: room for ``count`` places. best and place have room for one more than ``keep``.
     """
     if keep == 0 or count == 0:
         return 0
+    if count <= FEW:
+        return _select_few(score, count, keep, best, place)
     some = 0
     if count > keep:
         bar = _bar(score, count, keep)
@@ -358,9 +409,10 @@ def fine_forward(
     children = q.shape[1] // parents
     most = kept.shape[2] * children
     keep = next_kept.shape[2]
-    token, slot = np.empty(most, np.int32), np.empty(most, np.int32)
-    score, siblings = np.empty((children, most), q.dtype), np.empty((children, most), q.dtype)
-    best, place, spare = np.empty(keep, q.dtype), np.empty(keep, np.int32), np.empty(most + 1, np.int32)
+    room = (most + 7) // 8 * 8
+    token, slot = np.empty(room, np.int32), np.empty(most, np.int32)
+    score, siblings = np.empty((children, room), q.dtype), np.empty((children, most), q.dtype)
+    best, place, spare = np.empty(keep + 1, q.dtype), np.empty(keep + 1, np.int32), np.empty(most + 1, np.int32)
     for row in range(start, stop):
         head, parent = row // parents, row % parents
         first = parent * children
@@ -401,9 +453,10 @@ def fine_backward(
     children = q.shape[1] // parents
     most = kept.shape[2] * children
     keep = next_kept.shape[2]
-    token, slot = np.empty(most, np.int32), np.empty(most, np.int32)
-    score, siblings = np.empty((children, most), q.dtype), np.empty((children, most), q.dtype)
-    pull = np.empty((children, most), q.dtype)
+    room = (most + 7) // 8 * 8
+    token, slot = np.empty(room, np.int32), np.empty(most, np.int32)
+    score, siblings = np.empty((children, room), q.dtype), np.empty((children, most), q.dtype)
+    pull = np.empty((children, room), q.dtype)
     one = q.dtype.type(1)
     for head in range(start, stop):
         total_weight = 0.0
@@ -470,7 +523,7 @@ def root_rows(start, stop, heads, variant_a, score, valid, masked, kept, share):
     keep = kept.shape[2]
     token = np.arange(keys).astype(np.int32)
     line = np.empty(keys, score.dtype)
-    best, place, spare = np.empty(keep, score.dtype), np.empty(keep, np.int32), np.empty(keys + 1, np.int32)
+    best, place, spare = np.empty(keep + 1, score.dtype), np.empty(keep + 1, np.int32), np.empty(keys + 1, np.int32)
     for index in range(start, stop):
         head, row = index // rows, index % rows
         count = keys

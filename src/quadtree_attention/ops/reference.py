@@ -137,7 +137,7 @@ def _in_blocks(
     block: Callable, sliced: tuple[Tensor, ...], whole: tuple[Tensor, ...], numbers_per_row: int
 ) -> tuple[Tensor, ...]:
     """Run ``block(*sliced, *whole)`` over slices of dim 2 and concatenate; exporting takes one slice, so that sizes stay free."""
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or sliced[0].is_meta:  # what has no values needs no memory
         return block(*sliced, *whole)
     rows = sliced[0].shape[2]
     size = max(1, BLOCK_NUMBERS // max(1, numbers_per_row))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ..data.images import read_image
 from ..extras import require
 from ..files import atomic_write
 from ..models.classifier import ClassifierConfig
+from ..weights.hub import HubMixin
 from .device import check_device
 
 CLASSIFICATION_SUFFIXES = (".json", ".csv")
@@ -36,7 +37,7 @@ class Classification:
         return len(self.labels)
 
 
-class Classifier:
+class Classifier(HubMixin):
     """Says what an image shows, with a network of timm's.
 
     Args:
@@ -47,6 +48,8 @@ class Classifier:
     Raises:
         ValueError: a network without a head for classes, such as a detector's backbone.
     """
+
+    _front_matter: ClassVar = {"library_name": "timm", "pipeline_tag": "image-classification"}
 
     def __init__(
         self, model: torch.nn.Module, config: ClassifierConfig, device: str | torch.device | None = None
@@ -70,13 +73,13 @@ class Classifier:
     def from_pretrained(
         cls, name_or_path: str | Path = "classify_tiny", *, device: str | torch.device | None = None
     ) -> Classifier:
-        """Load weights: "classify_tiny" comes with the package; "quadtree_b0" .. "quadtree_b4" are downloaded once; a name of timm's; or the path
-        of a file.
+        """Load weights: "classify_tiny" comes with the package; "quadtree_b0" .. "quadtree_b4" are downloaded once; a name of timm's; the path of a
+        file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME", a repository of the Hub, of this package or of timm.
 
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights.classifier import load_classifier
+        from ..weights.classification import load_classifier
 
         checked = check_device(device)
         return cls(*load_classifier(name_or_path), checked)
@@ -101,6 +104,31 @@ class Classifier:
         found = logits.float().softmax(0).topk(min(top, len(self.config.labels)))
         indices = found.indices.cpu().numpy()
         return Classification(tuple(self.config.labels[i] for i in indices), found.values.cpu().numpy(), indices)
+
+    def _write_weights(self, path: Path, half: bool) -> None:
+        from ..weights.classification import save_classifier
+
+        save_classifier(self.model, self.config, path, half=half)
+
+    def _hub_config(self) -> dict[str, Any]:
+        """As timm writes it, so that its ``create_model("hf-hub:...", pretrained=True)`` takes the repository too."""
+        config, known = self.config, getattr(self.model, "pretrained_cfg", {})
+        return {
+            "architecture": config.model.partition(".")[0],
+            "num_classes": len(config.labels),
+            "num_features": self.model.num_features,
+            "label_names": list(config.labels),
+            "model_args": {"in_chans": config.input_size[0], **config.options},
+            "pretrained_cfg": {
+                **{name: known[name] for name in ("classifier", "first_conv") if known.get(name)},
+                "num_classes": len(config.labels),
+                "input_size": list(config.input_size),
+                "mean": list(config.mean),
+                "std": list(config.std),
+                "interpolation": config.interpolation,
+                "crop_pct": config.crop_pct,
+            },
+        }
 
 
 def save_classifications(names: Sequence[str], found: Sequence[Classification], path: str | Path) -> None:

@@ -15,6 +15,7 @@ from ..data.images import read_image
 from ..extras import require
 from ..files import atomic_write
 from ..models.detection import DetectorConfig
+from ..weights.hub import HubMixin
 from .device import check_device
 
 DETECTION_SUFFIXES = (".json",)
@@ -66,7 +67,7 @@ class Detections:
         return out
 
 
-class Detector:
+class Detector(HubMixin):
     """Finds what is in an image: boxes, and with a Mask R-CNN masks.
 
     Args:
@@ -85,8 +86,8 @@ class Detector:
     def from_pretrained(
         cls, name_or_path: str | Path = "detect_tiny", *, device: str | torch.device | None = None
     ) -> Detector:
-        """Load weights: "detect_tiny" comes with the package; "retinanet_quadtree_b0" .. "mask_rcnn_quadtree_b4_1x" are downloaded once; or the
-        path of a file.
+        """Load weights: "detect_tiny" comes with the package; "retinanet_quadtree_b0" .. "mask_rcnn_quadtree_b4_1x" are downloaded once; the path
+        of a file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME".
 
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
@@ -95,6 +96,11 @@ class Detector:
 
         checked = check_device(device)
         return cls(*load_detector(name_or_path), checked)
+
+    def _write_weights(self, path: Path, half: bool) -> None:
+        from ..weights.detection import save_detector
+
+        save_detector(self.model, self.config, path, half=half)
 
     def detect(self, image: Any, *, score: float | None = None) -> Detections:
         """What is in an image.

@@ -17,6 +17,7 @@ from ..data.images import read_image, resize_longest, to_gray
 from ..extras import require
 from ..files import atomic_write
 from ..models.loftr import LoFTR
+from ..weights.hub import HubMixin
 from .device import check_device
 
 MATCH_SUFFIXES = (".npz", ".json", ".csv")
@@ -116,7 +117,7 @@ class Matches:
             _WRITERS[path.suffix.lower()](temporary, self, geometry)
 
 
-class Matcher:
+class Matcher(HubMixin):
     """Matches two images with a `LoFTR`.
 
     Args:
@@ -131,18 +132,30 @@ class Matcher:
         )  # convolutions take half the time so
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path = "tiny", *, device: str | torch.device | None = None) -> Matcher:
+    def from_pretrained(
+        cls, name_or_path: str | Path = "tiny", *, device: str | torch.device | None = None, **options: Any
+    ) -> Matcher:
         """Load weights: "tiny" comes with the package; "indoor" and "outdoor" are downloaded once; or the path of a file.
 
+        options: fields of `LoFTRConfig` to change that the weights do not depend on: ``topk=(32, 16)``, ``respect_masks=False``, ...
+
         Raises:
-            ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
+            ValueError, OSError: an unknown name or option, a file that cannot be read, weights that do not fit.
         """
-        from ..weights.registry import load_matcher
+        from ..weights.matching import load_matcher
 
         checked = check_device(device)
-        return cls(load_matcher(name_or_path), checked)
+        return cls(load_matcher(name_or_path, options=options), checked)
 
-    def match(self, image0: Any, image1: Any, *, max_size: int = 640, threshold: float | None = None) -> Matches:
+    def match(
+        self,
+        image0: Any,
+        image1: Any,
+        *,
+        max_size: int = 640,
+        threshold: float | None = None,
+        pad_to: int | None = None,
+    ) -> Matches:
         """Match two images.
 
         Args:
@@ -150,6 +163,9 @@ class Matcher:
             max_size: images are shrunk until their longer side is at most this many pixels. Larger finds more and takes longer. After
                 it, each side must have at least 32 pixels.
             threshold: matches need a confidence above it, 0..1; by default what the model was made with.
+            pad_to: pad both images at the right and the bottom to squares of this side, with masks, as in the published evaluation on
+                MegaDepth. Attention sees the padding where the configuration has ``respect_masks=False``, as the
+                published network does; else it changes little, and only near the edges.
 
         Returns:
             `Matches`, in pixels of the images as given.
@@ -166,8 +182,12 @@ class Matcher:
         (gray0, scale0), (gray1, scale1) = (
             self._prepare(image, max_size, name) for image, name in ((image0, "image0"), (image1, "image1"))
         )
+        masks = ()
+        if pad_to is not None:
+            (gray0, mask0), (gray1, mask1) = (_square(gray, pad_to) for gray in (gray0, gray1))
+            masks = mask0, mask1
         with torch.inference_mode():
-            found = model(gray0, gray1)
+            found = model(gray0, gray1, *masks)
         keypoints0, keypoints1 = (
             ((found[name].double().cpu().numpy() + 0.5) / scale - 0.5).astype(np.float32)
             for name, scale in (("keypoints0", scale0), ("keypoints1", scale1))
@@ -180,6 +200,16 @@ class Matcher:
         name = str(source) if isinstance(source, str | Path) else name
         image, scale = resize_longest(read_image(source), max_size, name)
         return torch.from_numpy(to_gray(image))[None, None].to(self.device), scale
+
+
+def _square(gray: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[1, 1, H, W]`` padded with zeros to ``[1, 1, side, side]``, and its mask, bool ``[1, side, side]``."""
+    height, width = gray.shape[-2:]
+    if side < max(height, width):
+        raise ValueError(f"pad_to is {side}, expected at least the images' longer side, {max(height, width)} pixels")
+    mask = torch.zeros(1, side, side, dtype=torch.bool, device=gray.device)
+    mask[:, :height, :width] = True
+    return torch.nn.functional.pad(gray, (0, side - width, 0, side - height)), mask
 
 
 def _cameras(intrinsics: Any) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -18,6 +18,7 @@ from ..files import atomic_write
 from ..models.sttr import STTR
 from ..models.sttr.assignment import optimal_transport
 from ..models.sttr.model import right_view
+from ..weights.hub import HubMixin
 from .device import check_device
 
 DISPARITY_SUFFIXES = (".npy", ".pfm", ".png")
@@ -96,7 +97,7 @@ class Stereo:
             temporary.write_bytes(("\n".join([*head, "end_header"]) + "\n").encode() + rows.tobytes())
 
 
-class StereoMatcher:
+class StereoMatcher(HubMixin):
     """Disparity of rectified pairs with an `STTR`.
 
     Args:

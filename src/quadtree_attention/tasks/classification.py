@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..data.loading import processes, seeded
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
-from ..weights.classifier import load_backbone
+from ..weights.classification import load_backbone
 
 
 class ClassificationTask(LightningModule):
@@ -81,12 +81,24 @@ class ClassificationTask(LightningModule):
         """Logits ``[B, num_classes]``."""
         return self.model(images.contiguous(memory_format=self._layout))
 
+    def on_train_start(self) -> None:
+        """Make sure that the data has as many classes as the head."""
+        names, wanted = self._class_names(), self.hparams["num_classes"]
+        if names is not None and len(names) != wanted:
+            raise ValueError(
+                f"the data has {len(names)} classes, expected num_classes, {wanted}; set --model.num_classes"
+            )
+
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Loss of a batch, mixed up. All draws depend on seed, epoch, batch and device alone, so that a resumed training repeats them."""
         images, target = batch
         self._check(target, self.hparams["num_classes"])
         place = (self.hparams["seed"], self.current_epoch, index, processes()[1])
         if self._mix is not None:
+            if len(images) % 2:
+                raise ValueError(
+                    f"a batch has {len(images)} images, expected an even number for mixup and cutmix; set --data.batch_size"
+                )
             with seeded(*place):
                 images, target = self._mix(images.clone(), target)
         torch.manual_seed(hash(place))  # drop path
@@ -115,11 +127,8 @@ class ClassificationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With its configuration a checkpoint is all that quadtree classify and quadtree convert need."""
-        data = getattr(self.trainer, "datamodule", None)
-        names = (data.class_names() if data is not None else None) or [
-            str(n) for n in range(self.hparams["num_classes"])
-        ]
-        preprocessing = data.preprocessing if data is not None else {}
+        names = self._class_names() or [str(n) for n in range(self.hparams["num_classes"])]
+        preprocessing = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", {})
         config = ClassifierConfig(self.hparams["model"], names, self.hparams["options"] or {}, **preprocessing)
         checkpoint["classifier"] = asdict(config)
 
@@ -149,6 +158,10 @@ class ClassificationTask(LightningModule):
         total, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or -1
         warmup = h["warmup_epochs"] * total / epochs if epochs > 0 else 0
         return rate(step, warmup, total, start, low)
+
+    def _class_names(self) -> list[str] | None:
+        asked = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        return asked() if asked is not None else None
 
     @staticmethod
     def _check(target: Tensor, classes: int) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ..extras import require
 from ..files import atomic_write
 from ..table import Table
+
+CHART_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def save_chart(table: Table, path: str | Path) -> None:
@@ -35,6 +40,30 @@ def save_chart(table: Table, path: str | Path) -> None:
         axes.grid(True, which="both", alpha=0.25)
     figure.axes[0].legend()
     figure.suptitle(f"Forward and backward, {table.settings['machine']}", fontsize=10)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def save_error_curves(errors: Mapping[str, Sequence[float]], path: str | Path, *, degrees: bool) -> None:
+    """Draw the share of pairs over the error that they stay below, one line for each name, whose AUC is the area under it.
+
+    errors: name -> one error a pair, infinite where a method failed; up to 20 degrees, or else 10 pixels, are shown. A line whose name is
+    another's with something after a comma has the same colour, dashed. The file is written whole or not at all.
+    """
+    figure = require("matplotlib.figure", "bench").Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    end, label = (20, "error of the pose, degrees") if degrees else (10, "error of the corners, pixels")
+    colours: dict[str, str] = {}
+    for name, values in errors.items():
+        base, _, variant = name.partition(", ")
+        colour = colours.setdefault(base, f"C{len(colours)}")
+        known = np.sort([value for value in values if value <= end])
+        x = np.concatenate([[0], known, [end]])
+        y = 100 * np.concatenate([np.arange(len(known) + 1), [len(known)]]) / max(len(values), 1)
+        axes.plot(x, y, label=name, color=colour, linestyle="--" if variant else "-")
+    axes.set(xlabel=label, ylabel="pairs, %", xlim=(0, end), ylim=(0, 100))
+    axes.grid(True, alpha=0.25)
+    axes.legend(loc="lower right", fontsize=9)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
 

@@ -7,7 +7,7 @@ new family is one more table in `FAMILIES`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -126,14 +126,7 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: keys that no family of checkpoints has; the message names the first few.
     """
-    inner = state_dict.get("state_dict", state_dict.get("model", state_dict))
-    if not isinstance(inner, Mapping) or not inner:
-        raise ValueError(
-            "no weights found: expected a state_dict, or a checkpoint that has one under 'state_dict' or 'model'"
-        )
-    state = {str(key).removeprefix(PREFIX): value for key, value in inner.items()}
-    if len(state) < len(inner):
-        raise ValueError(f"some keys occur both with and without {PREFIX!r}, expected one set of weights")
+    state = _weights(state_dict)
     unknown_of_family = []
     for family in FAMILIES:
         rules = [(re.compile(rule.pattern), rule) for rule in family]
@@ -149,6 +142,34 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     expected = "expected the names of a published LoFTR, transformer, attention module, classifier or detector"
     raise ValueError(f"unknown keys: {', '.join(unknown[:5])}{more}; {expected}")
+
+
+def convert_by(family: Sequence[Rule], state_dict: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """As `convert_published`, by the rules of one family alone; ``what`` names it.
+
+    Raises:
+        ValueError: keys that no rule of it is for.
+    """
+    state = _weights(state_dict)
+    rules = [(re.compile(rule.pattern), rule) for rule in family]
+    matches = {key: _match(key, rules) for key in state}
+    matched = {key: match for key, match in matches.items() if match is not None}
+    if unknown := [key for key in state if key not in matched]:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(f"unknown keys: {', '.join(unknown[:5])}{more}; expected the names of {what}")
+    return _renamed(state, matched)
+
+
+def _weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    inner = state_dict.get("state_dict", state_dict.get("model", state_dict))
+    if not isinstance(inner, Mapping) or not inner:
+        raise ValueError(
+            "no weights found: expected a state_dict, or a checkpoint that has one under 'state_dict' or 'model'"
+        )
+    state = {str(key).removeprefix(PREFIX): value for key, value in inner.items()}
+    if len(state) < len(inner):
+        raise ValueError(f"some keys occur both with and without {PREFIX!r}, expected one set of weights")
+    return state
 
 
 def _match(key: str, rules: list[tuple[re.Pattern[str], Rule]]) -> tuple[re.Match[str], Rule] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ..extras import require
 from ..models.detection import BACKBONES, DetectorConfig, coco_detector, detector
-from .classifier import load_classifier
+from .classification import load_classifier
 from .convert import Rule, convert_published
 from .published import read_checkpoint
-from .registry import PRETRAINED, downloaded, find, misfit, read_safetensors, write_safetensors
+from .registry import CHECKPOINT_SUFFIXES, located
+from .storage import configuration, filled, misfit, read_safetensors, trained_weights, write_safetensors
 
 _WB = r"\.(?P<end>weight|bias)"
 _CONVS = r"\.(?P<n>\d+)\.conv" + _WB
@@ -115,41 +116,28 @@ def load_detector(name_or_path: str | Path) -> tuple[nn.Module, DetectorConfig]:
     """Load a detector, on the CPU, in eval mode and float32.
 
     Args:
-        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_detector`; a .ckpt, .pth or .pt file, of our training or published.
+        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_detector`; a .ckpt, .pth or .pt file, of our training or published; a
+            folder of `Detector.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
         OSError: a file that is missing, or cannot be downloaded.
     """
-    names = [row.name for row in PRETRAINED.values() if row.task == "detection"]
-    name, path = str(name_or_path), Path(name_or_path)
-    row = find(name, "detection")
-    if row is not None:
-        if row.url is None:
-            return _from_safetensors(row.path)
-        return _published(read_checkpoint(downloaded(row)), row.path, (row.name.removesuffix("_1x"),))
-    if name in PRETRAINED:
-        raise ValueError(f"{name} is for {PRETRAINED[name].task}, expected {', '.join(names)}, or the path of a file")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
-    if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt"):
-        raise ValueError(
-            f"unknown model {name!r}, expected one of {', '.join(names)}, or the path of a file of weights"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(names)}")
+    path, row = located(name_or_path, "detection")
     if path.suffix == ".safetensors":
-        return _from_safetensors(path)
+        state, content = read_safetensors(path, "detector", lambda name: name in ("RetinaNet", "MaskRCNN"))
+        config = configuration(DetectorConfig, content.get("detector", {}), path)
+        return filled(config.build(), state, path), config
     content = read_checkpoint(path)
     if isinstance(content.get("detector"), Mapping):  # of our own training
-        weights = {key[6:]: value for key, value in content["state_dict"].items() if key.startswith("model.")}
-        return _build(_config(content["detector"], path), weights, path)
-    return _published(content, path, BACKBONES)
+        config = configuration(DetectorConfig, content["detector"], path)
+        return filled(config.build(), trained_weights(content), path), config
+    return _published(content, path, BACKBONES if row is None else (row.name.removesuffix("_1x"),))
 
 
 def is_detector(path: Path) -> bool:
     """Whether a checkpoint is of a detector, of our training or published; False for what is no checkpoint."""
-    if path.suffix not in (".ckpt", ".pth", ".pt") or not path.is_file():
+    if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
         return False
     content = read_checkpoint(path)
     state = content.get("state_dict", content)
@@ -222,31 +210,7 @@ def _published(content: Mapping[str, Any], path: Path, names: tuple[str, ...]) -
         given = {key: value for key, value in state.items() if key in wanted or not key.endswith("num_batches_tracked")}
         problem = misfit(wanted, given)
         if not problem:
-            return _build(config, given, path)
+            return filled(config.build(), given, path), config
     if len(names) == 1:
         raise ValueError(f"{path}: weights do not fit the model: {problem}")
     raise ValueError(f"{path} is a {kind} of mmdetection's that fits none of the backbones {', '.join(names)}")
-
-
-def _from_safetensors(path: Path) -> tuple[nn.Module, DetectorConfig]:
-    state, content = read_safetensors(path, "detector", lambda name: name in ("RetinaNet", "MaskRCNN"))
-    if "detector" not in content:
-        raise ValueError(f"{path} is not of a detector, expected a file that quadtree convert wrote for one")
-    return _build(_config(content["detector"], path), state, path)
-
-
-def _build(config: DetectorConfig, state: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, DetectorConfig]:
-    model = config.build()
-    if problem := misfit(model.state_dict(), state):
-        raise ValueError(f"{path}: weights do not fit the model: {problem}")
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
-    return model.eval(), config
-
-
-def _config(values: Mapping[str, Any], path: Path) -> DetectorConfig:
-    unknown = set(values) - {field.name for field in fields(DetectorConfig)}
-    if unknown:
-        raise ValueError(
-            f"{path} has options that this version does not know: {', '.join(sorted(unknown))}; update quadtree-attention"
-        )
-    return DetectorConfig(**values)

@@ -31,6 +31,8 @@ class STTRConfig:
         position: "rotary" turns half of the channels of queries and keys by their place in the row, at each level after pooling;
             "relative" is STTR's own sum of content and position terms, for "full" attention only; "none" leaves rows without order.
         sinkhorn_iterations: of the optimal transport.
+        fine_dim: channels of fine matching at 1/2, which STTR does not have, see `FineMatching`; 0: none. Needs ``resolution`` 4.
+        fine_reach: pixels of 1/2 that it looks to either side.
         context_blocks, context_dim, context_expansion: of the adjustment at full resolution.
         context_limit: largest correction of disparity by it in pixels, outside of training; None: any.
 
@@ -54,6 +56,8 @@ class STTRConfig:
     topk: tuple[int, ...] = (8, 8, 8)
     position: PositionKind = "rotary"
     sinkhorn_iterations: int = 10
+    fine_dim: int = 0
+    fine_reach: int = 2
     context_blocks: int = 8
     context_dim: int = 16
     context_expansion: int = 4
@@ -81,7 +85,14 @@ class STTRConfig:
             "num_layers",
             "levels",
         )
-        for name in (*counts, "sinkhorn_iterations", "context_blocks", "context_dim", "context_expansion"):
+        for name in (
+            *counts,
+            "sinkhorn_iterations",
+            "fine_reach",
+            "context_blocks",
+            "context_dim",
+            "context_expansion",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.attention.startswith("quadtree") and len(self.topk) != self.levels - 1:
@@ -100,6 +111,12 @@ class STTRConfig:
             raise ValueError(f"context_limit is {self.context_limit}, expected pixels of at least 0, or None")
         if self.stride % self.resolution:
             raise ValueError(f"stride is {self.stride}, expected a multiple of resolution ({self.resolution})")
+        if self.fine_dim < 0 or self.fine_dim % 4:
+            raise ValueError(f"fine_dim is {self.fine_dim}, expected a multiple of 4, or 0 for no fine matching")
+        if self.fine_dim and self.resolution != 4:
+            raise ValueError(
+                f"fine_dim is {self.fine_dim} at resolution {self.resolution}, expected resolution 4 or fine_dim 0"
+            )
         if self.resolution == 4 and self.dim != self.growth * self.dense_layers:
             raise ValueError(
                 f"dim is {self.dim}, expected growth * dense_layers = {self.growth * self.dense_layers} at resolution 4"
@@ -120,6 +137,7 @@ STTR_PRESETS: dict[str, STTRConfig] = {
         stride=4,
         num_heads=4,
         num_layers=2,
+        fine_dim=32,
         context_blocks=4,
         context_dim=8,
         context_expansion=2,

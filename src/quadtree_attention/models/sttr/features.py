@@ -44,20 +44,22 @@ class Features(nn.Module):
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, image: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` of any size to ``[B, dim, ceil(H / resolution), ceil(W / resolution)]``."""
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, 3, H, W]`` of any size to ``[B, dim, ceil(H / resolution), ceil(W / resolution)]``, and the stem's map at 1/2."""
         height, width = image.shape[-2:]
         image = F.pad(image, (0, -width % REACH, 0, -height % REACH), mode="replicate")
-        quarter = self.stage1(self.stem(image))
+        half = self.stem(image)
+        quarter = self.stage1(half)
         eighth = self.stage2(quarter)
         x = self.dense1(
             torch.cat([_averaged(eighth, cell, branch) for cell, branch in zip(_CELLS, self.branches, strict=True)], 1)
         )
         x = self.dense2(self.up1(x, eighth))
         x = self.dense3(self.up2(x, quarter))
+        half = half[..., : -(-height // 2), : -(-width // 2)]
         if self.fine is None:
-            return x[..., : -(-height // 4), : -(-width // 4)]
-        return self.fine(self.up3(x, image))[..., :height, :width]
+            return x[..., : -(-height // 4), : -(-width // 4)], half
+        return self.fine(self.up3(x, image))[..., :height, :width], half
 
 
 class DenseBlock(nn.Module):

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .assignment import Assignment, optimal_transport, regress, spread
+from .assignment import optimal_transport, regress, spread
 from .config import STTRConfig
 from .context import ContextAdjustment
 from .features import Features
+from .fine import CELL, EDGE, Fine, FineMatching
 from .transformer import RowTransformer
 
 
@@ -20,9 +21,10 @@ class StereoOutput(NamedTuple):
     disparity: ``[B, H, W]`` in pixels, left x - disparity = right x; never negative.
     occlusion: ``[B, H, W]`` in 0..1, whether the right image does not show the pixel.
     confidence: ``[B, H, W]`` in 0..1, the share of the pixel's token that is assigned near its disparity.
-    raw: disparity ``[B, h, w]`` of the tokens in pixels, before context adjustment.
+    raw: disparity ``[B, h, w]`` of the tokens in pixels, before all that follows.
     shares: logarithms ``[B, h, w + 1, w + 1]`` of the assignment, left by right, dustbins last; see `optimal_transport`.
     logit: of occlusion, ``[B, H, W]``.
+    fine: what fine matching found; None without it.
     """
 
     disparity: Tensor
@@ -31,6 +33,7 @@ class StereoOutput(NamedTuple):
     raw: Tensor
     shares: Tensor
     logit: Tensor
+    fine: Fine | None = None
 
 
 class STTR(nn.Module):
@@ -46,6 +49,7 @@ class STTR(nn.Module):
         self.features = Features(config)
         self.transformer = RowTransformer(config)
         self.dustbin = nn.Parameter(torch.zeros(()))
+        self.fine = FineMatching(config) if config.fine_dim else None
         self.context = ContextAdjustment(config)
 
     def forward(self, left: Tensor, right: Tensor) -> StereoOutput:
@@ -60,34 +64,50 @@ class STTR(nn.Module):
         Raises:
             ValueError: images of another form.
         """
-        scores = self.scores(left, right)
+        tokens, maps = self._encode(left, right)
+        scores = self.transformer(*tokens)
         shares = optimal_transport(scores, self.dustbin, self.config.sinkhorn_iterations)
         found = regress(shares[..., :-1, :-1].exp())
-        return self.adjust(found, shares, _normalised(left.to(self.dustbin.dtype)))
+        left, stride, size = self._normalised(left), self.config.stride, tuple(left.shape[-2:])
+        raw = found.disparity * stride
+        fine = None if self.fine is None else self.fine(*maps, raw, found.confidence)
+        disparity = spread(raw, size, stride, stride / 4) if fine is None else spread(fine.best(), size, CELL, EDGE)
+        confidence = spread(found.confidence, size, stride, edge=1.0)
+        adjusted, logit = self.context(disparity[:, None], 1 - confidence[:, None], left)
+        return StereoOutput(adjusted[:, 0], logit[:, 0].sigmoid(), confidence, raw, shares, logit[:, 0], fine)
 
     def scores(self, left: Tensor, right: Tensor) -> Tensor:
         """How well each left token matches each right one of its row, ``[B, h, w, w]``, before any constraint."""
-        _check_pair(left, right)
-        left, right = (_normalised(image.to(self.dustbin.dtype)) for image in (left, right))
-        return self.transformer(*self.tokens(left, right))
+        return self.transformer(*self._encode(left, right)[0])
 
-    def tokens(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens ``[B, h, w, dim]`` of both images; token (r, c) is the feature in the middle of its square of ``stride`` pixels."""
+    def _encode(self, left: Tensor, right: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+        """Tokens of both images, and what fine matching needs: the maps at 1/2 and at 1/4 of left images, then of right ones."""
+        _check_pair(left, right)
+        pair = [self._normalised(image) for image in (left, right)]
+        if self.training or torch.is_grad_enabled():
+            pair = [torch.cat(pair)]
+        tokens, maps = [], []
+        for images in pair:  # one after the other they need half of the memory
+            features, half = self.features(images)
+            tokens.append(self.tokens(features))
+            if self.fine is not None:
+                maps.append((half, features))
+            del features, half
+        return torch.cat(tokens).chunk(2), tuple(torch.cat(both) for both in zip(*maps, strict=True))
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        """Mean 0 and deviation 1 of each image by itself, over all channels."""
+        image = image.to(self.dustbin.dtype)
+        deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True, correction=0)
+        return (image - mean) / (deviation + 1e-3)
+
+    def tokens(self, features: Tensor) -> Tensor:
+        """Tokens ``[B, h, w, dim]``; (r, c) is the feature in the middle of its square of ``stride`` pixels."""
         step = self.config.stride // self.config.resolution
-        features = self.features(torch.cat([left, right]))
         first = min(step // 2, *(side - 1 for side in features.shape[-2:]))
         features = features[..., first::step, first::step]
         # Under autocast the map is of short floats; the residual stream of the transformer is not.
-        return features.permute(0, 2, 3, 1).to(self.dustbin.dtype).contiguous().chunk(2)
-
-    def adjust(self, found: Assignment, shares: Tensor, left: Tensor) -> StereoOutput:
-        """Bring the tokens' disparity to full resolution and correct it."""
-        stride, size = self.config.stride, tuple(left.shape[-2:])
-        raw = found.disparity * stride
-        disparity = spread(raw, size, stride, edge=stride / 4)[:, None]
-        confidence = spread(found.confidence, size, stride, edge=1.0)[:, None]
-        adjusted, logit = self.context(disparity, 1 - confidence, left)
-        return StereoOutput(adjusted[:, 0], logit[:, 0].sigmoid(), confidence[:, 0], raw, shares, logit[:, 0])
+        return features.permute(0, 2, 3, 1).to(self.dustbin.dtype).contiguous()
 
 
 def right_view(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,12 +116,6 @@ def right_view(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     >>> disparity = model(*right_view(left, right)).disparity.flip(-1)  # right x + disparity = left x
     """
     return right.flip(-1), left.flip(-1)
-
-
-def _normalised(image: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 of each image by itself, over all channels."""
-    deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True, correction=0)
-    return (image - mean) / (deviation + 1e-3)
 
 
 def _check_pair(left: Tensor, right: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -69,10 +71,13 @@ class LastLayer(nn.Module):
 class RowTransformer(nn.Module):
     """``num_layers`` pairs of a self- and a cross-attention layer, the last of them giving scores.
 
-    recompute: whether the backward pass computes each layer anew in place of keeping what it holds, as published.
+    recompute: whether the backward pass computes each layer anew in place of keeping what it holds, as published. tokens_at_once: where no
+    gradient is asked for, so many tokens of an image go through all layers at a time, whole rows of them, for rows have nothing to do with
+    each other; None: all.
     """
 
     recompute = False
+    tokens_at_once: int | None = 2**13
 
     def __init__(self, config: STTRConfig) -> None:
         super().__init__()
@@ -83,8 +88,17 @@ class RowTransformer(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Tokens ``[B, h, w, dim]`` of both images to scores ``[B, h, w, w]``, left by right."""
-        batch, rows = left.shape[:2]
-        pair = left.flatten(0, 1), right.flatten(0, 1)
+        size = left.shape[:2]
+        left, right = left.flatten(0, 1), right.flatten(0, 1)
+        if torch.is_grad_enabled() or self.tokens_at_once is None:
+            return self._rows(left, right).unflatten(0, size)
+        rows = max(1, self.tokens_at_once // left.shape[1])
+        scores = [self._rows(*pair) for pair in zip(left.split(rows), right.split(rows), strict=True)]
+        return torch.cat(scores).unflatten(0, size)
+
+    def _rows(self, left: Tensor, right: Tensor) -> Tensor:
+        """Tokens ``[rows, w, dim]`` of both images to scores ``[rows, w, w]``."""
+        pair: Any = left, right
         for layer in self.layers:
             pair = checkpoint(layer, *pair, use_reentrant=False) if self.recompute and self.training else layer(*pair)
-        return pair.unflatten(0, (batch, rows))
+        return pair

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ...extras import require
+
 
 class PoseError(NamedTuple):
     """Angles in degrees between an estimated and a true relative pose."""
@@ -195,6 +197,31 @@ def estimate_pose(
         if count > best_count:
             best, best_count = Pose(R, t[:, 0], mask.ravel() > 0), count
     return best
+
+
+def estimate_pose_lo(
+    kpts0: ArrayLike,
+    kpts1: ArrayLike,
+    K0: ArrayLike,
+    K1: ArrayLike,
+    threshold: float = 0.5,
+    confidence: float = 0.99999,
+) -> Pose | None:
+    """As estimate_pose, by PoseLib's LO-RANSAC, which refines its hypotheses and the result; the same matches give the same pose."""
+    poselib = require("poselib", "poses")
+    kpts0, kpts1 = _points(kpts0), _points(kpts1)
+    if len(kpts0) < 5:
+        return None
+    cameras = [
+        {"model": "PINHOLE", "width": 0, "height": 0, "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]]}
+        for K in (np.asarray(K, dtype=np.float64) for K in (K0, K1))
+    ]
+    robust = {"max_epipolar_error": threshold, "success_prob": confidence}
+    pose, found = poselib.estimate_relative_pose(kpts0, kpts1, *cameras, robust, {})
+    t = np.asarray(pose.t)
+    if found["num_inliers"] < 5 or not (np.isfinite(pose.R).all() and np.linalg.norm(t) > 0):
+        return None
+    return Pose(pose.R, t / np.linalg.norm(t), np.array(found["inliers"], dtype=bool))
 
 
 def essential_matrix(T_0to1: ArrayLike) -> np.ndarray:

@@ -13,7 +13,7 @@ from torchmetrics.aggregation import CatMetric, MeanMetric
 
 from ...models.loftr import LOFTR_PRESETS, LoFTR
 from ...models.loftr.matching import expected_position
-from ...weights.registry import load_matcher
+from ...weights.matching import load_matcher
 from .loss import (
     Supervision,
     coarse_cross_entropy,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.sttr import StereoOutput
+from ...models.sttr.fine import CELL, Fine
+
+REACH = 8.0  # pixels from a hypothesis to the truth beyond which fine matching cannot learn from it
+SPREAD = 0.5  # pixels, the mean error of a right hypothesis that its distribution takes for granted
 
 
 class StereoTruth:
@@ -29,10 +35,11 @@ class StereoTruth:
         self.visible = self.known & ~occluded & (columns - self.disparity >= 0)
         self.stride = stride
 
-    def at_tokens(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """The pixel in the middle of each token's square, ``[B, H, W]`` to ``[B, h, w]``."""
+    def at_tokens(self, x: Tensor, grid: tuple[int, ...], stride: int | None = None) -> Tensor:
+        """The pixel in the middle of each square of ``stride`` pixels (None: of a token), ``[B, H, W]`` to ``[B, h, w]``."""
+        stride = stride or self.stride
         rows, columns = (
-            (torch.arange(tokens, device=x.device) * self.stride + self.stride // 2).clamp(max=side - 1)
+            (torch.arange(tokens, device=x.device) * stride + stride // 2).clamp(max=side - 1)
             for side, tokens in zip(x.shape[1:], grid, strict=True)
         )
         return x[:, rows[:, None], columns]
@@ -70,21 +77,37 @@ def disparity_loss(disparity: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     return _mean(F.smooth_l1_loss(disparity[valid].float(), truth[valid].float(), reduction="none"))
 
 
+def fine_loss(fine: Fine, truth: StereoTruth) -> Tensor:
+    """Negative logarithm of the likelihood of the true disparity: each hypothesis is a Laplace distribution about what it became.
+
+    Over pixels of 1/2 with known disparity, hidden ones too, of which a hypothesis was within ``REACH``.
+    """
+    grid = tuple(fine.start.shape[-2:])
+    target, known = (truth.at_tokens(x, grid, CELL)[:, None] for x in (truth.disparity, truth.known))
+    valid = known[:, 0] & ((fine.start - target).abs().amin(1) < REACH)
+    likelihood = (fine.weight - (fine.disparity - target).abs() / SPREAD).logsumexp(1) - math.log(2 * SPREAD)
+    return _mean(-likelihood[valid])
+
+
 def occlusion_loss(logit: Tensor, occluded: Tensor, valid: Tensor) -> Tensor:
     """Binary cross entropy over valid pixels: logits ``[B, H, W]``, bool ``[B, H, W]`` twice."""
     return _mean(F.binary_cross_entropy_with_logits(logit[valid].float(), occluded[valid].float(), reduction="none"))
 
 
 def stereo_losses(output: StereoOutput, truth: StereoTruth) -> dict[str, Tensor]:
-    """``response``, ``raw`` (disparity of visible tokens), ``disparity`` (of all pixels where it is known) and ``occlusion``."""
+    """``response``, ``raw`` (disparity of visible tokens), ``disparity`` (of all pixels where it is known) and ``occlusion``;
+    ``fine`` too where the network has fine matching."""
     grid = tuple(output.raw.shape[1:])
     raw_truth, raw_valid = (truth.at_tokens(x, grid) for x in (truth.disparity, truth.visible))
-    return {
+    losses = {
         "response": relative_response(output.shares, truth),
         "raw": disparity_loss(output.raw, raw_truth, raw_valid),
         "disparity": disparity_loss(output.disparity, truth.disparity, truth.known),
         "occlusion": occlusion_loss(output.logit, truth.occluded, truth.known | truth.occluded),
     }
+    if output.fine is not None:
+        losses["fine"] = fine_loss(output.fine, truth)
+    return losses
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -25,11 +25,12 @@ class StereoTask(LightningModule):
     Args:
         preset: name in `STTR_PRESETS`.
         options: fields of `STTRConfig` to change in it, such as ``{attention: full}``.
-        init_from: start from these weights (a name or a file) instead of random ones.
+        init_from: start from these weights (a name or a file) instead of random ones; fine matching may be missing there.
+        train_only: parts of the network to train, such as ``[fine, context]``; the rest stays as ``init_from`` has it. None: all of it.
         learning_rate: the highest, after ``warmup_steps`` steps of linear growth; then a cosine down to nothing if the
             trainer knows how many steps there are (``max_steps`` or ``max_epochs``).
         weight_decay, betas: of AdamW; vectors (biases, norms, level weights) do not decay.
-        response_weight, raw_weight, disparity_weight, occlusion_weight: of the parts of the loss, see `stereo_losses`.
+        response_weight, raw_weight, disparity_weight, occlusion_weight, fine_weight: of the parts of the loss, see `stereo_losses`.
         recompute: compute attention layers anew in the backward pass instead of keeping what they hold, as published: less
             memory, more time.
         channels_last: memory layout of the images and convolutions.
@@ -43,6 +44,7 @@ class StereoTask(LightningModule):
         preset: str = "tiny",
         options: dict[str, Any] | None = None,
         init_from: str | None = None,
+        train_only: list[str] | None = None,
         learning_rate: float = 1e-3,
         warmup_steps: int = 100,
         weight_decay: float = 0.01,
@@ -51,6 +53,7 @@ class StereoTask(LightningModule):
         raw_weight: float = 1.0,
         disparity_weight: float = 1.0,
         occlusion_weight: float = 1.0,
+        fine_weight: float = 1.0,
         recompute: bool = False,
         channels_last: bool = True,
     ) -> None:
@@ -64,17 +67,36 @@ class StereoTask(LightningModule):
         self.save_hyperparameters()
         self.model = STTR(config)
         if init_from is not None:
+            state = load_stereo(init_from).state_dict()
+            if not any(key.startswith("fine.") for key in state):
+                fine = {key: value for key, value in self.model.state_dict().items() if key.startswith("fine.")}
+                state.update(fine)
             try:
-                self.model.load_state_dict(load_stereo(init_from).state_dict())
+                self.model.load_state_dict(state)
             except RuntimeError as error:
                 reason = str(error).splitlines()[-1].strip()
                 raise ValueError(f"init_from {init_from} does not fit the model: {reason}") from None
         self.model.transformer.recompute = recompute
+        parts = [name for name, _ in self.model.named_children()]
+        if unknown := set(train_only or ()) - set(parts):
+            raise ValueError(f"train_only has {', '.join(sorted(unknown))}, expected some of {', '.join(parts)}")
+        self._frozen = [] if train_only is None else [name for name in parts if name not in train_only]
+        if self._frozen:
+            self.model.dustbin.requires_grad_(False)
+        for name in self._frozen:
+            self.model.get_submodule(name).requires_grad_(False)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self._layout)
         self.metrics = torch.nn.ModuleDict(
             {name: MeanMetric() for name in _METRICS}
         )  # they gather over devices by themselves
+
+    def train(self, mode: bool = True) -> StereoTask:
+        """As ever, but what is not trained keeps its statistics too."""
+        super().train(mode)
+        for name in self._frozen:
+            self.model.get_submodule(name).eval()
+        return self
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], StereoOutput, StereoTruth]:
         """``loss`` and its parts, what the network said, and what was true."""

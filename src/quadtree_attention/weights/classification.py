@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..extras import require
 from ..models.classifier import ClassifierConfig, build_backbone
 from .convert import convert_published
+from .hub import in_hub_or_folder
 from .published import read_checkpoint
-from .registry import PRETRAINED, find, misfit, read_safetensors, write_safetensors
+from .registry import CHECKPOINT_SUFFIXES, PRETRAINED, WEIGHT_SUFFIXES, find, located, names_for
+from .storage import configuration, filled, has_config, misfit, read_safetensors, trained_weights, write_safetensors
 
 
 def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConfig]:
@@ -22,31 +23,35 @@ def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConf
 
     Args:
         name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_classifier`; a .ckpt, .pth or .pt file, of our training or published;
-            or a name of timm's that has weights, such as "pvt_v2_b0".
+            a folder of `Classifier.save_pretrained` or of timm's `save_for_hf`, or such a repository, "hf-hub:OWNER/NAME"; or a name of timm's
+            that has weights, such as "pvt_v2_b0".
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
         OSError: a file that is missing, or cannot be downloaded.
     """
-    names = [row.name for row in PRETRAINED.values() if row.task == "classification"]
     name, path = str(name_or_path), Path(name_or_path)
     row = find(name, "classification")
-    if row is not None and row.url is None:
-        return _from_safetensors(row.path)
-    if name in PRETRAINED and row is None:
-        raise ValueError(f"{name} is for {PRETRAINED[name].task}, expected {', '.join(names)}, or the path of a file")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file of weights")
-    if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt"):
-        return _from_timm(name, names)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {', '.join(names)}")
-    return _from_safetensors(path) if path.suffix == ".safetensors" else _from_checkpoint(path)
+    by_timm = row is not None and row.url is not None  # the backbones, which timm downloads through models/pvt.py
+    if row is None and name not in PRETRAINED and not in_hub_or_folder(name_or_path):
+        by_timm = path.suffix not in WEIGHT_SUFFIXES
+    if by_timm:
+        return _from_timm(name)
+    path, _ = located(name_or_path, "classification")
+    if path.suffix != ".safetensors":
+        return _from_checkpoint(path)
+    if in_hub_or_folder(name_or_path) and not has_config(path):  # as timm writes them
+        return _from_timm(name if path.parent != Path(name) else f"local-dir:{name}")
+    state, content = read_safetensors(path, "classifier", lambda name: name != "LoFTR")
+    if "classifier" not in content:
+        raise ValueError(f"{path} is not of a classifier, expected a file that quadtree convert wrote for one")
+    config = configuration(ClassifierConfig, content["classifier"], path)
+    return filled(config.build(), state, path), config
 
 
 def is_classifier(path: Path) -> bool:
     """Whether a checkpoint is of a classifier or of a backbone, of our training or published; False for what is no checkpoint."""
-    if path.suffix not in (".ckpt", ".pth", ".pt") or not path.is_file():
+    if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
         return False
     content = read_checkpoint(path)
     try:
@@ -82,22 +87,11 @@ def load_backbone(model: nn.Module, name_or_path: str | Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _from_safetensors(path: Path) -> tuple[nn.Module, ClassifierConfig]:
-    state, content = read_safetensors(path, "classifier", lambda name: name != "LoFTR")
-    if "classifier" not in content:
-        raise ValueError(f"{path} is not of a classifier, expected a file that quadtree convert wrote for one")
-    return _build(_config(content["classifier"], path), state, path)
-
-
 def _from_checkpoint(path: Path) -> tuple[nn.Module, ClassifierConfig]:
     content = read_checkpoint(path)
     if isinstance(content.get("classifier"), Mapping):  # of our own training
-        weights = {
-            key.removeprefix("model."): value
-            for key, value in content["state_dict"].items()
-            if key.startswith("model.")
-        }
-        return _build(_config(content["classifier"], path), weights, path)
+        config = configuration(ClassifierConfig, content["classifier"], path)
+        return filled(config.build(), trained_weights(content), path), config
     try:
         state = convert_published(content)
     except ValueError as error:
@@ -109,17 +103,17 @@ def _from_checkpoint(path: Path) -> tuple[nn.Module, ClassifierConfig]:
             with torch.device("meta"):
                 fits = not misfit(config.build().state_dict(), state)
             if fits:
-                return _build(config, state, path)
+                return filled(config.build(), state, path), config
     raise ValueError(
         f"{path} fits none of quadtree_b0 .. quadtree_b4, expected one of them with 1000 classes or as a backbone"
     )
 
 
-def _from_timm(name: str, names: Sequence[str]) -> tuple[nn.Module, ClassifierConfig]:
+def _from_timm(name: str) -> tuple[nn.Module, ClassifierConfig]:
     timm = require("timm", "classify")
-    if not timm.is_model(name.partition(".")[0]):
+    if ":" not in name and not timm.is_model(name.partition(".")[0]):  # "hf-hub:...", "local-dir:..."
         raise ValueError(
-            f"unknown model {name!r}, expected one of {', '.join(names)}, a name that timm knows, or the path of a file"
+            f"unknown model {name!r}, expected one of {', '.join(names_for('classification'))}, a name that timm knows, or the path of a file"
         )
     try:
         model = build_backbone(name, pretrained=True)
@@ -138,23 +132,6 @@ def imagenet_labels() -> list[str]:
     """Short names of the 1000 classes of ImageNet-1K, from timm."""
     info = require("timm.data", "classify").ImageNetInfo()
     return [info.index_to_description(n).partition(",")[0] for n in range(info.num_classes())]
-
-
-def _build(config: ClassifierConfig, state: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, ClassifierConfig]:
-    model = config.build()
-    if problem := misfit(model.state_dict(), state):
-        raise ValueError(f"{path}: weights do not fit the model: {problem}")
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
-    return model.eval(), config
-
-
-def _config(values: Mapping[str, Any], path: Path) -> ClassifierConfig:
-    unknown = set(values) - {field.name for field in fields(ClassifierConfig)}
-    if unknown:
-        raise ValueError(
-            f"{path} has options that this version does not know: {', '.join(sorted(unknown))}; update quadtree-attention"
-        )
-    return ClassifierConfig(**values)
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:

@@ -1,0 +1,87 @@
+"""quadtree match-folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+from .app import DEVICE, TOPK, app, numbers, typer
+
+
+@app.command()
+def match_folder(
+    folder: Annotated[str, typer.Argument(help="Folder of images; folders below it count too.")],
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="matches.h5 for hloc, or database.db for COLMAP, with verified matches.")
+    ],
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Text: two names in the folder a line; by default all pairs.", show_default=False
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Of hloc: the keypoints; by default features.h5 beside --out.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")] = "tiny",
+    max_size: Annotated[int, typer.Option(help="Shrink images until their longer side has this many pixels.")] = 640,
+    threshold: Annotated[
+        float | None, typer.Option(help="Smallest confidence, 0..1; by default that of the model.", show_default=False)
+    ] = None,
+    radius: Annotated[
+        float, typer.Option(help="Points of an image nearer than this, in pixels as matched, become one keypoint.")
+    ] = 1.0,
+    cameras: Annotated[
+        str, typer.Option(help="Of COLMAP, which images share one: auto (by EXIF), single, per-folder, per-image.")
+    ] = "auto",
+    topk: TOPK = None,
+    device: DEVICE = None,
+) -> int:
+    """Match the images of a folder, for structure from motion with hloc or COLMAP.
+
+    A run that was cut off goes on where it was. Broken images are named and left out; the exit status is then 1.
+    """
+    from pathlib import Path
+
+    from ..data.pairs import image_pairs
+    from ..data.photos import list_photographs
+    from ..predict.folder import all_pairs, match_folder
+    from ..predict.matching import Matcher
+    from ..weights.registry import weights_identity
+
+    start = time.perf_counter()
+    kept = numbers(topk, "--topk")
+    options = {} if kept is None else {"topk": kept}
+    if pairs is None:
+        chosen = all_pairs([path.relative_to(folder).as_posix() for path in list_photographs(Path(folder))])
+    else:
+        chosen = image_pairs(pairs, folder)
+
+    def progress(done: int, total: int) -> None:
+        rate = (time.perf_counter() - start) / done
+        line = f"\r{done}/{total} pairs, {rate:.1f} s each"
+        print(line, end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    found = match_folder(
+        folder,
+        chosen,
+        out,
+        matcher=lambda: Matcher.from_pretrained(model, device=device, **options),
+        identity=f"{weights_identity(model)} {kept or ''}".strip(),
+        max_size=max_size,
+        threshold=threshold,
+        radius=radius,
+        features=features,
+        cameras=cameras,
+        progress=progress,
+    )
+    for line in found.broken:
+        print(f"quadtree: left out: {line}", file=sys.stderr)
+    verified = "" if found.verified is None else f", {found.verified} of them verified"
+    files = " and ".join(str(path) for path in found.files)
+    print(f"{files}: {found.images} images, {found.pairs} pairs, {found.matches} matches{verified}")
+    return 1 if found.broken else 0

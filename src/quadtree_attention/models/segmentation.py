@@ -1,0 +1,183 @@
+"""Semantic FPN, the semantic branch of Panoptic FPN (Kirillov et al., arXiv 1901.02446), over any backbone of timm's that has maps at 1/4 to 1/32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.ade20k import ADE20K_LABELS
+from ..extras import require
+from .classifier import build_backbone
+
+STRIDES = (4, 8, 16, 32)
+IGNORE = 255  # in masks: no class, neither trained nor counted
+NORMS = ("batch", "group")
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """All that is needed to make a segmenter again, but for its weights.
+
+    backbone: any name of timm's, such as "quadtree_b0"; options: further arguments of it; labels: names of the classes, at most 255;
+    neck_channels, head_channels: widths of the pyramid and of the head; norm: of the head, "batch" (published) or "group" (Panoptic FPN's);
+    dropout: of whole maps, before the last layer; mean, std: of each channel, in 0..1, RGB; long_side, short_side: images are brought to the
+    largest size that exceeds neither, larger or smaller than they are; divisor: sides are then stretched up to its next multiple.
+    """
+
+    backbone: str
+    labels: Sequence[str] = ADE20K_LABELS
+    options: Mapping[str, Any] = field(default_factory=dict)
+    neck_channels: int = 256
+    head_channels: int = 128
+    norm: str = "batch"
+    dropout: float = 0.1
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    long_side: int = 2048
+    short_side: int = 512
+    divisor: int = 32
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.labels) <= IGNORE:
+            raise ValueError(f"labels has {len(self.labels)} names, expected 1 to {IGNORE}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
+        if self.norm == "group" and self.head_channels % 32:
+            raise ValueError(f"head_channels is {self.head_channels}, expected a multiple of 32 for norm 'group'")
+        if not 1 <= self.short_side <= self.long_side or self.divisor < 1:
+            raise ValueError(
+                f"short_side, long_side and divisor are {self.short_side}, {self.long_side} and {self.divisor}, "
+                "expected 1 <= short_side <= long_side and a divisor of at least 1"
+            )
+
+    def build(self) -> SemanticFPN:
+        """The network, with random weights.
+
+        Raises:
+            ValueError: a backbone that timm does not know, options that do not fit it, or one without maps at 1/4, 1/8, 1/16 and 1/32.
+        """
+        return SemanticFPN(self)
+
+    def sizes_for(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(height, width) that an image of that size is brought to, and then to: mmsegmentation's keep_ratio, and PVT's AlignResize."""
+        factor = min(self.long_side / max(height, width), self.short_side / min(height, width))
+        height, width = (max(int(side * factor + 0.5), 1) for side in (height, width))
+        up = -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+        return (height, width), up
+
+
+class SemanticFPN(nn.Module):
+    """A backbone, a feature pyramid (mmsegmentation's FPN, which torchvision's equals) and a head (its FPNHead)."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        ops = require("torchvision.ops", "classify")
+        self.config = config
+        self.backbone = build_backbone(config.backbone, features_only=True, **config.options)
+        info = self.backbone.feature_info
+        strides, channels = info.reduction(), info.channels()
+        if not set(STRIDES) <= set(strides):
+            raise ValueError(
+                f"backbone {config.backbone} has maps at strides {', '.join(map(str, strides))}, expected 4, 8, 16 and 32"
+            )
+        self._places = [strides.index(stride) for stride in STRIDES]
+        self._channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
+        self.neck = ops.FeaturePyramidNetwork([channels[place] for place in self._places], config.neck_channels)
+        for module in self.neck.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+        self.head = SemanticHead(
+            config.neck_channels, config.head_channels, len(config.labels), config.norm, config.dropout
+        )
+
+    @overload
+    def forward(self, images: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, images: Sequence[Tensor]) -> list[Tensor]: ...
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Logits of each pixel.
+
+        Args:
+            images: normalised, ``[B, C, H, W]``; or a list of ``[C, H, W]`` of any sizes. Images of one size run together, nothing is ever
+                padded, so that each gets what it would get alone.
+
+        Returns:
+            ``[B, classes, H, W]``; or a list of ``[classes, H, W]``.
+        """
+        if isinstance(images, Tensor):
+            logits = self.head(self.neck(self.maps(images)))
+            return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        found: list[Any] = [None] * len(images)
+        for size in dict.fromkeys(image.shape for image in images):
+            places = [n for n, image in enumerate(images) if image.shape == size]
+            for n, logits in zip(places, self(torch.stack([images[n] for n in places])), strict=True):
+                found[n] = logits
+        return found
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps of the backbone at 1/4, 1/8, 1/16 and 1/32, in this order."""
+        maps = self.backbone(images)
+        maps = [maps[place] for place in self._places]
+        return {f"{n}": x.permute(0, 3, 1, 2) if self._channels_last else x for n, x in enumerate(maps)}
+
+
+class SemanticHead(nn.Module):
+    """Each map of the pyramid brought to 1/4 by 3x3 convolutions and doublings; their sum to logits by a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, channels: int, classes: int, norm: str, dropout: float) -> None:
+        super().__init__()
+        layer = require("torchvision.ops", "classify").Conv2dNormActivation
+        norm_layer = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 32)
+        self.scales = nn.ModuleList()
+        for doublings in range(len(STRIDES)):
+            layers: list[nn.Module] = []
+            for n in range(max(doublings, 1)):
+                layers.append(layer(channels if n else in_channels, channels, norm_layer=norm_layer))
+                if doublings:
+                    layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            self.scales.append(nn.Sequential(*layers))
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(channels, classes, 1)
+        for module in self.scales.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.classify.weight, std=0.01)
+        nn.init.zeros_(self.classify.bias)
+
+    def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """Maps ``[B, C, H/s, W/s]`` to logits ``[B, classes, H/4, W/4]``; sides are rounded up, and doubled maps brought to the finest's size."""
+        total: Any = 0
+        for x, scale in zip(maps.values(), self.scales, strict=True):
+            x = scale(x)
+            if isinstance(total, Tensor) and x.shape != total.shape:
+                x = F.interpolate(x, total.shape[-2:], mode="bilinear", align_corners=False)
+            total = total + x
+        return self.classify(self.dropout(total))
+
+
+def semantic_fpn(backbone: str, labels: Sequence[str] = ADE20K_LABELS, **options: Any) -> SegmenterConfig:
+    """The published configuration over a backbone: of quadtree backbones with ReLU in the value branches and K = 32.
+
+    labels: names of the classes; options: of the backbone.
+    """
+    if backbone.startswith("quadtree_"):
+        options = {"topk": 32, "value_act": "relu", **options}
+    return SegmenterConfig(backbone, labels, options)
+
+
+SEGMENTER_PRESETS = {
+    name: semantic_fpn(name)
+    for name in (
+        *(f"quadtree_b{n}" for n in range(5)),
+        *(f"pvt_v2_b{n}" for n in range(6)),
+        "resnet50",
+        "resnet101",
+        "resnext101_32x4d",
+    )
+}

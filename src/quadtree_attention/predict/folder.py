@@ -1,0 +1,222 @@
+"""A folder of images in, matches of its pairs out, in files that structure from motion starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from ..data.images import read_image, resize_longest, stored_pixels
+from ..extras import require
+from ..files import atomic_write, check_output
+from .match_store import MatchStore, PairMatches
+from .matching import Matcher
+from .tracks import one_to_one, shared_keypoints
+
+SUFFIXES = (".h5", ".db")
+CAMERAS = ("auto", "single", "per-folder", "per-image")
+
+Pairs = Sequence[tuple[str, str]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FolderMatches:
+    """What `match_folder` did.
+
+    images, pairs: how many were used; matches: of keypoints, over all pairs; verified: those that agree with a geometry of two views, None
+    for .h5; broken: one line for each image that was left out; files: what was written.
+    """
+
+    images: int
+    pairs: int
+    matches: int
+    verified: int | None
+    broken: list[str]
+    files: list[Path]
+
+
+def match_folder(
+    folder: str | Path,
+    pairs: Pairs,
+    out: str | Path,
+    *,
+    matcher: Callable[[], Matcher],
+    identity: str = "",
+    max_size: int = 640,
+    threshold: float | None = None,
+    radius: float = 1.0,
+    features: str | Path | None = None,
+    cameras: str = "auto",
+    progress: Progress | None = None,
+) -> FolderMatches:
+    """Match pairs of images of a folder.
+
+    While it lasts, matches are kept in OUT.partial: what a run that was cut off had matched is not matched again, unless the images, the
+    model or its options are others.
+
+    Args:
+        folder: of images; pairs: of their names in it.
+        out: .h5 for hloc's matches, or .db for a COLMAP database with verified matches.
+        matcher: gives the `Matcher` when there is something to match; identity: what tells its results from another's.
+        max_size, threshold: as of `Matcher.match`.
+        radius: points of an image nearer to each other than this, in pixels of the images as matched, become one keypoint.
+        features: of .h5, hloc's file of keypoints; by default features.h5 beside ``out``.
+        cameras: of .db, which images share a camera: "auto", as their EXIF says, "single", "per-folder", "per-image".
+        progress: called with (pairs done, pairs) after each.
+
+    Raises:
+        ValueError, OSError, ImportError: in one line. Single broken images are left out instead.
+    """
+    folder, out = Path(folder), check_output(out, SUFFIXES)
+    colmap = out.suffix.lower() == ".db"
+    if cameras not in CAMERAS:
+        raise ValueError(f"cameras is {cameras!r}, expected one of {', '.join(CAMERAS)}")
+    if not 0 <= radius < float("inf"):
+        raise ValueError(f"radius is {radius}, expected 0 or more pixels")
+    if colmap and features is not None:
+        raise ValueError(f"features is {features}, which belongs to .h5; a database holds the keypoints itself")
+    if not colmap and cameras != "auto":
+        raise ValueError(f"cameras is {cameras}, which belongs to a .db; an .h5 knows no cameras")
+    require("pycolmap" if colmap else "h5py", "sfm")
+    require("scipy.spatial", "sfm")
+    feature_file = None if colmap else check_output(features or out.with_name("features.h5"), (".h5",))
+    if feature_file is not None and feature_file.resolve() == out.resolve():
+        raise ValueError(f"{out} is to hold both matches and features, expected two names")
+    if not pairs:
+        raise ValueError(f"{folder}: no pairs to match, expected at least two images")
+    settings = {"model": identity, "max_size": max_size, "threshold": threshold}
+    store = MatchStore(out.with_name(out.name + ".partial"), settings)
+    try:
+        done, broken, scales = _match_all(folder, pairs, store, matcher, max_size, threshold, progress)
+        if not done:
+            raise ValueError(f"{folder}: no pair of images that can both be read; the first: {broken[0]}")
+        tracks = Tracks(store, done, {name: radius * scale for name, scale in scales.items()})
+        if colmap:
+            from .colmap import write_database
+
+            verified, unread = write_database(tracks, folder, out, cameras)
+            broken.extend(unread)
+        else:
+            verified = None
+            write_hloc(tracks, out, feature_file)
+        matches = sum(len(rows) for _, _, rows in tracks)
+    except BaseException:
+        store.close()
+        raise
+    store.remove()
+    files = [out] if feature_file is None else [out, feature_file]
+    return FolderMatches(len(tracks.keypoints), len(done), matches, verified, broken, files)
+
+
+def all_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each image with each later one."""
+    return list(combinations(names, 2))
+
+
+class Tracks:
+    """Keypoints of images, and matches between them, from the matches of points of a store.
+
+    Args:
+        store: of matches; pairs: those of interest.
+        radius: name of an image -> see `shared_keypoints`.
+
+    keypoints: name -> float32 ``[K, 2]``, (x, y) in pixels of the file as stored, pixel centres at integers. Iterating gives for each pair
+    (name of image 0, name of image 1, (id 0, id 1, row of the store's matches) int64 ``[M, 3]``), one-to-one, by id 0.
+    """
+
+    def __init__(self, store: MatchStore, pairs: Pairs, radius: dict[str, float]) -> None:
+        self.store, self.pairs = store, pairs
+        self.keypoints: dict[str, np.ndarray] = {}
+        self._ids: dict[tuple[int, int], np.ndarray] = {}  # (pair, side) -> keypoint of each point
+        sides: dict[str, list[tuple[int, int]]] = {name: [] for name in radius}
+        for number, pair in enumerate(pairs):
+            for side, name in enumerate(pair):
+                sides[name].append((number, side))
+        for name, places in sides.items():
+            found = [store.get(pairs[number]) for number, _ in places]
+            points = [np.zeros((0, 2), np.float32), *(one[side] for one, (_, side) in zip(found, places, strict=True))]
+            scores = [np.zeros(0, np.float32), *(one.confidence for one in found)]
+            self.keypoints[name], ids = shared_keypoints(np.concatenate(points), np.concatenate(scores), radius[name])
+            self._ids |= dict(
+                zip(places, np.split(ids, np.cumsum([len(one.confidence) for one in found])), strict=False)
+            )
+
+    def __iter__(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        for number, (name0, name1) in enumerate(self.pairs):
+            ids0, ids1 = self._ids[number, 0], self._ids[number, 1]
+            rows = one_to_one(ids0, ids1, self.store.get((name0, name1)).confidence)
+            yield name0, name1, np.stack([ids0[rows], ids1[rows], rows], 1)
+
+
+def write_hloc(tracks: Tracks, matches: Path, features: Path) -> None:
+    """Write the two files of hloc: keypoints by image, and by pair matches0 and matching_scores0 (-1 and 0 where there is none)."""
+    h5py = require("h5py", "sfm")
+    with atomic_write(features) as temporary, h5py.File(temporary, "w") as file:
+        for name, keypoints in tracks.keypoints.items():
+            file.create_group(name).create_dataset("keypoints", data=keypoints)
+    with atomic_write(matches) as temporary, h5py.File(temporary, "w") as file:
+        for name0, name1, rows in tracks:
+            found = tracks.store.get((name0, name1))
+            matches0 = np.full(len(tracks.keypoints[name0]), -1, np.int32)
+            scores0 = np.zeros(len(matches0), np.float16)
+            matches0[rows[:, 0]], scores0[rows[:, 0]] = rows[:, 1], found.confidence[rows[:, 2]]
+            group = file.create_group("/".join(name.replace("/", "-") for name in (name0, name1)))
+            group.create_dataset("matches0", data=matches0)
+            group.create_dataset("matching_scores0", data=scores0)
+
+
+def _match_all(
+    folder: Path,
+    pairs: Pairs,
+    store: MatchStore,
+    make_matcher: Callable[[], Matcher],
+    max_size: int,
+    threshold: float | None,
+    progress: Progress | None,
+) -> tuple[list[tuple[str, str]], list[str], dict[str, float]]:
+    """Match what the store lacks -> pairs that are done, a line for each broken image, pixels a matched pixel of the others."""
+    broken: dict[str, str] = {}
+    stamps: dict[str, str] = {}
+    scales: dict[str, float] = {}
+    matcher: Matcher | None = None
+
+    @lru_cache(maxsize=32)
+    def read(name: str) -> tuple[np.ndarray, tuple[float, float], tuple[int, int]]:
+        image = read_image(folder / name)
+        return *resize_longest(image, max_size, str(folder / name)), image.shape[:2]
+
+    def known(name: str) -> bool:
+        """Whether the image is sound; told once."""
+        if name not in scales and name not in broken:
+            try:
+                stat = (folder / name).stat()
+                stamps[name] = f"{stat.st_size} {stat.st_mtime_ns}"
+                scales[name] = 1 / min(read(name)[1])
+            except (ValueError, OSError) as error:
+                broken[name] = str(error)
+        return name in scales
+
+    done = []
+    for number, pair in enumerate(pairs):
+        if all(map(known, pair)):
+            stamp = " ".join(stamps[name] for name in pair)
+            if not store.has(pair, stamp):
+                matcher = matcher or make_matcher()
+                (image0, scale0, size0), (image1, scale1, size1) = (read(name) for name in pair)
+                found = matcher.match(image0, image1, max_size=max_size, threshold=threshold)
+                points = [
+                    stored_pixels(folder / name, (points + 0.5) / scale - 0.5, size)
+                    for name, points, scale, size in zip(
+                        pair, (found.keypoints0, found.keypoints1), (scale0, scale1), (size0, size1), strict=True
+                    )
+                ]
+                store.add(pair, stamp, PairMatches(*points, found.confidence))
+            done.append(pair)
+        if progress is not None:
+            progress(number + 1, len(pairs))
+    return done, list(broken.values()), scales

@@ -1,0 +1,86 @@
+"""Matches of single pairs in one file, from which a run that was cut off at any moment goes on."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS settings (content TEXT);
+CREATE TABLE IF NOT EXISTS matches (name0 TEXT, name1 TEXT, stamp TEXT, points0 BLOB, points1 BLOB, confidence BLOB, PRIMARY KEY (name0, name1));
+"""
+
+
+class PairMatches(NamedTuple):
+    """points0, points1 float32 ``[M, 2]``, confidence float32 ``[M]``."""
+
+    points0: np.ndarray
+    points1: np.ndarray
+    confidence: np.ndarray
+
+
+class MatchStore:
+    """A file of matches (SQLite); each pair is there whole or not at all.
+
+    Args:
+        path: the file; made where there is none, begun anew where its settings differ.
+        settings: what must be the same for its matches to be of use.
+
+    Raises:
+        ValueError: the file is of another kind. OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        with self._plain_errors():
+            self._base = sqlite3.connect(path, isolation_level=None)
+            self._base.executescript(_TABLES)
+            content = json.dumps(settings, sort_keys=True)
+            if self._base.execute("SELECT content FROM settings").fetchone() != (content,):
+                self._base.execute("BEGIN")
+                self._base.execute("DELETE FROM matches")
+                self._base.execute("DELETE FROM settings")
+                self._base.execute("INSERT INTO settings VALUES (?)", (content,))
+                self._base.execute("COMMIT")
+
+    def has(self, pair: tuple[str, str], stamp: str) -> bool:
+        """Whether the pair's matches are there, of images with this stamp."""
+        with self._plain_errors():
+            query = "SELECT 1 FROM matches WHERE name0 = ? AND name1 = ? AND stamp = ?"
+            return self._base.execute(query, (*pair, stamp)).fetchone() is not None
+
+    def add(self, pair: tuple[str, str], stamp: str, matches: PairMatches) -> None:
+        """Keep a pair's matches, in place of older ones."""
+        blobs = [np.ascontiguousarray(array, np.float32).tobytes() for array in matches]
+        with self._plain_errors():
+            self._base.execute("INSERT OR REPLACE INTO matches VALUES (?, ?, ?, ?, ?, ?)", (*pair, stamp, *blobs))
+
+    def get(self, pair: tuple[str, str]) -> PairMatches:
+        """A pair's matches."""
+        with self._plain_errors():
+            query = "SELECT points0, points1, confidence FROM matches WHERE name0 = ? AND name1 = ?"
+            arrays = [np.frombuffer(blob, np.float32) for blob in self._base.execute(query, pair).fetchone()]
+        return PairMatches(arrays[0].reshape(-1, 2), arrays[1].reshape(-1, 2), arrays[2])
+
+    def close(self) -> None:
+        self._base.close()
+
+    def remove(self) -> None:
+        """Close and delete the file."""
+        self.close()
+        self.path.unlink()
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{self.path} cannot be used ({error}); is another run writing to it?") from None
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path} is not a file of matches, or is damaged ({error}); remove it") from None

@@ -1,0 +1,134 @@
+"""An image in, a class for each of its pixels out."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.images import read_image
+from ..data.masks import seen
+from ..extras import require
+from ..files import atomic_write
+from ..models.segmentation import SegmenterConfig, SemanticFPN
+from ..weights.hub import HubMixin
+from .device import check_device
+
+MASK_SUFFIXES = (".png",)
+NUMBERS = 2**26  # logits at the image's own size that are in memory at one time
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A class for each pixel of an image.
+
+    labels: uint8 ``[H, W]``, numbers of classes; probabilities: float32 ``[H, W]``, of these classes; names: of all classes, by number.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    names: tuple[str, ...]
+
+    def shares(self) -> dict[str, float]:
+        """The share of the image that each class takes, largest first; only those that are there."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
+        order = np.argsort(-counts, kind="stable")
+        return {self.names[n]: float(counts[n] / self.labels.size) for n in order if counts[n]}
+
+    def save(self, path: str | Path) -> None:
+        """Write the numbers to a .png with a palette of `class_colors`; the file is whole or not there."""
+        path = Path(path)
+        if path.suffix.lower() not in MASK_SUFFIXES:
+            raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected .png")
+        image = require("PIL.Image", "vision").fromarray(self.labels)
+        image.putpalette(class_colors(self.names).ravel().tolist())
+        with atomic_write(path) as temporary:
+            image.save(temporary)
+
+
+def class_colors(names: Sequence[str]) -> np.ndarray:
+    """A colour for each class, ``[classes, 3]`` uint8 RGB: black for a first class "background", else hues far from those of their neighbours."""
+    first = int(bool(names) and names[0] == "background")
+    golden = (5**0.5 - 1) / 2
+    colors = [
+        colorsys.hsv_to_rgb((0.02 + n * golden) % 1, (0.75, 0.5, 0.95)[n % 3], (1.0, 0.9, 0.75)[n // 3 % 3])
+        for n in range(len(names) - first)
+    ]
+    return np.rint(255 * np.array([(0, 0, 0)] * first + colors).reshape(-1, 3)).astype(np.uint8)
+
+
+class Segmenter(HubMixin):
+    """Says what each pixel of an image shows.
+
+    Args:
+        model: the network.
+        device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
+    """
+
+    def __init__(self, model: SemanticFPN, device: str | torch.device | None = None) -> None:
+        self.device = check_device(device)
+        self.model = model.eval().to(self.device)
+
+    @property
+    def config(self) -> SegmenterConfig:
+        """Names of the classes, and how images are prepared."""
+        return self.model.config
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path = "semantic_fpn_quadtree_b0", *, device: str | torch.device | None = None
+    ) -> Segmenter:
+        """Load weights: a name of `quadtree models`; the path of a file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME".
+
+        Raises:
+            ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
+        """
+        from ..weights.segmentation import load_segmenter
+
+        checked = check_device(device)
+        return cls(load_segmenter(name_or_path), checked)
+
+    def segment(self, image: Any) -> Segmentation:
+        """The likeliest class of each pixel.
+
+        As published: the image is brought to the network's size, its logits to that size and then to the image's own, bilinearly.
+
+        Args:
+            image: of any size; a path, PIL image, numpy array or torch tensor, see `data.images.read_image`.
+
+        Raises:
+            ValueError, OSError: a bad image, in one line.
+        """
+        picture = read_image(image)
+        with torch.inference_mode():
+            logits = self.model(seen(picture, self.config)[None].to(self.device))
+            labels, probabilities = likeliest(logits.float(), picture.shape[:2])
+        return Segmentation(labels.cpu().numpy(), probabilities.cpu().numpy(), tuple(self.config.labels))
+
+
+def likeliest(logits: Tensor, size: tuple[int, int], numbers: int = NUMBERS) -> tuple[Tensor, Tensor]:
+    """Class (uint8) and its probability of each pixel, ``[H, W]`` each, once logits ``[1, classes, h, w]`` are resized to ``size``.
+
+    A few classes at a time, so that no more than about ``numbers`` logits of that size are in memory.
+    """
+    best = torch.full(size, -torch.inf, device=logits.device)
+    total = torch.zeros(size, device=logits.device)  # of exp(logit - best)
+    labels = torch.zeros(size, dtype=torch.uint8, device=logits.device)
+    step = max(1, numbers // (size[0] * size[1]))
+    for start in range(0, logits.shape[1], step):
+        some = logits[:, start : start + step]
+        if some.shape[-2:] != size:
+            some = F.interpolate(some, size, mode="bilinear", align_corners=False)
+        value, index = some[0].max(0)
+        larger = torch.maximum(best, value)
+        total = total * (best - larger).exp() + (some[0] - larger).exp().sum(0)
+        labels = torch.where(value > best, (index + start).to(torch.uint8), labels)
+        best = larger
+    return labels, 1 / total

@@ -1,0 +1,44 @@
+"""Matches of many pairs of images, found without keypoints, made matches of keypoints that each image has once and for all."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..extras import require
+
+
+def shared_keypoints(points: np.ndarray, scores: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Few points that stand for all points of an image, none nearer to another than the radius.
+
+    Points at the same place add up their scores. The best one becomes a keypoint and takes the place of all nearer than the radius; then the
+    best of what is left, and so on. Each point belongs to the keypoint nearest to it.
+
+    Args:
+        points: ``[N, 2]``; scores: ``[N]``, above 0.
+        radius: how far a point may be from its keypoint.
+
+    Returns:
+        Keypoints ``[K, 2]`` float32, by falling score, and the keypoint of each point, int64 ``[N]``.
+    """
+    points = np.asarray(points, np.float32).reshape(-1, 2)
+    if not len(points):
+        return points, np.zeros(0, np.int64)
+    tree_of = require("scipy.spatial", "sfm").cKDTree
+    places, place = np.unique(points, axis=0, return_inverse=True)
+    total = np.bincount(place.ravel(), np.asarray(scores, np.float64), len(places))
+    free, tree, kept = np.ones(len(places), bool), tree_of(places), []
+    for best in np.argsort(-total, kind="stable"):  # ties by place: the order of the pairs makes no difference
+        if free[best]:
+            kept.append(best)
+            free[tree.query_ball_point(places[best], radius)] = False
+    keypoints = places[kept]
+    return keypoints, tree_of(keypoints).query(points)[1].astype(np.int64)
+
+
+def one_to_one(ids0: np.ndarray, ids1: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Rows of matches ``[M]`` that are the best of both their keypoints, by keypoint of image 0; of equal ones the first."""
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    best0 = order[np.unique(np.asarray(ids0)[order], return_index=True)[1]]
+    best1 = order[np.unique(np.asarray(ids1)[order], return_index=True)[1]]
+    rows = np.intersect1d(best0, best1)
+    return rows[np.argsort(np.asarray(ids0)[rows])]

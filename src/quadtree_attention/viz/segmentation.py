@@ -1,0 +1,85 @@
+"""An image under the colours of its classes, with a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.images import read_image
+from ..extras import require
+from ..predict.segmentation import Segmentation, class_colors
+from .drawing import BACKGROUND, FAINT, GAP, INK, shrunk
+
+LINE = 24  # pixels of a row of the legend
+
+
+def draw_segmentation(image: Any, found: Segmentation, *, opacity: float = 0.55, max_side: int = 1000) -> np.ndarray:
+    """An image tinted by class, with outlines between classes; below it a legend, the largest class first, with its share of the image.
+
+    Args:
+        image: any image that `data.images.read_image` takes, of the size that ``found`` has.
+        found: what was found in it.
+        opacity: of the colours, 0..1. A first class named "background" has none.
+        max_side: the longer side is shrunk to at most so many pixels.
+
+    Returns:
+        ``[H, W, 3]`` uint8 RGB.
+
+    Raises:
+        ValueError: an image of another size.
+    """
+    pixels = read_image(image)
+    if pixels.shape[:2] != found.labels.shape:
+        raise ValueError(f"image has {pixels.shape[:2]} pixels, and the result {found.labels.shape}, expected one size")
+    picture = tinted(shrunk(pixels, max_side)[0], found.labels, found.names, opacity)
+    shares = found.shares()
+    pil, draw_module, fonts = (require(f"PIL.{name}", "vision") for name in ("Image", "ImageDraw", "ImageFont"))
+    font = fonts.load_default(14)
+    width = max(picture.shape[1], 240)
+    places, height = _legend(shares, width, font)
+    sheet = pil.new("RGB", (width, picture.shape[0] + height), BACKGROUND)
+    sheet.paste(pil.fromarray(picture), (0, 0))
+    draw = draw_module.Draw(sheet)
+    colors = dict(zip(found.names, class_colors(found.names).tolist(), strict=True))
+    for (name, share), (x, y) in zip(shares.items(), places, strict=True):
+        y += picture.shape[0]
+        draw.rectangle((x, y - 7, x + 13, y + 6), tuple(colors[name]), FAINT)
+        draw.text((x + 20, y), _entry(name, share), INK, font, anchor="lm")
+    return np.array(sheet)
+
+
+def tinted(image: np.ndarray, labels: np.ndarray, names: Sequence[str], opacity: float = 0.55) -> np.ndarray:
+    """``[H, W, 3]`` uint8 under the colours of ``labels`` ``[h, w]``, which are brought to its size; bright outlines between classes."""
+    cv2 = require("cv2", "vision")
+    labels = cv2.resize(labels, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    colors = np.zeros((256, 3), np.float32)
+    colors[: len(names)] = class_colors(names)
+    weight = np.full(256, opacity, np.float32)
+    if names[0] == "background":
+        weight[0] = 0
+    weight[len(names) :] = 0  # no class
+    alpha = weight[labels][..., None]
+    picture = image * (1 - alpha) + colors[labels] * alpha
+    edge = np.zeros(labels.shape, bool)
+    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    picture[edge] = 255
+    return np.rint(picture).astype(np.uint8)
+
+
+def _entry(name: str, share: float) -> str:
+    return f"{name} {100 * share:.0f} %" if share >= 0.005 else f"{name} <1 %"
+
+
+def _legend(shares: dict[str, float], width: int, font: Any) -> tuple[list[tuple[int, int]], int]:
+    """Where each entry begins, and the height of them all."""
+    x, y, places = GAP, GAP + LINE // 2, []
+    for name, share in shares.items():
+        long = 20 + int(font.getlength(_entry(name, share))) + GAP
+        if x > GAP and x + long > width:
+            x, y = GAP, y + LINE
+        places.append((x, y))
+        x += long
+    return places, y + LINE // 2 + GAP

@@ -1,0 +1,137 @@
+"""Models as folders and as repositories of the Hugging Face Hub: model.safetensors, config.json and a card in each."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..extras import require
+from ..files import atomic_write
+
+WEIGHTS = "model.safetensors"
+PREFIX = "hf-hub:"
+
+
+def in_hub_or_folder(name_or_path: str | Path) -> bool:
+    """Whether this names a repository of the Hub or a folder, not a single file or a known name."""
+    return str(name_or_path).startswith(PREFIX) or Path(name_or_path).is_dir()
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """The file of weights in a folder, or in a repository "hf-hub:OWNER/NAME", which is downloaded once; "@REVISION" may follow.
+
+    Raises:
+        IsADirectoryError: a folder without model.safetensors.
+        OSError: a repository that cannot be had.
+    """
+    name = str(name_or_path)
+    if not name.startswith(PREFIX):
+        path = Path(name_or_path) / WEIGHTS
+        if not path.is_file():
+            raise IsADirectoryError(
+                f"{name} is a folder without {WEIGHTS}, expected one that save_pretrained wrote, or a file of weights"
+            )
+        return path
+    repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    try:
+        return Path(require("huggingface_hub", "hub").hf_hub_download(repository, WEIGHTS, revision=revision or None))
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot download {WEIGHTS} of {name}: {' '.join(str(error).split())}") from None
+
+
+class HubMixin:
+    """`save_pretrained` and `push_to_hub` for a class with a ``model`` whose ``from_pretrained`` takes folders and repositories."""
+
+    _front_matter: ClassVar[Mapping[str, str]] = {"library_name": "quadtree-attention"}  # of the card
+    model: nn.Module  # it, or the class, has a ``config``, a dataclass
+
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """Write weights, configuration and a short card to a folder, which is made if it is missing; a card that is there stays.
+
+        Args:
+            folder: where to; `from_pretrained` takes it.
+            half: store parameters as float16.
+
+        Raises:
+            ValueError: parameters that float16 cannot hold.
+            OSError: a folder that cannot be written to.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write_weights(folder / WEIGHTS, half)
+        with atomic_write(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(self._hub_config(), indent=2) + "\n", encoding="utf-8")
+        if not (folder / "README.md").exists():
+            with atomic_write(folder / "README.md") as temporary:
+                temporary.write_text(self._card(), encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        half: bool = False,
+        private: bool = False,
+        card: str | None = None,
+        token: str | None = None,
+        message: str = "Weights of quadtree-attention",
+    ) -> str:
+        """Put the model on the Hugging Face Hub, in a repository that is made if it is missing.
+
+        Args:
+            repository: "OWNER/NAME".
+            half: store parameters as float16.
+            private: of a new repository.
+            card: its README.md; by default a short one that says how to load the model.
+            token: by default that of ``hf auth login``.
+            message: of the commit.
+
+        Returns:
+            the address of the commit.
+
+        Raises:
+            OSError: the Hub cannot be reached, or refuses.
+        """
+        hub = require("huggingface_hub", "hub")
+        api = hub.HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            if card is not None:
+                (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            self.save_pretrained(folder, half=half)
+            try:
+                api.create_repo(repository, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
+            except (OSError, ValueError) as error:
+                raise OSError(f"cannot push to {repository}: {' '.join(str(error).split())}") from None
+
+    def _write_weights(self, path: Path, half: bool) -> None:
+        from .storage import save_model
+
+        save_model(self.model, path, half=half)
+
+    def _hub_config(self) -> Mapping[str, Any]:
+        """What config.json holds, for readers; the file of weights has it too."""
+        config = self.config if hasattr(self, "config") else self.model.config
+        return {"model": type(self.model).__name__, **asdict(config)}
+
+    def _card(self) -> str:
+        name = type(self).__name__
+        fields = "\n".join(f"{field}: {value}" for field, value in self._front_matter.items())
+        return f"""---
+{fields}
+tags: [quadtree-attention]
+---
+
+A model of [quadtree-attention](https://arxiv.org/abs/2201.02767); `OWNER/NAME` is this repository:
+
+```python
+from quadtree_attention import {name}
+
+model = {name}.from_pretrained("{PREFIX}OWNER/NAME")
+```
+"""

@@ -1,0 +1,96 @@
+"""Loading matchers: embedded, published, and of our own training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
+from .convert import convert_published
+from .published import read_checkpoint
+from .registry import located
+from .storage import configuration, filled, read_safetensors, shapes, trained_weights
+
+_LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
+
+# Architectures that a checkpoint without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
+ARCHITECTURES: dict[str, LoFTRConfig] = {
+    **LOFTR_PRESETS,
+    "loftr": _LOFTR,
+    "loftr_old": replace(_LOFTR, position="sine_bug"),
+}
+
+
+def load_matcher(
+    name_or_path: str | Path, *, architecture: str | None = None, options: Mapping[str, Any] | None = None
+) -> LoFTR:
+    """Load a matcher, on the CPU, in eval mode and float32.
+
+    Args:
+        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file, published or of our training; a
+            folder of `Matcher.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
+        architecture: a name in `ARCHITECTURES`, for published files by path; by default it is told from the weights and the file's name.
+        options: fields of `LoFTRConfig` to change that the weights do not depend on, such as ``{"topk": (32, 16)}``: an earlier commit of
+            the original had the topks of its indoor and outdoor model the other way round.
+
+    Raises:
+        ValueError: an unknown name or option, weights that do not fit, or options that have no effect on the model.
+        OSError: a file that is missing, or cannot be downloaded.
+    """
+    model = _load_matcher(name_or_path, architecture)
+    if not options:
+        return model
+    if "topk" in options and not model.config.attention.startswith("quadtree"):
+        raise ValueError(f"{name_or_path} has {model.config.attention} attention, which has no topk; leave it out")
+    try:
+        config = replace(model.config, **options)
+    except TypeError as error:
+        raise ValueError(f"options do not fit the model: {error}; see LoFTRConfig for what there is") from None
+    return filled(LoFTR(config), model.state_dict(), name_or_path)
+
+
+def _load_matcher(name_or_path: str | Path, architecture: str | None) -> LoFTR:
+    path, row = located(name_or_path, "matching")
+    if path.suffix == ".safetensors":
+        state, values = read_safetensors(path, "matcher", lambda name: name == "LoFTR")
+        return filled(LoFTR(configuration(LoFTRConfig, values, path)), state, path)
+    return _from_checkpoint(path, architecture if row is None else row.name)
+
+
+def _from_checkpoint(path: Path, architecture: str | None) -> LoFTR:
+    if architecture is not None and architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+    content = read_checkpoint(path)
+    values = content.get("config")
+    if isinstance(values, Mapping):  # of our own training
+        return filled(LoFTR(configuration(LoFTRConfig, values, path)), trained_weights(content), path)
+    try:
+        state = convert_published(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return filled(LoFTR(ARCHITECTURES[architecture or _told_from(state, path)]), state, path)
+
+
+def _told_from(state: Mapping[str, Tensor], path: Path) -> str:
+    """Name of the one architecture that the weights fit; the file's name decides between those that differ in options alone."""
+    fitting = []
+    for name, config in ARCHITECTURES.items():
+        with torch.device("meta"):
+            wanted = shapes(LoFTR(config).state_dict())
+        if wanted == shapes(state):
+            fitting.append(name)
+    if not fitting:
+        raise ValueError(f"{path} does not fit any known architecture: {', '.join(ARCHITECTURES)}")
+    named = [name for name in fitting if name in path.stem]
+    chosen = named if len(named) == 1 else fitting
+    if len(chosen) > 1:
+        raise ValueError(
+            f"{path} fits {' and '.join(chosen)}, which differ in options that the file does not hold; "
+            f"choose with: quadtree convert {path} OUT.safetensors --architecture {chosen[0]}"
+        )
+    return chosen[0]
