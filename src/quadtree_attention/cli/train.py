@@ -39,8 +39,9 @@ def _lightning(command: str, arguments: list[str]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # meant for scripts that parse twice
-            # Only a training leaves its configuration beside its logs; Lightning would refuse to write it twice.
-            kept = {} if command == "fit" else {"save_config_callback": None}
+            # Only a training leaves its configuration beside its logs; Lightning would refuse to write it twice, as when a run without a
+            # logger goes on.
+            kept = {"save_config_kwargs": {"overwrite": True}} if command == "fit" else {"save_config_callback": None}
             _cli(cli)(args=[command, *arguments], parser_kwargs={"exit_on_error": False}, **kept)
     except jsonargparse.ArgumentError as error:
         raise UsageError(f"{_plain(error)}; see quadtree {command} --help") from None
