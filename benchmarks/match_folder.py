@@ -137,8 +137,8 @@ def main() -> None:
 - date: {date.today()}
 - machine: {options.machine}; Python {platform.python_version()}, torch {torch.__version__}, pycolmap {pycolmap.__version__}
 - command: `python benchmarks/match_folder.py --opencv DATA --out benchmarks/results/match_folder.md`
-- {VIEWS} made-up views of {SIZE[1]}x{SIZE[0]} pixels, focal length {FOCAL:g}, cameras {span:.2f} m apart, {len(pairs)} pairs,
-  model {options.model}; COLMAP's incremental mapper, one camera for all, its focal length and distortion refined
+- {VIEWS} made-up views of {SIZE[1]}x{SIZE[0]} pixels, focal length {FOCAL:g}, cameras {span:.2f} m apart, {len(pairs)} pairs, model
+  {options.model}; COLMAP's incremental mapper, one camera for all, its focal length and distortion refined
 - radius: `--radius`, within which points of an image become one keypoint; track: mean number of images that a point is seen in
 
 {table.markdown()}
