@@ -148,8 +148,8 @@ def test_classify(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "outdoor"], "outdoor is for matching, expected classify_tiny, quadtree_b0"),
-        (["--model", "nonsense"], "unknown model 'nonsense', expected one of classify_tiny"),
+        (["--model", "outdoor"], "outdoor is for matching, expected tiny, classify_tiny, quadtree_b0"),
+        (["--model", "nonsense"], "unknown model 'nonsense', expected one of tiny, classify_tiny"),
         (["--model", "no.ckpt"], "no.ckpt does not exist"),
         (["--out", "labels.npz"], "unknown suffix '.npz', expected .json or .csv"),
         (["none.jpg"], "none.jpg does not exist"),

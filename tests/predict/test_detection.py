@@ -198,7 +198,7 @@ def test_command_on_one_image(folder, weights, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "outdoor"], "outdoor is for matching, expected detect_tiny, retinanet_quadtree_b0"),
+        (["--model", "outdoor"], "outdoor is for matching, expected tiny, detect_tiny, retinanet_quadtree_b0"),
         (["--model", "no.ckpt"], "no.ckpt does not exist"),
         (["--out", "found.csv"], "unknown suffix '.csv', expected .json"),
         (["--annotations", "a.json"], "--annotations is for --out"),

@@ -169,7 +169,7 @@ def test_two_processes_are_one_that_accumulates(folder, tmp_path):
         ({"model": "quadtree_b9"}, "model is 'quadtree_b9', expected quadtree_b0, .*, or another name that timm knows"),
         ({"options": {"depht": 3}}, "options do not fit quadtree_b0: .*depht"),
         ({"num_classes": 1}, "num_classes is 1, expected at least 2"),
-        ({"init_from": "outdoor"}, "outdoor is for matching, expected classify_tiny, quadtree_b0, "),
+        ({"init_from": "outdoor"}, "outdoor is for matching, expected tiny, classify_tiny, quadtree_b0, "),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -256,8 +256,8 @@ def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("quadtree_b0", "quadtree_b0 is for classification, expected detect_tiny, retinanet_quadtree_b0"),
-        ("nonsense", "unknown model 'nonsense', expected one of detect_tiny"),
+        ("quadtree_b0", "quadtree_b0 is for classification, expected tiny, detect_tiny, retinanet_quadtree_b0"),
+        ("nonsense", "unknown model 'nonsense', expected one of tiny, detect_tiny"),
         ("none.pth", "none.pth does not exist"),
         (".", "is a folder"),
     ],

@@ -127,7 +127,7 @@ PRETRAINED: dict[str, Pretrained] = {
 def find(name: str, task: str) -> Pretrained | None:
     """The weights of that name for a task, if there are any; "tiny" are those that come with the package, for every task."""
     if name == "tiny":
-        return next(row for row in PRETRAINED.values() if row.task == task and row.url is None)
+        return next((row for row in PRETRAINED.values() if row.task == task and row.url is None), None)
     row = PRETRAINED.get(name)
     return row if row is not None and row.task == task else None
 
@@ -185,5 +185,7 @@ def located(name_or_path: str | Path, task: str) -> tuple[Path, Pretrained | Non
 
 
 def names_for(task: str) -> list[str]:
-    """Names in `PRETRAINED` of weights for a task."""
-    return [row.name for row in PRETRAINED.values() if row.task == task]
+    """Names that `find` knows for a task."""
+    rows = [row for row in PRETRAINED.values() if row.task == task]
+    tiny = ["tiny"] if any(row.url is None for row in rows) else []
+    return list(dict.fromkeys([*tiny, *(row.name for row in rows)]))
