@@ -217,6 +217,7 @@ def test_recipes_of_imagenet(n, drop_path, clip, capsys):
         ("--model.learning_rat=3", "Option 'learning_rat' is not accepted; see quadtree fit --help"),
         ("--trainer.max_epochs=x", "\"trainer.max_epochs\": Expected a <class 'int'> Given value: x"),
         ("--ckpt_path={folder}/train/dark/0.png", "--ckpt_path is not a checkpoint that training wrote"),
+        ("--data.batch_size=3", "a batch has 3 images, expected an even number for mixup and cutmix"),
         ("--data.root={folder}/empty", "no images of 'train': Found 0 images"),
     ],
 )
@@ -225,11 +226,13 @@ def test_mistakes_of_a_command_end_in_one_line(folder, tmp_path, option, message
     recipe = Path(__file__).parents[2] / "recipes" / "classify_tiny_clothing.yaml"
     quick = ["--model.num_classes=2", "--data.num_workers=1", "--data.batch_size=16", "--trainer.logger=false"]
     quick += [
+        "--model.mixup=0.2",
         "--trainer.enable_progress_bar=false",
         f"--trainer.default_root_dir={tmp_path}",
         "--trainer.accelerator=cpu",
     ]
     option = option.format(folder=folder)
+    (tmp_path / "config.yaml").touch()  # of an earlier run in this folder
     assert main(["fit", f"--config={recipe}", f"--data.root={folder}", *quick, option]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("quadtree: ")

@@ -18,7 +18,14 @@ from quadtree_attention.weights.matching import load_matcher
 # What Lightning warns of (few workers, its own use of torch) is not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SMALL = {"initial_dim": 16, "block_dims": [16, 16, 32], "num_layers": 1, "num_heads": 2, "fine_heads": 2, "topk": [4, 4]}
+SMALL = {
+    "initial_dim": 16,
+    "block_dims": [16, 16, 32],
+    "num_layers": 1,
+    "num_heads": 2,
+    "fine_heads": 2,
+    "topk": [4, 4],
+}
 
 
 @pytest.fixture(scope="module")
