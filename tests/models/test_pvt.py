@@ -210,6 +210,9 @@ def test_options_reach_the_blocks():
     assert {a.proj_drop.p for a in attention} == {0.1}
     assert model.stages[3].blocks[1].drop_path1.drop_prob == pytest.approx(0.2)
     assert tiny(variant="a").stages[0].blocks[0].attn.lepe is None
+    plain = tiny(value="pool", lepe=False).stages[0].blocks[0].attn
+    assert plain.value_branches is None
+    assert plain.lepe is None
     model.reset_classifier(7)
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 7)
     model.reset_classifier(0, "")
@@ -233,6 +236,7 @@ def test_weights_are_drawn_as_published():
         ({"levels": (2, 2)}, None, "have 4, 4, 4 and 2 entries, expected one for each stage"),
         ({"topk": (8, 8)}, None, "topk has 2 entries, expected one number, or at least 3"),
         ({"variant": "c"}, None, "variant is 'c', expected 'a' or 'b'"),
+        ({"linear": True}, None, "linear is True, expected nothing: .* use pvt_v2"),
         ({"attn_drop_rate": 0.1}, None, "attn_drop_rate is 0.1, expected 0"),
     ],
 )

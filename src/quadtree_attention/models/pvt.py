@@ -101,6 +101,7 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
             takes the first; more than that is of no effect, as published. Published: 8 for classification, 32 for detection and segmentation.
         variant: "b"; or "a", which has neither value branches nor LePE.
         value_act: activation of the value branches: "gelu" (published for classification) or "relu" (detection, segmentation).
+        value, lepe: as `QuadtreeAttention`; None: "conv" and True for variant "b", as published, "pool" and False for "a".
         backend: backend of the operator; None picks the best.
         arguments: as timm's PVTv2.
 
@@ -118,6 +119,8 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
         topk: int | Sequence[int] = 8,
         variant: str = "b",
         value_act: str = "gelu",
+        value: str | None = None,
+        lepe: bool | None = None,
         backend: str | None = None,
         qkv_bias: bool = True,
         **arguments: Any,
@@ -127,6 +130,11 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
                 f"depths, embed_dims, num_heads and levels have {len(depths)}, {len(embed_dims)}, {len(num_heads)} and {len(levels)} "
                 "entries, expected one for each stage"
             )
+        for name in ("sr_ratios", "linear"):
+            if arguments.get(name):
+                raise ValueError(
+                    f"{name} is {arguments[name]}, expected nothing: quadtree attention has no spatial reduction; use pvt_v2 for it"
+                )
         if arguments.get("attn_drop_rate"):
             raise ValueError(
                 f"attn_drop_rate is {arguments['attn_drop_rate']}, expected 0: quadtree attention has no dropout of single scores; "
@@ -151,9 +159,9 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
                     levels=stage_levels,
                     topk=_stage_topk(topk, stage_levels, max(levels)),
                     variant=variant,
-                    value="conv" if variant == "b" else "pool",
+                    value=value or ("conv" if variant == "b" else "pool"),
                     value_act=value_act,
-                    lepe=variant == "b",
+                    lepe=variant == "b" if lepe is None else lepe,
                     qkv_bias=qkv_bias,
                     backend=backend,
                 ).to(**factory)
