@@ -1,5 +1,5 @@
-"""QuadTree Attention (Tang, Zhang, Zhu, Tan, ICLR 2022): attention for images at linear cost, and image matching,
-classification and detection built on it.
+"""QuadTree Attention (Tang, Zhang, Zhu, Tan, ICLR 2022): attention for images at linear cost, and matching, stereo, classification, detection
+and segmentation built on it.
 
 The public names are loaded on first use (PEP 562), so that importing the package costs nothing.
 """

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from quadtree_attention.cli import run
 from quadtree_attention.data.homography import HomographyData
 from quadtree_attention.predict.matching import Matcher
-from quadtree_attention.tasks.matching.module import MatchingTask, rate
+from quadtree_attention.tasks.matching.module import MatchingTask
+from quadtree_attention.tasks.optimization import rise_and_cosine
 from quadtree_attention.weights.matching import load_matcher
 
 # What Lightning warns of (few workers, its own use of torch) is not our concern.
@@ -156,9 +157,9 @@ def test_validation_measures_what_matching_gives(photos, tmp_path):
 
 
 def test_learning_rate_rises_and_falls():
-    assert [rate(step, 4, math.inf) for step in (0, 1, 3, 1000)] == [0.25, 0.5, 1, 1]
-    assert rate(50, 4, 100) == pytest.approx(0.5)
-    assert rate(100, 4, 100) == rate(150, 4, 100) == pytest.approx(0)
+    assert [rise_and_cosine(step, 4, math.inf) for step in (0, 1, 3, 1000)] == [0.25, 0.5, 1, 1]
+    assert rise_and_cosine(50, 4, 100) == pytest.approx(0.5)
+    assert rise_and_cosine(100, 4, 100) == rise_and_cosine(150, 4, 100) == pytest.approx(0)
 
 
 def test_vectors_do_not_decay(photos, tmp_path):

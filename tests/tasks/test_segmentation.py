@@ -9,7 +9,8 @@ from PIL import Image
 
 from quadtree_attention.data.composites import CompositeData, Pasting
 from quadtree_attention.predict.segmentation import Segmenter
-from quadtree_attention.tasks.segmentation import SegmentationTask, rate, segmentation_loss, segmentation_scores
+from quadtree_attention.tasks.optimization import polynomial
+from quadtree_attention.tasks.segmentation import SegmentationTask, segmentation_loss, segmentation_scores
 from quadtree_attention.weights.segmentation import load_segmenter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's, about workers and torch
@@ -79,11 +80,11 @@ def test_scores_by_hand():
 
 def test_rate_is_mmcvs_poly():
     """lr = base * (1 - t / T) ** power; warm-up: times 1 - (1 - t / warmup) (1 - ratio)."""
-    assert rate(0, 160000, 1.0, 1500, 1e-6) == pytest.approx(1e-6)
-    assert rate(750, 160000, 1.0, 1500, 1e-6) == pytest.approx((1 - 750 / 160000) * (1 - 0.5 * (1 - 1e-6)))
-    assert rate(1500, 160000, 1.0, 1500, 1e-6) == pytest.approx(1 - 1500 / 160000)
-    assert rate(40000, 160000, 0.9, 1500, 1e-6) == pytest.approx(0.75**0.9)
-    assert rate(160000, 160000, 0.9, 0, 1.0) == rate(160001, 160000, 0.9, 0, 1.0) == 0
+    assert polynomial(0, 160000, 1.0, 1500, 1e-6) == pytest.approx(1e-6)
+    assert polynomial(750, 160000, 1.0, 1500, 1e-6) == pytest.approx((1 - 750 / 160000) * (1 - 0.5 * (1 - 1e-6)))
+    assert polynomial(1500, 160000, 1.0, 1500, 1e-6) == pytest.approx(1 - 1500 / 160000)
+    assert polynomial(40000, 160000, 0.9, 1500, 1e-6) == pytest.approx(0.75**0.9)
+    assert polynomial(160000, 160000, 0.9, 0, 1.0) == polynomial(160001, 160000, 0.9, 0, 1.0) == 0
 
 
 def test_groups_are_as_published(data, tmp_path):

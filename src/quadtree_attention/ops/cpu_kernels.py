@@ -3,6 +3,9 @@
 Layout: tree order with heads in front, ``[B * heads, N, dim]``; the children of a key are then neighbours in memory. Kernels are plain nogil
 functions over a range of rows (a row is one parent with its F queries, or one head), driven by a small thread pool of our own; rows do not share
 results, so any number of threads gives the same numbers. They work on the list of a row's valid candidates, four keys and four queries at a time.
+
+All kernels stand in this one file since Numba's cache looks at a kernel's own file alone: one that calls a changed function of another file would
+go on as it was.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ..data.loading import processes, seeded
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
 from ..weights.classification import load_backbone
+from .optimization import decaying, rise_then_cosine
 
 
 class ClassificationTask(LightningModule):
@@ -133,17 +133,13 @@ class ClassificationTask(LightningModule):
         checkpoint["classifier"] = asdict(config)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW, with the learning rate of `rate`."""
+        """AdamW, with the learning rate of `rise_then_cosine`."""
         h = self.hparams
         levels = level_weights(self.model)
         apart = {id(p) for p in levels}
-        rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
-        groups = [
-            {"params": [p for p in rest if p.dim() > 1], "weight_decay": h["weight_decay"]},
-            {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
-            {"params": levels, "weight_decay": 0.0, "lr": h["learning_rate"] * h["level_rate"]},
-        ]
-        groups = [group for group in groups if group["params"]]
+        groups = decaying((p for p in self.model.parameters() if id(p) not in apart), h["weight_decay"])
+        if levels:
+            groups.append({"params": levels, "weight_decay": 0.0, "lr": h["learning_rate"] * h["level_rate"]})
         optimizer = torch.optim.AdamW(groups, lr=h["learning_rate"], betas=tuple(h["betas"]))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -157,7 +153,7 @@ class ClassificationTask(LightningModule):
             return start if h["warmup_epochs"] > 0 else 1.0
         total, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or -1
         warmup = h["warmup_epochs"] * total / epochs if epochs > 0 else 0
-        return rate(step, warmup, total, start, low)
+        return rise_then_cosine(step, warmup, total, start, low)
 
     def _class_names(self) -> list[str] | None:
         asked = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
@@ -182,13 +178,3 @@ def classification_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) 
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     return F.cross_entropy(logits, target, label_smoothing=0.0 if target.is_floating_point() else smoothing)
-
-
-def rate(step: int, warmup: float, total: float, start: float, low: float) -> float:
-    """Share of the highest learning rate at a step: a linear rise from ``start`` over ``warmup`` steps, then a cosine down to ``low`` at ``total``.
-
-    As in timm and PVTv2 the cosine counts from the first step, not from the end of the rise.
-    """
-    if step < warmup:
-        return start + (1 - start) * step / warmup
-    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))

@@ -17,6 +17,7 @@ from ..data.loading import processes
 from ..models.classifier import level_weights
 from ..models.segmentation import IGNORE, SegmenterConfig
 from ..weights.segmentation import load_weights
+from .optimization import polynomial
 
 
 class SegmentationTask(LightningModule):
@@ -128,7 +129,7 @@ class SegmentationTask(LightningModule):
         checkpoint["segmenter"] = config
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW, with the learning rate of `rate`."""
+        """AdamW, with the learning rate of `polynomial`."""
         h = self.hparams
         levels = {id(p) for p in level_weights(self.model)}
         groups: dict[tuple[float, float], list[Tensor]] = {}
@@ -150,7 +151,7 @@ class SegmentationTask(LightningModule):
         h = self.hparams
         # At step 0 the loaders are not made; counting their batches then would keep them from being restored.
         total = self.trainer.estimated_stepping_batches if step else 1
-        return rate(step, total, h["power"], h["warmup_steps"], h["warmup_rate"])
+        return polynomial(step, total, h["power"], h["warmup_steps"], h["warmup_rate"])
 
     def _check(self, mask: Tensor) -> None:
         classes = self.hparams["num_classes"]
@@ -184,11 +185,3 @@ def segmentation_scores(confusion: Tensor) -> dict[str, Any]:
     right = confusion.diagonal()
     iou = right / (confusion.sum(0) + confusion.sum(1) - right)
     return {"miou": iou.nanmean(), "accuracy": right.sum() / confusion.sum(), "iou": iou}
-
-
-def rate(step: int, total: float, power: float, warmup: int, start: float) -> float:
-    """Share of the highest learning rate at a step: mmcv's policy "poly", down to 0 at ``total``, with a linear rise over ``warmup`` steps."""
-    share = max(0.0, 1 - step / total) ** power
-    if step < warmup:
-        share *= 1 - (1 - step / warmup) * (1 - start)
-    return share

@@ -16,6 +16,7 @@ from ...models.loftr import LOFTR_PRESETS, LoFTR
 from ...models.loftr.matching import expected_position
 from ...models.loftr.model import STRIDE, Features
 from ...weights.matching import load_matcher
+from ..optimization import decaying, rise_and_cosine
 from . import metrics
 from .loss import (
     coarse_cross_entropy,
@@ -228,12 +229,8 @@ class MatchingTask(LightningModule):
         checkpoint["config"] = asdict(self.model.config)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW, with the learning rate of `rate`."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.hparams["weight_decay"]},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
+        """AdamW, with the learning rate of ``schedule``."""
+        groups = decaying(self.parameters(), self.hparams["weight_decay"])
         scaling = self._scaling()
         optimizer = torch.optim.AdamW(
             groups, lr=self.hparams["learning_rate"] * scaling, betas=tuple(self.hparams["betas"])
@@ -248,8 +245,8 @@ class MatchingTask(LightningModule):
 
         def factor(step: int) -> float:
             if falls is None:
-                return rate(step, warmup, total, start)
-            return rate(step, warmup, math.inf, start) * decay ** sum(step >= fall for fall in falls)
+                return rise_and_cosine(step, warmup, total, start)
+            return rise_and_cosine(step, warmup, math.inf, start) * decay ** sum(step >= fall for fall in falls)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -323,12 +320,6 @@ class MatchingTask(LightningModule):
         counts = torch.bincount(b, minlength=images)
         place = torch.arange(len(b), device=b.device) - (counts.cumsum(0) - counts)[b[order]]
         return order[place < self.hparams["fine_matches"]]
-
-
-def rate(step: int, warmup: int, total: float, start: float = 0.0) -> float:
-    """Share of the highest learning rate at a step: a linear rise from ``start``, and a cosine down to nothing at ``total``, if finite."""
-    rise = start + (1 - start) * min(1.0, (step + 1) / max(1, warmup))
-    return rise if math.isinf(total) else rise * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
 
 def _random(count: int, wanted: int, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ from torchmetrics.aggregation import MeanMetric
 
 from ...models.sttr import STTR, STTR_PRESETS, StereoOutput
 from ...weights.stereo import load_stereo
-from ..matching.module import rate
+from ..optimization import decaying, rise_and_cosine
 from .loss import StereoTruth, stereo_losses
 from .metrics import BAD, disparity_metrics, occlusion_iou
 
@@ -152,13 +152,9 @@ class StereoTask(LightningModule):
         checkpoint["model"] = "STTR"
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW, with the learning rate of `rate`."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.hparams["weight_decay"]},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
+        """AdamW, with the learning rate of `rise_and_cosine`."""
+        groups = decaying(self.parameters(), self.hparams["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=self.hparams["learning_rate"], betas=tuple(self.hparams["betas"]))
         warmup, total = self.hparams["warmup_steps"], self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, warmup, total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rise_and_cosine(step, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
