@@ -18,7 +18,7 @@ def segment(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images of any size, and folders of them.")],
     model: Annotated[
         str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")
-    ] = "semantic_fpn_quadtree_b0",
+    ] = "segment_tiny",
     out: Annotated[
         str | None,
         typer.Option(

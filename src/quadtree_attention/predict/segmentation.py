@@ -83,7 +83,7 @@ class Segmenter(HubMixin):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = "semantic_fpn_quadtree_b0", *, device: str | torch.device | None = None
+        cls, name_or_path: str | Path = "segment_tiny", *, device: str | torch.device | None = None
     ) -> Segmenter:
         """Load weights: a name of `quadtree models`; the path of a file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME".
 
