@@ -58,11 +58,11 @@ class ScenesData(LightningDataModule):
 
     def scenes(self, training: bool) -> list[str]:
         """Names of the scenes of training or of validation."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no scenes()")
 
     def scene(self, name: str, training: bool) -> Dataset:
         """The pairs of one."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no scene()")
 
     def train_dataloader(self) -> DataLoader:
         """``per_scene`` pairs an epoch of each of this device's scenes."""
