@@ -238,6 +238,13 @@ class TestScanNet:
             pairs.scannet1500(root)
 
 
+def test_with_long_side():
+    assert pairs.with_long_side((1600, 1199), 832, 8) == (832, 616)
+    assert pairs.with_long_side((600, 800), 640, 8) == (480, 640)
+    assert pairs.with_long_side((300, 200), 840, 8) == (840, 560)
+    assert pairs.with_long_side((2000, 3), 640, 8) == (640, 8)
+
+
 class TestMegaDepth:
     @pytest.fixture
     def root(self, tmp_path):

@@ -119,6 +119,15 @@ class TestFindMatches:
         assert found.size0 == (200, 300)
         np.testing.assert_allclose(found.kpts0, [[216 / 2 - 0.5, 104 / 2 - 0.5]], atol=0.3)
 
+    @pytest.mark.parametrize(("turns", "max_size"), [(0, 905), (0, 300), (1, 905)])
+    def test_with_a_multiple_small_images_are_enlarged_and_sides_are_rounded_down(self, turns, max_size):
+        pair = Pair(name="p", image0=self.image, image1=self.image, turns1=turns)
+        found = evaluation.find_matches(self.match, pair, max_size, 8)
+        sides = {905: (600, 904), 300: (200, 296)}[max_size]
+        assert self.seen == ((*sides, 3), (*(sides[::-1] if turns else sides), 3))
+        np.testing.assert_allclose(found.kpts0, [[215.5, 103.5]], atol=0.3)
+        np.testing.assert_allclose(found.kpts1, [[215.5, 103.5]], atol=0.3)
+
 
 class TestSift:
     def test_finds_a_shift(self, photo):

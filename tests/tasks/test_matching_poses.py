@@ -120,6 +120,42 @@ def scannet(tmp_path, photo):
     return root
 
 
+@pytest.fixture
+def megadepth(tmp_path, photo):
+    """A pair in the layout of the MegaDepth-1500 list, of images that are smaller than what networks are shown."""
+    root = tmp_path / "megadepth"
+    folder = root / "Undistorted_SfM" / "0015" / "images"
+    folder.mkdir(parents=True)
+    big = cv2.resize(photo, (170, 120), interpolation=cv2.INTER_CUBIC)
+    for name, shift in (("a", 0), ("b", 6)):
+        Image.fromarray(np.roll(big, shift, 1)).save(folder / f"{name}.jpg")
+    np.savez(
+        root / "0015_0.1_0.3.npz",
+        image_paths=np.array([f"Undistorted_SfM/0015/images/{name}.jpg" for name in "ab"], dtype=object),
+        intrinsics=np.stack([K0, K1]),
+        poses=np.stack([np.eye(4), scene(5)[0].T_0to1]),
+        pair_infos=np.array([(np.array([0, 1]), 0.3, np.zeros(4))], dtype=object),
+    )
+    return root
+
+
+def test_megadepth_is_matched_at_the_published_size(megadepth, monkeypatch):
+    """A longer side of 832, though the images have 170, both sides multiples of 8; keypoints come back to the images' own pixels."""
+    seen = []
+
+    def corners(image0, image1):
+        seen.append((image0.shape, image1.shape))
+        return *([[-0.5, -0.5], [831.5, 583.5]] * np.ones((1, 1)) for _ in range(2)), np.ones(2)
+
+    judged = []
+    monkeypatch.setattr(evaluation, "sift_matcher", lambda: corners)
+    monkeypatch.setattr(metrics, "symmetric_epipolar_distance", lambda *points: judged.append(points) or np.ones(2))
+    evaluation.run("pose", megadepth, models=["sift"], estimators=["opencv"])
+    assert seen == [((584, 832, 3), (584, 832, 3))]  # 120 * 832 / 170 = 587.3
+    for points in judged[0][:2]:
+        np.testing.assert_allclose(points, [[-0.5, -0.5], [169.5, 119.5]], atol=1e-9)
+
+
 def test_published_figures_stand_beneath(scannet):
     table = evaluation.run("pose", scannet, models=["sift"], max_size=200)
     sift, paper = table.rows
@@ -250,27 +286,36 @@ class TestPublishedOptions:
             load_matcher("tiny", options={"num_layers": 3})
 
 
-def test_lightning_measures_the_same(scannet, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("layout", "pairs", "padding", "published"),
+    [
+        ("scannet", 2, "none", ["indoor", "24.9", "44.7", "61.8"]),
+        ("megadepth", 1, "attended", ["outdoor", "53.5", "70.2", "82.2"]),
+    ],
+)
+def test_lightning_measures_the_same(layout, pairs, padding, published, request, capsys, tmp_path, monkeypatch):
     """quadtree test prints what quadtree evaluate pose measures, and the paper's figures, and leaves no file behind."""
+    source = request.getfixturevalue(layout)
     monkeypatch.chdir(tmp_path)
-    options = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_size", "160"]
-    recipe = Path(__file__).parents[2] / "recipes" / "evaluate_scannet1500.yaml"
+    options = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_size", "192"]
+    recipe = Path(__file__).parents[2] / "recipes" / f"evaluate_{layout}1500.yaml"
     weights = ["--model.weights", "tiny"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Lightning
-        status = main(["test", "--config", str(recipe), "--data.source", str(scannet), *weights, *options])
+        status = main(["test", "--config", str(recipe), "--data.source", str(source), *weights, *options])
     assert status == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["scannet"]
+    assert [path.name for path in tmp_path.iterdir()] == [layout]
     lines = capsys.readouterr().out.splitlines()
     head, measured, paper = (
         line.split() for line in lines[next(i for i, line in enumerate(lines) if "auc@5" in line) :][:3]
     )
-    (expected, _) = evaluation.run("pose", scannet, models=["tiny"], max_size=160).rows
-    assert paper[:5] == ["paper,", "indoor", "24.9", "44.7", "61.8"]
+    (expected, _) = evaluation.run("pose", source, models=["tiny"], max_size=192, padding=padding).rows
+    assert paper[:5] == ["paper,", *published]
     for name, value in zip(head, measured, strict=True):
         if "@" in name:
             assert float(value) == pytest.approx(100 * expected[name], abs=0.06)
-    assert dict(zip(head, measured, strict=True))["pairs"] == "2"
+    figures = dict(zip(head, measured, strict=True))
+    assert (float(figures["matches"]), int(figures["pairs"])) == (pytest.approx(expected["matches"], abs=0.6), pairs)
 
 
 def test_rows_of_several_devices_count_once():

@@ -27,7 +27,7 @@ def evaluate(
     max_size: Annotated[
         int | None,
         typer.Option(
-            help="Shrink images until their longer side has this many pixels.", show_default="640, megadepth 840"
+            help="Shrink images until their longer side has this many pixels.", show_default="640, megadepth 832"
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first pairs.", show_default=False)] = None,

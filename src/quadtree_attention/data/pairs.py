@@ -139,6 +139,13 @@ def resize_matrix(old: Size, new: Size) -> np.ndarray:
     return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
 
 
+def with_long_side(size: Size, pixels: int, multiple: int) -> Size:
+    """(width, height) with a longer side of ``pixels``, both sides then rounded down to a multiple, as published for MegaDepth."""
+    factor = pixels / max(size)
+    width, height = (max(round(side * factor) // multiple, 1) * multiple for side in size)
+    return width, height
+
+
 def _with_short_side(size: Size, pixels: int) -> Size:
     factor = pixels / min(size)
     return round(size[0] * factor), round(size[1] * factor)

@@ -9,7 +9,7 @@ from quadtree_attention.data.pairs import resize_matrix
 from quadtree_attention.data.scenes.colmap import ColmapScene
 from quadtree_attention.data.scenes.layouts import MegaDepthScene, ScanNetScene
 from quadtree_attention.data.scenes.made import Motion
-from quadtree_attention.data.scenes.posed import fitted, resize_depth
+from quadtree_attention.data.scenes.posed import resize_depth
 from quadtree_attention.data.scenes.write import shots, write_colmap, write_megadepth, write_scannet
 from quadtree_attention.tasks.matching.supervision import depth_supervision, point_supervision
 
@@ -128,8 +128,6 @@ def test_megadepth(megadepth, maker, tmp_path, undistorted):
 
 
 def test_megadepth_sizes(megadepth):
-    assert fitted((1600, 1199), 832, 8) == (832, 616)
-    assert fitted((600, 800), 640, 8) == (480, 640)
     assert megadepth_scene(megadepth, longest=64, pad=False)[0]["image0"].shape == (1, 48, 64)
     assert "mask0" not in megadepth_scene(megadepth, longest=64, pad=False)[0]
 

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 from ...extras import require
-from .posed import fitted, joined, posed_image
+from ..pairs import with_long_side
+from .posed import joined, posed_image
 
 _MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
 _PLACES = ("", "sparse", "sparse/0")  # of a model under its folder
@@ -66,7 +67,7 @@ class ColmapScene(Dataset):
         views = [self.views[k] for k in self.pairs[number]]
         parts = []
         for view in views:
-            size = fitted(view.size, self.longest, self.multiple)
+            size = with_long_side(view.size, self.longest, self.multiple)
             side = self.longest // self.multiple * self.multiple if self.pad else None
             depth = self._depth(view) if self.dense else None
             parts.append(posed_image(self.root / "images" / view.name, view.K, view.size, size, side, depth))

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from ...extras import require
 from ..arrays import entry, read_arrays, read_map
-from .posed import Size, fitted, joined, posed_image
+from ..pairs import with_long_side
+from .posed import Size, joined, posed_image
 
 
 class ScanNetScene(Dataset):
@@ -107,7 +108,7 @@ class MegaDepthScene(Dataset):
         for k in pair:
             depth = _read_h5(self.root / str(self.depths[k]))
             stored = depth.shape[::-1]  # depth maps are as large as the images
-            size = fitted(stored, self.longest, self.multiple)
+            size = with_long_side(stored, self.longest, self.multiple)
             side = self.longest // self.multiple * self.multiple if self.pad else None
             K = np.asarray(self.intrinsics[k], np.float64).reshape(3, 3)
             parts.append(posed_image(self._image(k), K, stored, size, side, depth))

@@ -60,13 +60,6 @@ def resize_depth(depth: np.ndarray, size: Size) -> np.ndarray:
     return np.where(one_surface, 1 / np.where(one_surface, smooth, 1), nearest).astype(np.float32)
 
 
-def fitted(size: Size, longest: int, multiple: int) -> Size:
-    """A size whose longer side is ``longest``, both then rounded down to a multiple, as published for MegaDepth."""
-    factor = longest / max(size)
-    width, height = (round(side * factor) // multiple * multiple for side in size)
-    return width, height
-
-
 def joined(
     first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], T_0to1: np.ndarray
 ) -> dict[str, torch.Tensor]:

@@ -139,11 +139,12 @@ def match_function(matcher: Any, *, pad_to: int | None = None) -> MatchFunction:
 
 
 class Layout(NamedTuple):
-    """How pairs are found in a folder or list."""
+    """How pairs are found in a folder or list, and the size they are matched at by default; see find_matches."""
 
     protocol: str
     read: Callable[..., Iterable[Pair]]
     max_size: int
+    multiple: int | None = None
 
 
 LAYOUTS = {
@@ -152,7 +153,7 @@ LAYOUTS = {
     "synthetic": Layout("homography", SyntheticHomographies, 640),
     "superglue": Layout("pose", layouts.pose_list, 640),
     "scannet": Layout("pose", layouts.scannet1500, 640),
-    "megadepth": Layout("pose", layouts.megadepth1500, 840),
+    "megadepth": Layout("pose", layouts.megadepth1500, 832, multiple=8),
     "stereo": Layout("stereo", layouts.stereo_list, 640),
 }
 
@@ -194,11 +195,12 @@ def run(
     """Measure models by a protocol on a folder or list of pairs, all on the same images.
 
     protocol: "homography", "pose" or "stereo". layout: a name of LAYOUTS; found from the source if None.
-    models: "sift", or what Matcher.from_pretrained takes. max_size: images are shrunk to it; None: 640, or what the
-    layout is published with. limit: only the first pairs. out: .json, .csv or .md for the table; beside it every pair's
-    figures go to a .jsonl, as they come: what a run that was cut off had done is not done again. curve: a picture of the
-    share of pairs over their error. estimators: of poses, see pose_estimators. topk: of quadtree attention, in place of
-    the models' own; padding: see load_matcher. progress: called with (pairs done, pairs) after each.
+    models: "sift", or what Matcher.from_pretrained takes. max_size: images are shrunk to it, those of the layout
+    "megadepth" enlarged too; None: 640, or what the layout is published with. limit: only the first pairs. out: .json,
+    .csv or .md for the table; beside it every pair's figures go to a .jsonl, as they come: what a run that was cut off had
+    done is not done again. curve: a picture of the share of pairs over their error. estimators: of poses, see
+    pose_estimators. topk: of quadtree attention, in place of the models' own; padding: see load_matcher. progress: called
+    with (pairs done, pairs) after each.
 
     A last row has what is published for the layout, where that is known.
 
@@ -242,7 +244,7 @@ def run(
         for name, matcher in matchers.items():
             row = log.done.get((name, index))
             if row is None or row["pair"] != pair.name:
-                found = find_matches(matcher, pair, max_size)
+                found = find_matches(matcher, pair, max_size, LAYOUTS[layout].multiple)
                 row = {"model": name, "index": index, "pair": pair.name, "ms": found.ms, **judge(pair, found)}
                 log.add(row)
             rows[name].append(row)

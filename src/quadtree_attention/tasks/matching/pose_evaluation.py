@@ -83,7 +83,7 @@ class PoseEvaluation(LightningModule):
     Args:
         weights: a name, such as "indoor", or a file, .ckpt of a training too; see `quadtree models`. The network is the file's own.
         topk: of quadtree attention, in place of the model's own.
-        max_size: images are shrunk to it; by default 640, or what the layout is published with.
+        max_size: images are shrunk to it, those of the layout "megadepth" enlarged too; by default 640, or what the layout is published with.
         padding: "none"; or pad images to squares of ``max_size``, "masked", or "attended", as by the published outdoor network.
         estimators: of poses, "opencv" and "poselib"; by default those whose package is there.
 
@@ -113,9 +113,10 @@ class PoseEvaluation(LightningModule):
     def validation_step(self, number: int, index: int) -> None:
         """Match a pair of the list and judge the poses."""
         pair = self.trainer.datamodule.pairs[number]
-        max_size = self.max_size or LAYOUTS[self.trainer.datamodule.layout].max_size
+        layout = LAYOUTS[self.trainer.datamodule.layout]
+        max_size = self.max_size or layout.max_size
         match = match_function(Matcher(self.model, self.device), pad_to=None if self.padding == "none" else max_size)
-        found = find_matches(match, pair, max_size)
+        found = find_matches(match, pair, max_size, layout.multiple)
         self.rows.update(number, {**judge_pose(pair, found, self.estimators), "ms": found.ms})
 
     def on_validation_epoch_end(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...data import pairs as layouts
 from ...data.images import read_image, resize_longest
-from ...data.pairs import HomographyPair, Pair, PosePair, StereoPair, resize_matrix
+from ...data.pairs import HomographyPair, Pair, PosePair, StereoPair, resize_matrix, with_long_side
 from ...extras import require
 from . import metrics
 
@@ -45,10 +45,14 @@ class Found(NamedTuple):
     size0: tuple[int, int]  # (height, width) of image 0 in pixels of the geometry
 
 
-def find_matches(matcher: MatchFunction, pair: Pair, max_size: int) -> Found:
-    """Resize and turn a pair's images, match them, and map the keypoints back."""
-    image0, to_matched0, size0 = _prepare(pair.image0, pair.size0, pair.turns0, max_size)
-    image1, to_matched1, _ = _prepare(pair.image1, pair.size1, pair.turns1, max_size)
+def find_matches(matcher: MatchFunction, pair: Pair, max_size: int, multiple: int | None = None) -> Found:
+    """Resize and turn a pair's images, match them, and map the keypoints back.
+
+    max_size: larger images are shrunk to it. multiple: as published for MegaDepth, smaller ones are enlarged to it too, and both sides are
+    rounded down to a multiple of this.
+    """
+    image0, to_matched0, size0 = _prepare(pair.image0, pair.size0, pair.turns0, max_size, multiple)
+    image1, to_matched1, _ = _prepare(pair.image1, pair.size1, pair.turns1, max_size, multiple)
     start = time.perf_counter()
     kpts0, kpts1, _ = matcher(image0, image1)
     ms = 1000 * (time.perf_counter() - start)
@@ -109,14 +113,14 @@ def judge_stereo(pair: Pair, found: Found) -> Row:
 
 
 def _prepare(
-    image: layouts.Image, size: layouts.Size | None, turns: int, max_size: int
+    image: layouts.Image, size: layouts.Size | None, turns: int, max_size: int, multiple: int | None
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """The image to match, the [3, 3] map of geometry pixels to its pixels, and (height, width) of the geometry."""
     name = str(image) if isinstance(image, str | Path) else "image"
+    cv2 = require("cv2", "vision")
     pixels = read_image(image)
     if size is not None and size != pixels.shape[1::-1]:
         shrinks = size[0] < pixels.shape[1]
-        cv2 = require("cv2", "vision")
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     height, width = pixels.shape[:2]
     A = {  # np.rot90 turns counterclockwise: the right edge comes to the top
@@ -126,8 +130,13 @@ def _prepare(
         3: np.array([[0.0, -1, height - 1], [1, 0, 0], [0, 0, 1]]),
     }[turns % 4]
     turned = np.ascontiguousarray(np.rot90(pixels, turns))
-    shrunk, _ = resize_longest(turned, max_size, name)
-    return shrunk, resize_matrix(turned.shape[1::-1], shrunk.shape[1::-1]) @ A, (height, width)
+    if multiple is None:
+        resized, _ = resize_longest(turned, max_size, name)
+    else:
+        resized = cv2.resize(
+            turned, with_long_side(turned.shape[1::-1], max_size, multiple), interpolation=cv2.INTER_LINEAR
+        )
+    return resized, resize_matrix(turned.shape[1::-1], resized.shape[1::-1]) @ A, (height, width)
 
 
 # ---- many pairs ----------------------------------------------------------------------------------
