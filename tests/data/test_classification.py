@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from quadtree_attention.data.classification import Augmented, ClassificationData, EpochSampler
-from quadtree_attention.data.loading import seeded
+from quadtree_attention.data.classification import ClassificationData
 
 # timm leaves it to the garbage collector to close image files
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -95,39 +94,6 @@ def test_augmentation_does_not_depend_on_workers_and_changes_with_the_epoch(fold
     for one, other in zip(epoch(0, 0), epoch(0, 2), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert not torch.equal(epoch(0, 0)[0], epoch(1, 0)[0])
-
-
-def test_a_sampler_deals_out_and_goes_on(folder):
-    dataset = Augmented(range(10), 0)
-    whole = list(EpochSampler(dataset))
-    assert sorted(index for _, index in whole) == list(range(10))
-    parts = []
-    for rank in (0, 1):
-        sampler = EpochSampler(dataset)
-        sampler.num_replicas, sampler.rank, sampler.num_samples = 2, rank, 5
-        parts.append(list(sampler))
-    assert [pair for both in zip(*parts, strict=True) for pair in both] == whole
-    sampler = EpochSampler(dataset)
-    sampler.first = 4
-    assert list(sampler) == whole[4:]
-    assert list(sampler) == whole
-    repeated = list(EpochSampler(dataset, repeats=3))
-    assert len(repeated) == 10
-    assert [index for _, index in repeated[:3]] == [repeated[0][1]] * 3
-    assert len({number for number, _ in repeated[:3]}) == 3  # three augmentations
-
-
-def test_seeded_leaves_the_generators_as_they_were():
-    np.random.seed(1)  # noqa: NPY002
-    torch.manual_seed(1)
-    want = np.random.rand(), torch.rand(1)  # noqa: NPY002
-    np.random.seed(1)  # noqa: NPY002
-    torch.manual_seed(1)
-    with seeded(3, 4):
-        inside = np.random.rand(), torch.rand(1)  # noqa: NPY002
-    assert (np.random.rand(), torch.rand(1)) == want  # noqa: NPY002
-    with seeded(3, 4):
-        assert (np.random.rand(), torch.rand(1)) == inside  # noqa: NPY002
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from quadtree_attention.data.images import read_image, to_gray
-from quadtree_attention.data.photos import list_photographs, read_gray
+from quadtree_attention.data.photos import Photographs, list_photographs, read_gray
 
 
 def save(path, image, **options):
@@ -63,3 +63,29 @@ def test_broken_and_small_files(tmp_path, photo):
         read_gray(path)
     with pytest.raises(ValueError, match="too small: 40x20 pixels"):
         read_gray(save(tmp_path / "b.png", photo[:20, :40]))
+
+
+def test_drawing(tmp_path, photo):
+    paths = [save(tmp_path / f"{name}.png", photo + 10 * k) for k, name in enumerate("abc")]
+    photos = Photographs(paths)
+    rng = np.random.default_rng(0)
+    assert {photos.draw(rng, lambda path: path) for _ in range(40)} == {str(path) for path in paths}
+    first, again = ([photos.draw(np.random.default_rng(seed), str) for seed in range(9)] for _ in range(2))
+    assert first == again
+    np.testing.assert_array_equal(Photographs(paths[:1]).draw(rng), read_image(paths[0]))
+
+
+def test_broken_photographs_are_skipped_with_a_warning(tmp_path, photo):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    photos = Photographs([broken, save(tmp_path / "sound.png", photo)])
+    with pytest.warns(UserWarning, match=r"photograph skipped: .*broken\.jpg"):
+        drawn = [photos.draw(np.random.default_rng(seed)) for seed in range(9)]
+    assert len(drawn) == 9
+    with (
+        pytest.warns(UserWarning, match="photograph skipped"),
+        pytest.raises(ValueError, match=r"20 photographs in a row cannot be read, the last one .*broken\.jpg"),
+    ):
+        Photographs([broken]).draw(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="got no photographs, expected at least one"):
+        Photographs([])

@@ -142,23 +142,12 @@ def test_datamodule(photos):
     first, second = ([batch["disparity"] for batch in data.val_dataloader()] for _ in range(2))
     assert [len(batch) for batch in first] == [2, 1]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    with pytest.raises(ValueError, match="at least one batch of 8 pairs"):
+    with pytest.raises(ValueError, match="length is 5, expected at least one batch of 8"):
         StereoData(folder, folder, SIZE, batch_size=8, length=5).train_dataloader()
 
 
-def test_options_that_make_no_sense(photos, tmp_path):
+def test_options_that_make_no_sense(photos):
     with pytest.raises(ValueError, match="got no photographs"):
         StereoDataset([])
     with pytest.raises(ValueError, match="size is 16x96"):
         StereoDataset(photos, (16, 96))
-    with pytest.raises(ValueError, match="length is 0"):
-        StereoDataset(photos, length=0)
-    with pytest.raises(IndexError, match="index is -1"):
-        StereoDataset(photos)[-1]
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no image")
-    with (
-        pytest.warns(UserWarning, match="photograph skipped"),
-        pytest.raises(ValueError, match="in a row cannot be read"),
-    ):
-        StereoDataset([broken], SIZE)[0]

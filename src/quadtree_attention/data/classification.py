@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from timm.data import create_dataset, create_transform
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .loading import Augmented, EpochSampler, StreamLoader
+from .loading import Augmented, EpochSampler, StreamLoader, loader_options
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -149,13 +148,7 @@ class ClassificationData(LightningDataModule):
         return create_transform(size, is_training=True, **common, **{key: h[key] for key in names})
 
     def _options(self) -> dict[str, Any]:
-        workers = self.hparams["num_workers"]
-        return {
-            "batch_size": self.hparams["batch_size"],
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
+        return loader_options(self.hparams["batch_size"], self.hparams["num_workers"])
 
 
 def _class_names(dataset: Dataset) -> list[str] | None:

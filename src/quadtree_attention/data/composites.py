@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..models.segmentation import IGNORE
-from .images import read_image
-from .loading import StreamLoader, StreamSampler, one_thread
+from .loading import SeededDataset, StreamLoader, loader_options, stream_loader
 from .masks import collate_lists, normalised
-from .photos import list_photographs
+from .photos import Photographs, list_photographs
 
 LARGEST = 128  # pixels of the longer side of cut-outs, and twice that of the shorter side of photographs, as they are kept in memory
 
@@ -40,12 +39,12 @@ class Pasting:
     zoom: float = 0.4
 
 
-class CompositeDataset(Dataset):
+class CompositeDataset(SeededDataset):
     """Images of ``size`` (height, width) and their masks: 0 the photograph, 1 and up the classes; sample n of a seed is always the same.
 
     Args:
         cutouts: folder with one folder a class (sorted: class 1, 2, ...), each with images that have an alpha channel.
-        photos: folder of photographs.
+        photos: folder of photographs. Broken ones are skipped with a warning.
         size: (height, width).
         length: samples an epoch.
         seed: of everything drawn.
@@ -64,17 +63,15 @@ class CompositeDataset(Dataset):
         seed: int = 0,
         pasting: Pasting = Pasting(),
     ) -> None:
+        super().__init__(length, seed)
         self.labels = class_names(cutouts)
-        self.size, self.length, self.seed, self.pasting = tuple(size), length, seed, pasting
+        self.size, self.pasting = tuple(size), pasting
         self.cutouts = [
             [read_cutout(path) for path in list_photographs(Path(cutouts) / name)] for name in self.labels[1:]
         ]
-        self.photos = list_photographs(photos)
+        self.photos = Photographs(list_photographs(photos))
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image ``[H, W, 3]`` uint8 and mask ``[H, W]`` uint8."""
         rng, p = np.random.default_rng([self.seed, index]), self.pasting
         image = self._background(rng)
@@ -88,7 +85,7 @@ class CompositeDataset(Dataset):
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
         """A random part of a photograph, float32."""
-        photo = _small(read_image(self.photos[rng.integers(len(self.photos))]), 2 * LARGEST)
+        photo = _small(self.photos.draw(rng), 2 * LARGEST)
         height, width = photo.shape[:2]
         factor = rng.uniform(self.pasting.zoom, 1) * min(height / self.size[0], width / self.size[1])
         part = [max(1, int(side * factor)) for side in self.size]
@@ -219,20 +216,21 @@ class CompositeData(LightningDataModule):
         """Names of the classes in the order of their numbers."""
         return class_names(Path(self.cutouts) / "train")
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> StreamLoader:
         """Composites of an endless stream, the next ``length`` in each epoch: images ``[B, 3, H, W]`` and masks int64 ``[B, H, W]``."""
-        dataset = self._dataset("train")
-        if len(dataset) < self.batch_size:
-            raise ValueError(f"length is {len(dataset)}, expected at least one batch of {self.batch_size} images")
-        return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **self._options())
+        return stream_loader(self._dataset("train"), self.batch_size, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """Lists of images ``[3, H, W]`` and of masks int64 ``[H, W]``."""
-        return DataLoader(self._dataset("validation"), collate_fn=collate_lists, **self._options())
+        return self._whole("validation")
 
     def test_dataloader(self) -> DataLoader:
         """As `val_dataloader`."""
-        return DataLoader(self._dataset("test"), collate_fn=collate_lists, **self._options())
+        return self._whole("test")
+
+    def _whole(self, split: str) -> DataLoader:
+        options = loader_options(self.batch_size, self.num_workers)
+        return DataLoader(self._dataset(split), collate_fn=collate_lists, **options)
 
     def _dataset(self, split: str) -> Dataset:
         seed = 3 * self.seed + list(self.lengths).index(split)
@@ -240,15 +238,6 @@ class CompositeData(LightningDataModule):
         return _Normalised(
             CompositeDataset(*folders, self.size, self.lengths[split], seed, self.pasting), self.mean, self.std
         )
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "worker_init_fn": one_thread,
-            "pin_memory": torch.cuda.is_available(),
-        }
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..extras import require
 from .annotations import AnnotatedImage, Annotations, read_coco, read_voc
 from .images import read_image
-from .loading import Augmented, EpochSampler, StreamLoader, one_thread
+from .loading import Augmented, EpochSampler, StreamLoader, loader_options
 
 LAYOUTS = ("coco", "voc")
 Target = dict[str, Tensor]
@@ -181,15 +181,7 @@ class DetectionData(LightningDataModule):
         return v2.Compose(steps)
 
     def _options(self) -> dict[str, Any]:
-        workers = self.hparams["num_workers"]
-        return {
-            "batch_size": self.hparams["batch_size"],
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": as_lists,
-            "worker_init_fn": one_thread,
-        }
+        return {**loader_options(self.hparams["batch_size"], self.hparams["num_workers"]), "collate_fn": as_lists}
 
 
 def as_lists(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:

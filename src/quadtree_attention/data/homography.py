@@ -6,8 +6,7 @@ what an uninterrupted one would have seen.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from .appearance import Appearance, change_appearance, occlude
-from .loading import StreamLoader, StreamSampler, loader_options
-from .photos import list_photographs, read_gray
+from .loading import SeededDataset, StreamLoader, loader_options, stream_loader
+from .photos import Photographs, list_photographs, read_gray
 
-_TRIES = 20  # random warps, or broken photographs in a row, before giving up
+_TRIES = 20  # random warps before giving up
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Warp:
     background: float = 0.5
 
 
-class HomographyDataset(Dataset):
+class HomographyDataset(SeededDataset):
     """Random pairs of views; sample n depends on the seed and n alone.
 
     Args:
@@ -74,16 +73,11 @@ class HomographyDataset(Dataset):
         difficulty: float | tuple[float, float] = 1.0,
         ramp: int = 0,
     ) -> None:
-        if not photos:
-            raise ValueError("got no photographs, expected at least one; list_photographs finds those of a folder")
+        super().__init__(length, seed)
+        self.photos = Photographs(photos)
         if min(size) < 32:
             raise ValueError(f"size is {size[0]}x{size[1]}, expected at least 32 pixels on each side")
-        if length < 1:
-            raise ValueError(f"length is {length}, expected at least 1 sample an epoch")
-        self.photos = [str(path) for path in photos]
         self.size = (int(size[0]), int(size[1]))
-        self.length = length
-        self.seed = seed
         self.warp = warp or Warp()
         self.appearance = appearance or Appearance()
         self.collage = collage
@@ -93,15 +87,8 @@ class HomographyDataset(Dataset):
         self.difficulty = (float(first), float(last))
         self.ramp = ramp
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        return (self[index] for index in range(self.length))
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < 0:
-            raise IndexError(f"index is {index}, expected 0 or more")
+    def sample(self, index: int) -> dict[str, torch.Tensor]:
+        """Pair ``index``."""
         rng = np.random.default_rng([self.seed, index])
         difficulty = self._difficulty(index)
         photo = self._collage(rng) if rng.random() < self.collage else self._photograph(rng)
@@ -140,15 +127,8 @@ class HomographyDataset(Dataset):
         return np.block([parts[row * count : (row + 1) * count] for row in range(count)])
 
     def _photograph(self, rng: np.random.Generator, short_side: int | None = None) -> np.ndarray:
-        """A random photograph ``[H, W]`` uint8 that can be read; see `read_gray` for ``short_side``."""
-        for _ in range(_TRIES):
-            path = self.photos[rng.integers(len(self.photos))]
-            try:
-                return read_gray(path, short_side or 2 * max(self.size))
-            except (ValueError, OSError) as error:
-                # Python shows a warning of the same text once.
-                warnings.warn(f"photograph skipped: {error}", stacklevel=2)
-        raise ValueError(f"{_TRIES} photographs in a row cannot be read, the last one {path}; check the folder")
+        """A random photograph ``[H, W]`` uint8; see `read_gray` for ``short_side``."""
+        return self.photos.draw(rng, lambda path: read_gray(path, short_side or 2 * max(self.size)))
 
 
 def random_views(
@@ -294,14 +274,10 @@ class HomographyData(LightningDataModule):
         self.warp, self.appearance, self.collage = warp, appearance, collage
         self.difficulty, self.ramp = difficulty, ramp
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> StreamLoader:
         """Pairs of an endless stream, the next ``length`` in each epoch."""
         dataset = self._dataset(self.train_folder, self.length, self.seed, self.difficulty, self.ramp)
-        if self.length < self.batch_size:
-            raise ValueError(f"length is {self.length}, expected at least one batch of {self.batch_size} pairs")
-        return StreamLoader(
-            dataset, sampler=StreamSampler(dataset), drop_last=True, **loader_options(self.batch_size, self.num_workers)
-        )
+        return stream_loader(dataset, self.batch_size, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """The same pairs each time, of other photographs and another seed than those of training."""

@@ -1,4 +1,4 @@
-"""Loaders of training samples that a resumed training goes on with exactly."""
+"""Datasets and loaders of training samples that a resumed training goes on with exactly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,33 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+
+class SeededDataset(Dataset):
+    """Samples made by chance, ``length`` an epoch: sample n depends on ``seed`` and n alone, and numbers beyond ``length`` are those of later epochs.
+
+    A subclass makes them in `sample`.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        if length < 1:
+            raise ValueError(f"length is {length}, expected at least 1 sample an epoch")
+        self.length, self.seed = length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(self.length))
+
+    def __getitem__(self, index: int) -> Any:
+        if index < 0:
+            raise IndexError(f"index is {index}, expected 0 or more")
+        return self.sample(index)
+
+    def sample(self, index: int) -> Any:
+        """Sample ``index``, 0 or more."""
+        raise TypeError(f"{type(self).__name__} defines no sample()")
 
 
 class StreamSampler(DistributedSampler):
@@ -84,6 +111,14 @@ class StreamLoader(DataLoader):
         self.sampler.first = 0 if at_end else state["batches"] * self.batch_size
 
 
+def stream_loader(dataset: Dataset, batch_size: int, num_workers: int) -> StreamLoader:
+    """Batches of an endless stream of samples, ``len(dataset)`` of them an epoch; a last one that is not full is left out."""
+    if len(dataset) < batch_size:
+        raise ValueError(f"length is {len(dataset)}, expected at least one batch of {batch_size}")
+    options = loader_options(batch_size, num_workers)
+    return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **options)
+
+
 def processes() -> tuple[int, int]:
     """How many processes train together, and the number of this one."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -91,7 +126,7 @@ def processes() -> tuple[int, int]:
 
 
 def loader_options(batch_size: int, num_workers: int) -> dict[str, Any]:
-    """What all loaders of image pairs share."""
+    """What all loaders share."""
     return {
         "batch_size": batch_size,
         "num_workers": num_workers,
@@ -103,8 +138,10 @@ def loader_options(batch_size: int, num_workers: int) -> dict[str, Any]:
 
 def one_thread(worker: int) -> None:
     """Of a DataLoader's worker: OpenCV shall not start threads of its own."""
-    import cv2
-
+    try:
+        import cv2
+    except ImportError:
+        return
     cv2.setNumThreads(0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 
 from ..extras import require
 from .images import MIN_SIDE, read_image, to_gray
+
+_TRIES = 20  # broken photographs in a row before giving up
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -34,6 +38,37 @@ def list_photographs(folder: str | Path, *, recursive: bool = True) -> list[Path
         where = "in it or below" if recursive else "in it; photographs in folders below it need recursive=True"
         raise ValueError(f"{folder} holds no photographs ({', '.join(sorted(SUFFIXES))}) {where}")
     return sorted(found)
+
+
+class Photographs:
+    """Photographs to draw from by chance; broken ones are skipped with a warning.
+
+    Args:
+        paths: of them.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        if not paths:
+            raise ValueError("got no photographs, expected at least one; list_photographs finds those of a folder")
+        self.paths = [str(path) for path in paths]
+
+    def draw(self, rng: np.random.Generator, read: Callable[[str], np.ndarray] = read_image) -> np.ndarray:
+        """One that can be read, by ``read``.
+
+        Raises:
+            ValueError: 20 in a row cannot be.
+        """
+        for _ in range(_TRIES):
+            path = self.paths[rng.integers(len(self.paths))]
+            try:
+                return read(path)
+            except (ValueError, OSError) as error:
+                # Python shows a warning of the same text once.
+                warnings.warn(f"photograph skipped: {error}", stacklevel=2)
+        raise ValueError(f"{_TRIES} photographs in a row cannot be read, the last one {path}; check the folder")
 
 
 def read_gray(path: str | Path, short_side: int | None = None) -> np.ndarray:

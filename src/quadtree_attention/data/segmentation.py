@@ -16,8 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..models.segmentation import IGNORE, SegmenterConfig
 from .ade20k import ADE20K_LABELS
-from .classification import Augmented, EpochSampler
-from .loading import StreamLoader
+from .loading import Augmented, EpochSampler, StreamLoader, loader_options
 from .masks import SegmentationFolder, collate_lists, seen
 
 LAYOUTS = {  # of a split: folder of images, folder of masks
@@ -159,9 +158,8 @@ class SegmentationData(LightningDataModule):
             raise ValueError(
                 f"{self.hparams['root']} has {len(sampler)} training images a device, expected at least one batch of {self.hparams['batch_size']}"
             )
-        return StreamLoader(
-            dataset, sampler=sampler, drop_last=True, batch_size=self.hparams["batch_size"], **self._options()
-        )
+        options = loader_options(self.hparams["batch_size"], self.hparams["num_workers"])
+        return StreamLoader(dataset, sampler=sampler, drop_last=True, **options)
 
     def val_dataloader(self) -> DataLoader:
         """Lists of images ``[3, h, w]`` as the network sees them, and of masks int64 ``[H, W]`` of the size they have in the files."""
@@ -176,9 +174,8 @@ class SegmentationData(LightningDataModule):
         dataset = _Transformed(
             self._folder(split), lambda image, mask: (seen(image, config), torch.from_numpy(mask).long())
         )
-        return DataLoader(
-            dataset, batch_size=self.hparams["val_batch_size"], collate_fn=collate_lists, **self._options()
-        )
+        options = loader_options(self.hparams["val_batch_size"], self.hparams["num_workers"])
+        return DataLoader(dataset, collate_fn=collate_lists, **options)
 
     def _folder(self, split: int) -> SegmentationFolder:
         h = self.hparams
@@ -207,14 +204,6 @@ class SegmentationData(LightningDataModule):
             PadTo(h["crop_size"]),
         ]
         return _Augmentation(v2.Compose(steps))
-
-    def _options(self) -> dict[str, Any]:
-        workers = self.hparams["num_workers"]
-        return {
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
 
 
 class _Augmentation:

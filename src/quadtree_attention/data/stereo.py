@@ -5,8 +5,7 @@ Sample n of a seed is always the same, whatever came before it and whichever wor
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,11 @@ import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from .images import read_image
-from .loading import StreamLoader, StreamSampler, one_thread
-from .photos import list_photographs
+from .loading import SeededDataset, StreamLoader, loader_options, stream_loader
+from .photos import Photographs, list_photographs
 
-_TRIES = 20  # broken photographs in a row before giving up
 _SAME = 0.75  # pixels of disparity within which what the other view shows is the same surface
 
 
@@ -75,7 +72,7 @@ class _Surface:
         return np.array([[1 / (1 - a), b / (1 - a), c / (1 - a)], [0, 1, 0], [0, 0, 1]])
 
 
-class StereoDataset(Dataset):
+class StereoDataset(SeededDataset):
     """Random stereo pairs; sample n depends on the seed and n alone.
 
     Args:
@@ -98,30 +95,18 @@ class StereoDataset(Dataset):
         scene: Scene | None = None,
         views: Views | None = None,
     ) -> None:
-        if not photos:
-            raise ValueError("got no photographs, expected at least one; list_photographs finds those of a folder")
+        super().__init__(length, seed)
+        self.photos = Photographs(photos)
         if min(size) < 32:
             raise ValueError(f"size is {size[0]}x{size[1]}, expected at least 32 pixels on each side")
-        if length < 1:
-            raise ValueError(f"length is {length}, expected at least 1 sample an epoch")
-        self.photos = [str(path) for path in photos]
         self.size = (int(size[0]), int(size[1]))
-        self.length = length
-        self.seed = seed
         self.scene = scene or Scene()
         self.views = views or Views()
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        return (self[index] for index in range(self.length))
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < 0:
-            raise IndexError(f"index is {index}, expected 0 or more")
+    def sample(self, index: int) -> dict[str, torch.Tensor]:
+        """Pair ``index``."""
         rng = np.random.default_rng([self.seed, index])
-        photos = [self._photograph(rng) for _ in range(3)]
+        photos = [self.photos.draw(rng) for _ in range(3)]
         surfaces = random_surfaces(rng, photos, self.size, self.scene)
         (left, disparity, occluded), (right, disparity_right, occluded_right) = render_pair(
             surfaces, self.size, _rectification(rng, self.size, self.views)
@@ -136,16 +121,6 @@ class StereoDataset(Dataset):
             "occluded_right": occluded_right,
         }
         return {name: torch.from_numpy(value) for name, value in sample.items()}
-
-    def _photograph(self, rng: np.random.Generator) -> np.ndarray:
-        """A random photograph ``[H, W, 3]`` uint8 that can be read."""
-        for _ in range(_TRIES):
-            path = self.photos[rng.integers(len(self.photos))]
-            try:
-                return read_image(path)
-            except (ValueError, OSError) as error:
-                warnings.warn(f"photograph skipped: {error}", stacklevel=2)
-        raise ValueError(f"{_TRIES} photographs in a row cannot be read, the last one {path}; check the folder")
 
 
 def random_surfaces(
@@ -336,27 +311,17 @@ class StereoData(LightningDataModule):
         self.length, self.val_length, self.seed = length, val_length, seed
         self.scene, self.views = scene, views
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> StreamLoader:
         """Pairs of an endless stream, the next ``length`` in each epoch."""
-        if self.length < self.batch_size:
-            raise ValueError(f"length is {self.length}, expected at least one batch of {self.batch_size} pairs")
         dataset = self._dataset(self.train_folder, self.length, self.seed)
-        return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **self._options())
+        return stream_loader(dataset, self.batch_size, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """The same pairs each time, of other photographs and another seed than those of training."""
-        return DataLoader(self._dataset(self.val_folder, self.val_length, self.seed + 1), **self._options())
+        dataset = self._dataset(self.val_folder, self.val_length, self.seed + 1)
+        return DataLoader(dataset, **loader_options(self.batch_size, self.num_workers))
 
     test_dataloader = val_dataloader
 
     def _dataset(self, folder: str, length: int, seed: int) -> StereoDataset:
         return StereoDataset(list_photographs(folder), self.size, length, seed, self.scene, self.views)
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "worker_init_fn": one_thread,
-            "pin_memory": torch.cuda.is_available(),
-        }

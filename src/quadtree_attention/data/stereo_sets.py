@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..extras import require
 from .arrays import read_map
-from .loading import StreamLoader, StreamSampler, one_thread
+from .loading import StreamLoader, StreamSampler, loader_options
 from .stereo import Views, change_light
 
 STEREO_SETS = ("sceneflow", "monkaa", "driving", "kitti2012", "kitti2015", "middlebury", "eth3d")
@@ -193,19 +193,11 @@ class StereoSetData(LightningDataModule):
         dataset = StereoSet(self.name, self.root, "train", self.size, self.seed, self.views)
         if len(dataset) < self.batch_size:
             raise ValueError(f"{self.name} has {len(dataset)} pairs to train on, expected a batch of {self.batch_size}")
-        options = {"batch_size": self.batch_size, **self._options()}
+        options = loader_options(self.batch_size, self.num_workers)
         return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **options)
 
     def val_dataloader(self) -> DataLoader:
         """Whole pairs, in order."""
-        return DataLoader(StereoSet(self.name, self.root, "validation"), batch_size=1, **self._options())
+        return DataLoader(StereoSet(self.name, self.root, "validation"), **loader_options(1, self.num_workers))
 
     test_dataloader = val_dataloader
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "worker_init_fn": one_thread,
-            "pin_memory": torch.cuda.is_available(),
-        }

@@ -130,8 +130,8 @@ def test_data_module(photos):
     )
     batches = [*data.train_dataloader(), *data.val_dataloader()]
     assert [len(batch["image0"]) for batch in batches] == [2, 2, 2]
-    with pytest.raises(ValueError, match="length is 1, expected at least one batch of 2 pairs"):
-        MadeScenesData(folder, folder, batch_size=2, length=1)
+    with pytest.raises(ValueError, match="length is 1, expected at least one batch of 2"):
+        MadeScenesData(folder, folder, batch_size=2, length=1).train_dataloader()
 
 
 @pytest.mark.parametrize(

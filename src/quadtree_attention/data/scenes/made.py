@@ -5,8 +5,7 @@ Scene n and pair n of a seed are always the same, whatever came before them and 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,16 +14,16 @@ import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..appearance import Appearance, change_appearance
 from ..homography import HomographyDataset
-from ..loading import StreamLoader, StreamSampler, loader_options
+from ..loading import SeededDataset, StreamLoader, loader_options, stream_loader
 from ..pairs import PosePair
-from ..photos import list_photographs, read_gray
+from ..photos import Photographs, list_photographs, read_gray
 from .render import Rectangle, Scene, View, look_at, overlap
 
-_TRIES = 200  # random cameras, or broken photographs in a row, before giving up
+_TRIES = 200  # random cameras before giving up
 _COARSE = 24  # pixels of the longer side of the depth maps that cameras are judged by
 _CLOSE = 0.3  # metres: cameras are no nearer to anything
 
@@ -78,15 +77,13 @@ class SceneMaker:
     """
 
     def __init__(self, photos: Sequence[str | Path], seed: int = 0) -> None:
-        if not photos:
-            raise ValueError("got no photographs, expected at least one; list_photographs finds those of a folder")
-        self.photos = [str(path) for path in photos]
+        self.photos = Photographs(photos)
         self.seed = seed
 
     def __call__(self, number: int) -> Place:
         """Scene ``number``: two of three are rooms, the others yards without walls or ceiling."""
         rng = np.random.default_rng([self.seed, 0, number])
-        photos = [self._photograph(rng) for _ in range(16)]
+        photos = [self.photos.draw(rng, lambda path: read_gray(path, 256)) for _ in range(16)]
 
         def texture(side: int) -> np.ndarray:
             return _part(rng, photos[rng.integers(len(photos))], side)
@@ -112,15 +109,6 @@ class SceneMaker:
             middle = rng.uniform([0, 0, 0.5], extent)
             parts.append(_rectangle(rng, middle - frame[:, 0] / 2 - frame[:, 1] / 2, frame[:, 0], frame[:, 1], texture))
         return Place(Scene(parts, sky=int(rng.integers(120, 250))), extent)
-
-    def _photograph(self, rng: np.random.Generator) -> np.ndarray:
-        for _ in range(_TRIES):
-            path = self.photos[rng.integers(len(self.photos))]
-            try:
-                return read_gray(path, 256)
-            except (ValueError, OSError) as error:
-                warnings.warn(f"photograph skipped: {error}", stacklevel=2)  # Python shows each text once
-        raise ValueError(f"{_TRIES} photographs in a row cannot be read, the last one {path}; check the folder")
 
 
 def random_cameras(
@@ -163,7 +151,7 @@ def random_cameras(
     raise ValueError(f"no two cameras found for {motion}; widen its overlap, or lower its baseline and turn")
 
 
-class MadeScenes(Dataset):
+class MadeScenes(SeededDataset):
     """Random pairs of views of made-up scenes; sample n depends on the seed and n alone.
 
     Args:
@@ -193,28 +181,22 @@ class MadeScenes(Dataset):
         pairs: int = 2,
         homographies: float = 0.0,
     ) -> None:
-        if length < 1 or pairs < 1:
-            raise ValueError(f"length is {length} and pairs is {pairs}, expected at least 1 of each")
+        super().__init__(length, seed)
+        if pairs < 1:
+            raise ValueError(f"pairs is {pairs}, expected at least 1 of each scene")
         if not (0 <= homographies <= 1 and 0 <= difficulty <= 1):
             raise ValueError(
                 f"homographies is {homographies} and difficulty is {difficulty}, expected shares from 0 to 1"
             )
         self.planes = HomographyDataset(photos, size, length, seed, appearance=appearance)  # checks photos and size
         self.scenes = SceneMaker(photos, seed)
-        self.size, self.length, self.seed = self.planes.size, length, seed
+        self.size = self.planes.size
         self.motion, self.appearance = motion, appearance or Appearance()
         self.difficulty, self.pairs, self.homographies = difficulty, pairs, homographies
         self._last: tuple[int, Place] | None = None
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        return (self[index] for index in range(self.length))
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < 0:
-            raise IndexError(f"index is {index}, expected 0 or more")
+    def sample(self, index: int) -> dict[str, torch.Tensor]:
+        """Pair ``index``."""
         rng = np.random.default_rng([self.seed, 1, index])
         if rng.random() < self.homographies:
             return as_posed(self.planes[index])
@@ -281,15 +263,13 @@ class MadeScenesData(LightningDataModule):
         homographies: float = 0.0,
     ) -> None:
         super().__init__()
-        if length < batch_size:
-            raise ValueError(f"length is {length}, expected at least one batch of {batch_size} pairs")
         self.train_folder, self.val_folder = train_folder, val_folder
         self.length, self.val_length, self.seed, self.homographies = length, val_length, seed, homographies
-        self.loading = loader_options(batch_size, num_workers)
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.options = {"motion": motion, "appearance": appearance, "difficulty": difficulty, "pairs": pairs}
         self.options["size"] = size
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> StreamLoader:
         """Pairs of an endless stream, the next ``length`` in each epoch."""
         dataset = MadeScenes(
             list_photographs(self.train_folder),
@@ -298,13 +278,13 @@ class MadeScenesData(LightningDataModule):
             homographies=self.homographies,
             **self.options,
         )
-        return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **self.loading)
+        return stream_loader(dataset, self.batch_size, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """The same pairs each time, of other photographs and another seed than those of training."""
         photos = list_photographs(self.val_folder)
         dataset = MadeScenes(photos, length=self.val_length, seed=self.seed + 1, **self.options)
-        return DataLoader(dataset, **self.loading)
+        return DataLoader(dataset, **loader_options(self.batch_size, self.num_workers))
 
     test_dataloader = val_dataloader
 
