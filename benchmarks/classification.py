@@ -13,14 +13,12 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
+    sys.path[0] += "/support"  # not this folder: its operator.py would hide the standard library's
 
 import argparse
 import copy
 import json
-import os
 import statistics
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from PIL import Image, ImageOps
 from quadtree_attention.data.classification import ClassificationData
 from quadtree_attention.table import Table
 from quadtree_attention.weights.classification import load_classifier
+from training import fit
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {"clothing": "classify_tiny_clothing", "fashion": "classify_fashion_mnist"}
@@ -62,26 +61,12 @@ def train(recipe: dict[str, Any], variant: str, seed: int, root: str, folder: Pa
     """One run, unless its result is there."""
     if (folder / "result.json").exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(recipe)
     config["seed_everything"] = seed
     config["model"]["init_args"] = model_of(recipe, variant) | {"seed": seed}
     config["data"]["init_args"] |= {"root": root, "seed": seed, "num_workers": 0}
-    config["trainer"] |= {"limit_val_batches": 0, "enable_progress_bar": False, "default_root_dir": str(folder)}
-    config["trainer"]["logger"] = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": str(folder), "name": "log"},
-    }
-    for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"].endswith("ModelCheckpoint"):
-            callback["init_args"]["dirpath"] = str(folder)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(config))
-    last = folder / "last.ckpt"
-    resume = ["--ckpt_path", str(last)] if last.exists() else []
-    command = [sys.executable, "-m", "quadtree_attention", "fit", "--config", str(folder / "recipe.yaml"), *resume]
-    one = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-    with (folder / "fit.log").open("a") as log:
-        subprocess.run(command, env=os.environ | one, stdout=log, stderr=log, check=True)
+    config["trainer"]["limit_val_batches"] = 0
+    last = fit(config, folder)
     result = {"variant": variant, "seed": seed, **evaluate(last, config["data"]["init_args"])}
     (folder / "result.json").write_text(json.dumps(result) + "\n")
     print(result, flush=True)

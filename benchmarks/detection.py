@@ -12,14 +12,12 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
+    sys.path[0] += "/support"  # not this folder: its operator.py would hide the standard library's
 
 import argparse
 import copy
 import csv
 import json
-import os
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +30,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from quadtree_attention.data.detection import DetectionData
 from quadtree_attention.table import Table
 from quadtree_attention.weights.detection import load_detector
+from training import fit
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "detect_tiny_blood_cells.yaml"
 OURS = ("levels", "topk", "variant", "value_act")  # options that timm's PVTv2 does not have
@@ -42,7 +41,6 @@ def train(variant: str, seed: int, root: str, epochs: int | None, folder: Path) 
     """One run, unless its result is there."""
     if (folder / "result.json").exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     config = yaml.safe_load(RECIPE.read_text())
     detector = config["model"]["init_args"]["detector"]
     if variant == "spatial reduction":
@@ -54,22 +52,8 @@ def train(variant: str, seed: int, root: str, epochs: int | None, folder: Path) 
     config["seed_everything"] = seed
     config["model"]["init_args"]["seed"] = seed
     config["data"]["init_args"] |= {"root": root, "seed": seed, "num_workers": 0}
-    config["trainer"] |= {"enable_progress_bar": False, "default_root_dir": str(folder)}
     config["trainer"]["max_epochs"] = epochs or config["trainer"]["max_epochs"]
-    config["trainer"]["logger"] = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": str(folder), "name": "log"},
-    }
-    for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"].endswith("ModelCheckpoint"):
-            callback["init_args"]["dirpath"] = str(folder)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(config))
-    last = folder / "last.ckpt"
-    resume = ["--ckpt_path", str(last)] if last.exists() else []
-    command = [sys.executable, "-m", "quadtree_attention", "fit", "--config", str(folder / "recipe.yaml"), *resume]
-    one = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-    with (folder / "fit.log").open("a") as log:
-        subprocess.run(command, env=os.environ | one, stdout=log, stderr=log, check=True)
+    last = fit(config, folder)
     result = {"variant": variant, "seed": seed, **evaluate(last, config["data"]["init_args"])}
     (folder / "result.json").write_text(json.dumps(result) + "\n")
     print(result, flush=True)

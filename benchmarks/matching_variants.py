@@ -14,14 +14,12 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
+    sys.path[0] += "/support"  # not this folder: its operator.py would hide the standard library's
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
 import time
 import warnings
 from datetime import date
@@ -36,6 +34,7 @@ from quadtree_attention.data.homography import HomographyData
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.weights.matching import load_matcher
+from training import fit
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "loftr_variants.yaml"
@@ -53,34 +52,14 @@ def train(preset: str, variant: str, seed: int, photos: Path, folder: Path, pair
     """One run and its figures, unless they are there."""
     if (folder / "result.json").exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     recipe["seed_everything"] = seed
     recipe["model"]["init_args"]["preset"] = preset
     data = recipe["data"]["init_args"]
     data |= {"train_folder": str(photos / "train"), "val_folder": str(photos / "test"), "seed": seed}
-    trainer = recipe["trainer"]
-    trainer |= {
-        "default_root_dir": str(folder),
-        "enable_progress_bar": False,
-        "max_steps": steps or trainer["max_steps"],
-    }
-    trainer["logger"] = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": str(folder), "name": "log"},
-    }
-    for callback in trainer["callbacks"]:
-        if callback["class_path"].endswith("ModelCheckpoint"):
-            callback["init_args"]["dirpath"] = str(folder)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    last = folder / "last.ckpt"
-    configs = ["--config", str(folder / "recipe.yaml"), "--config", str(RECIPE.parent / "variants" / f"{variant}.yaml")]
-    resume = ["--ckpt_path", str(last)] if last.exists() else []
-    one = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+    recipe["trainer"]["max_steps"] = steps or recipe["trainer"]["max_steps"]
     start = time.perf_counter()
-    with (folder / "fit.log").open("a") as log:
-        command = [sys.executable, "-m", "quadtree_attention", "fit", *configs, *resume]
-        subprocess.run(command, env=os.environ | one, stdout=log, stderr=log, check=True)
+    last = fit(recipe, folder, [RECIPE.parent / "variants" / f"{variant}.yaml"])
     minutes = (time.perf_counter() - start) / 60
     result = {"preset": preset, "variant": variant, "seed": seed, "minutes": minutes, **measure(last, data, pairs)}
     (folder / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")

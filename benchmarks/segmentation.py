@@ -17,13 +17,11 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
+    sys.path[0] += "/support"  # not this folder: its operator.py would hide the standard library's
 
 import argparse
 import copy
 import csv
-import os
-import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -48,6 +46,7 @@ from quadtree_attention.tasks.segmentation import segmentation_loss, segmentatio
 from quadtree_attention.viz.drawing import save_picture
 from quadtree_attention.viz.segmentation import tinted
 from quadtree_attention.weights.segmentation import load_segmenter
+from training import fit
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "segment_tiny_garments.yaml"
@@ -117,25 +116,10 @@ def train(recipe: dict[str, Any], variant: str, data: dict[str, str], folder: Pa
     """One run, unless it is finished."""
     if (folder / "finished").exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(recipe)
     config["model"]["init_args"] = arguments_of(recipe, variant)
     config["data"]["init_args"] |= data
-    config["trainer"] |= {"enable_progress_bar": False, "default_root_dir": str(folder)}
-    config["trainer"]["logger"] = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": str(folder), "name": "log"},
-    }
-    for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"].endswith("ModelCheckpoint"):
-            callback["init_args"]["dirpath"] = str(folder)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(config))
-    last = folder / "last.ckpt"
-    resume = ["--ckpt_path", str(last)] if last.exists() else []
-    command = [sys.executable, "-m", "quadtree_attention", "fit", "--config", str(folder / "recipe.yaml"), *resume]
-    one = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-    with (folder / "fit.log").open("a") as log:
-        subprocess.run(command, env=os.environ | one, stdout=log, stderr=log, check=True)
+    fit(config, folder)
     (folder / "finished").touch()
 
 
