@@ -6,7 +6,7 @@ PHOTOS holds train/ and test/, such as github alexeygrigorev/clothing-dataset-sm
 with one of recipes/variants laid over it, in a process of its own, one after another. Runs that are finished are left as they are, one that
 was cut off goes on from its last checkpoint. Measured on pairs of photographs kept out of training, the same for all.
 
---presets mini,lite,outdoor trains each row in several sizes: outdoor is LoFTR, lite LoFTR-lite, mini has a quarter of LoFTR's channels.
+--presets lite,outdoor trains each row in several sizes: outdoor is LoFTR, lite LoFTR-lite, with half of its channels.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def train(preset: str, variant: str, seed: int, photos: Path, folder: Path, pair
 def measure(checkpoint: Path, data: dict[str, Any], pairs: int) -> dict[str, float]:
     """What validation measures on pairs of photographs kept out, of the averaged weights; the same pairs for every seed."""
     model = load_matcher(checkpoint)
-    task = MatchingTask(preset="mini")
+    task = MatchingTask()
     task.model = model
     module = HomographyData(**{**data, "val_length": pairs, "seed": 1000})
     with warnings.catch_warnings():
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--presets", default="mini", help="with commas")
+    parser.add_argument("--presets", default="lite", help="with commas")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="with commas")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="other than the recipe's")

@@ -208,7 +208,7 @@ def test_variants_are_laid_over_a_recipe(name, attention, block, topk, capsys):
     recipes = Path(__file__).parents[2] / "recipes"
     configs = ["--config", str(recipes / "loftr_variants.yaml"), "--config", str(recipes / "variants" / f"{name}.yaml")]
     with pytest.raises(SystemExit):
-        run(["fit", *configs, "--model.preset", "lite", "--print_config"])
+        run(["fit", *configs, "--print_config"])
     arguments = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
     config = MatchingTask(preset=arguments["preset"], options=arguments["options"]).model.config
     assert (config.attention, config.block, config.d_model) == (attention, block, 128)

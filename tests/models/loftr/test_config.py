@@ -13,15 +13,13 @@ def test_presets_survive_json(name):
 
 
 def test_presets_say_what_the_paper_says():
-    assert set(LOFTR_PRESETS) == {"indoor", "outdoor", "lite", "tiny", "mini"}
+    assert set(LOFTR_PRESETS) == {"indoor", "outdoor", "lite", "tiny"}
     indoor, outdoor, lite = (LOFTR_PRESETS[name] for name in ("indoor", "outdoor", "lite"))
     assert indoor.topk == (32, 16)
     assert outdoor.topk == (16, 8)
     assert dataclasses.replace(indoor, topk=(16, 8)) == outdoor
     assert [2 * lite.initial_dim, *(2 * dim for dim in lite.block_dims)] == [outdoor.initial_dim, *outdoor.block_dims]
     assert (outdoor.d_model, outdoor.d_fine) == (256, 128)
-    mini = LOFTR_PRESETS["mini"]
-    assert (4 * mini.d_model, 4 * mini.d_fine, mini.num_layers) == (outdoor.d_model, outdoor.d_fine, outdoor.num_layers)
     parameters = sum(parameter.numel() for parameter in LoFTR(outdoor).parameters())
     assert parameters == 12704264
 

@@ -139,6 +139,4 @@ LOFTR_PRESETS: dict[str, LoFTRConfig] = {
         fine_heads=4,
         position="none",
     ),
-    # A quarter of the published channels: small enough to compare attentions on a CPU.
-    "mini": LoFTRConfig(initial_dim=32, block_dims=(32, 48, 64), num_heads=4, fine_heads=4, topk=(16, 8)),
 }
