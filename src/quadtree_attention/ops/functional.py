@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from .dispatch import choose
 from .tree import Tree, build_tree, build_valid, check_mask, from_tree, level_grids, row_major_index
+
+
+@overload
+def quadtree_attention(
+    query: Tensor | Sequence[Tensor],
+    key: Tensor | Sequence[Tensor],
+    value: Tensor | Sequence[Tensor],
+    *,
+    topk: int | Sequence[int],
+    levels: int | None = None,
+    variant: str = "b",
+    level_weights: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    backend: str | None = None,
+    return_candidates: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def quadtree_attention(
+    query: Tensor | Sequence[Tensor],
+    key: Tensor | Sequence[Tensor],
+    value: Tensor | Sequence[Tensor],
+    *,
+    topk: int | Sequence[int],
+    levels: int | None = None,
+    variant: str = "b",
+    level_weights: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    backend: str | None = None,
+    return_candidates: Literal[True],
+) -> tuple[Tensor, list[Tensor]]: ...
 
 
 def quadtree_attention(
