@@ -202,6 +202,7 @@ class TestScanNet:
         first, second = pairs.scannet1500(root)
         assert first.image1 == root / "scene0707_00" / "color" / "585.jpg"
         assert first.size0 == (640, 480)
+        assert not first.smooth  # as published
         np.testing.assert_array_equal(first.K1, self.K)
         np.testing.assert_allclose(first.T_0to1, pose(5))
         np.testing.assert_allclose(second.T_0to1, pose(6))

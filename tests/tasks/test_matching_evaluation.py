@@ -119,6 +119,15 @@ class TestFindMatches:
         assert found.size0 == (200, 300)
         np.testing.assert_allclose(found.kpts0, [[216 / 2 - 0.5, 104 / 2 - 0.5]], atol=0.3)
 
+    @pytest.mark.parametrize("smooth", [True, False])
+    def test_an_image_that_shrinks_is_averaged_or_not(self, smooth):
+        stripes = np.zeros((96, 192, 3), np.uint8)
+        stripes[:, ::2] = 255  # of three pixels in a row one or two
+        seen = []
+        pair = Pair(name="p", image0=stripes, image1=stripes, size0=(64, 32), size1=(64, 32), smooth=smooth)
+        evaluation.find_matches(lambda *images: seen.extend(images) or (GRID, GRID, np.ones(len(GRID))), pair, 640)
+        assert np.ptp(seen[0]) == (85 if smooth else 255)
+
     @pytest.mark.parametrize(("turns", "max_size"), [(0, 905), (0, 300), (1, 905)])
     def test_with_a_multiple_small_images_are_enlarged_and_sides_are_rounded_down(self, turns, max_size):
         pair = Pair(name="p", image0=self.image, image1=self.image, turns1=turns)

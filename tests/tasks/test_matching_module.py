@@ -162,8 +162,9 @@ def test_learning_rate_rises_and_falls():
     assert rise_and_cosine(100, 4, 100) == rise_and_cosine(150, 4, 100) == pytest.approx(0)
 
 
-def test_vectors_do_not_decay(photos, tmp_path):
-    learner = task(weight_decay=0.3)
+@pytest.mark.parametrize("vectors", [False, True])
+def test_vectors_decay_only_if_asked_for(vectors, photos, tmp_path):
+    learner = task(weight_decay=0.3, decay_vectors=vectors)
     learner._trainer = trainer(tmp_path, 5)
     learner.trainer.strategy._lightning_module = learner
     learner.trainer.fit_loop.setup_data = lambda: None
@@ -172,7 +173,7 @@ def test_vectors_do_not_decay(photos, tmp_path):
         for group in learner.configure_optimizers()["optimizer"].param_groups
         for p in group["params"]
     }
-    assert {decays[id(p)] for p in learner.parameters() if p.dim() <= 1} == {0.0}
+    assert {decays[id(p)] for p in learner.parameters() if p.dim() <= 1} == {0.3 if vectors else 0.0}
     assert {decays[id(p)] for p in learner.parameters() if p.dim() > 1} == {0.3}
     assert len(decays) == len(list(learner.parameters()))
 
@@ -185,6 +186,7 @@ def test_vectors_do_not_decay(photos, tmp_path):
         ({"options": {"fine_window": 4}}, "fine_window is 4, expected an odd number"),
         ({"coarse_loss": "hinge"}, "coarse_loss is 'hinge', expected focal or cross_entropy"),
         ({"fine_loss": "hinge"}, "fine_loss is 'hinge', expected one of l2, cross_entropy, both"),
+        ({"confidence_floor": 0.0}, "confidence_floor is 0.0, expected above 0"),
         ({"fine_matches": 0}, "fine_matches is 0, expected at least 1"),
         ({"options": SMALL, "init_from": "tiny"}, "init_from tiny does not fit the model: "),
     ],

@@ -21,6 +21,7 @@ from quadtree_attention.data.scenes.layouts import MegaDepthScene
 from quadtree_attention.data.scenes.made import MadeScenes, MadeScenesData, SceneMaker
 from quadtree_attention.data.scenes.write import write_colmap, write_megadepth, write_scannet
 from quadtree_attention.models.loftr import Features
+from quadtree_attention.tasks.matching import metrics
 from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.tasks.matching.supervision import Supervision
 from quadtree_attention.weights import read_checkpoint
@@ -76,7 +77,7 @@ def batches(photos, tmp_path_factory):
     write_colmap(folder / "colmap", maker, 0, 2, (72, 96))
     index = folder / "megadepth" / "index" / "scene_info_0.1_0.7" / "0000.npz"
     return {
-        "made": default_collate(list(MadeScenes(maker.photos, SIZE, length=2, homographies=0.5))),
+        "made": default_collate(list(MadeScenes(maker.photos.paths, SIZE, length=2, homographies=0.5))),
         "padded": default_collate(list(MegaDepthScene(folder / "megadepth" / "train", index, longest=96))),
         "points": default_collate(list(ColmapScene(folder / "colmap", max_overlap=1, longest=96, points=64))),
     }
@@ -170,6 +171,24 @@ def test_validation_measures_poses(photos, tmp_path):
     assert 0 <= result["val/pose_auc@5"] <= result["val/pose_auc@20"] <= 1
     assert result["val/prec@5e-04"] > 0.2
     assert result["val/recall"] > 0.3
+
+
+def test_validation_judges_poses_in_stored_pixels(monkeypatch):
+    seen = []
+    monkeypatch.setattr(metrics, "estimate_pose", lambda *arguments: seen.append(arguments))
+    points, K = np.array([[10.0, 20], [30, 5]]), np.array([[100.0, 0, 31.5], [0, 100, 23.5], [0, 0, 1]])
+    double = np.array([[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]])
+    T = np.eye(4)
+    T[0, 3] = 1
+    learner = task()
+    learner._judge_pose(points, points, {"K0": K, "K1": K, "T_0to1": T})
+    learner._judge_pose(points, points, {"K0": K, "K1": K, "T_0to1": T, "to_stored0": double, "to_stored1": np.eye(3)})
+    as_given, stored = seen
+    np.testing.assert_array_equal(as_given[0], points)
+    np.testing.assert_allclose(stored[0], 2 * points + 0.5)
+    np.testing.assert_allclose(stored[1], points)
+    np.testing.assert_allclose(stored[2], [[200, 0, 63.5], [0, 200, 47.5], [0, 0, 1]])
+    np.testing.assert_allclose(stored[3], K)
 
 
 def test_published_schedule(photos, tmp_path):

@@ -27,8 +27,9 @@ class Pair:
     """Two images: paths, or arrays as read_image takes them.
 
     size0, size1: (width, height) that an image is resized to before anything else, because its geometry is given in
-    such pixels; None leaves it as it is. turns0, turns1: quarter turns counterclockwise that show an image upright to a
-    matcher; the geometry belongs to the image before turning.
+    such pixels; None leaves it as it is. smooth: average what is shrunk by that; else pixels are picked and
+    interpolated. turns0, turns1: quarter turns counterclockwise that show an image upright to a matcher; the geometry
+    belongs to the image before turning.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Pair:
     image1: Image
     size0: Size | None = None
     size1: Size | None = None
+    smooth: bool = True
     turns0: int = 0
     turns1: int = 0
 
@@ -211,7 +213,8 @@ def scannet1500(root: str | Path) -> list[PosePair]:
     An index folder holds test.npz ('name' [N, 4]: scene, sub-scene, frame 0, frame 1; 'rel_pose' [N, 12]: T_0to1 row by
     row) and intrinsics.npz (scene -> K [3, 3], for 640 x 480); images are sceneSSSS_UU/color/FRAME.jpg. Where
     sceneSSSS_UU/pose/FRAME.txt (camera to world) exists for both frames it is used, as published. root: the folder with
-    all of these, or a checkout of LoFTR with its data linked.
+    all of these, or a checkout of LoFTR with its data linked. Images are resized to 640 x 480 as published, without
+    averaging.
     """
     root = Path(root)
     index = _folder_with(root, ("", "scannet_test_1500", "assets/scannet_test_1500"), "test.npz")
@@ -237,6 +240,7 @@ def scannet1500(root: str | Path) -> list[PosePair]:
                 image1=image1,
                 size0=(640, 480),
                 size1=(640, 480),
+                smooth=False,
                 K0=K,
                 K1=K,
                 T_0to1=np.asarray(T, dtype=np.float64),

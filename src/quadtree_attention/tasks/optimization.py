@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 
-def decaying(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for AdamW: matrices and convolutions decay, vectors (biases, norms, level weights) do not."""
+def decaying(parameters: Iterable[nn.Parameter], weight_decay: float, vectors: bool = False) -> list[dict[str, Any]]:
+    """Groups for AdamW: matrices and convolutions decay, vectors (biases, norms, level weights) only if asked for."""
     learnt = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in learnt if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learnt if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in learnt if p.dim() <= 1], "weight_decay": weight_decay if vectors else 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 from tests.geometry import first_hit, project
 
+from quadtree_attention.data.arrays import read_arrays
 from quadtree_attention.data.pairs import resize_matrix
 from quadtree_attention.data.scenes.colmap import ColmapScene
 from quadtree_attention.data.scenes.layouts import MegaDepthScene, ScanNetScene
 from quadtree_attention.data.scenes.made import Motion
-from quadtree_attention.data.scenes.posed import resize_depth
+from quadtree_attention.data.scenes.posed import posed_image, resize_depth
 from quadtree_attention.data.scenes.write import shots, write_colmap, write_megadepth, write_scannet
 from quadtree_attention.tasks.matching.supervision import depth_supervision, point_supervision
 
@@ -125,6 +126,40 @@ def test_megadepth(megadepth, maker, tmp_path, undistorted):
         off += errors(sample, shot, [size] * 2)
     assert len(off) > (60 if undistorted else 15)
     assert max(off) < 0.1
+
+
+def test_shrunk_images_are_interpolated_as_published_or_smooth(tmp_path):
+    """The published code decodes the whole image and interpolates, which leaves out every other dot; COLMAP's photographs are averaged."""
+    dots = np.zeros((240, 320), np.uint8)
+    dots[::3, ::3] = 255
+    path, size = tmp_path / "dots.png", (80, 60)
+    cv2.imwrite(str(path), dots)
+    picked, smooth = (
+        posed_image(path, np.eye(3), (320, 240), size, smooth=smooth)["image"][0].numpy() * 255
+        for smooth in (False, True)
+    )
+    np.testing.assert_allclose(picked, cv2.resize(dots, size, interpolation=cv2.INTER_LINEAR), atol=1e-4)
+    assert smooth.std() < picked.std() / 2
+    cv2.imwrite(
+        str(tmp_path / "dots.jpg"), np.repeat(np.repeat(dots, 2, 0), 2, 1)
+    )  # large enough to be decoded at a fraction
+    whole = posed_image(tmp_path / "dots.jpg", np.eye(3), (640, 480), size)["image"][0].numpy() * 255
+    read = cv2.imread(str(tmp_path / "dots.jpg"), cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_allclose(whole, cv2.resize(read, size, interpolation=cv2.INTER_LINEAR), atol=3)
+
+
+def test_the_way_back_to_stored_pixels(megadepth, scannet):
+    """Validation judges poses there: with the camera as the index has it."""
+    sample = megadepth_scene(megadepth, longest=64)[0]
+    index = read_arrays(megadepth / "index" / "scene_info_0.1_0.7" / "0000.npz")
+    for side, k in zip("01", index["pair_infos"][0][0], strict=True):
+        np.testing.assert_allclose(sample[f"to_stored{side}"] @ sample[f"K{side}"], index["intrinsics"][k], rtol=1e-5)
+        corners = sample[f"to_stored{side}"] @ torch.tensor([[-0.5, 63.5], [-0.5, 47.5], [1, 1]])
+        np.testing.assert_allclose(corners[:2], [[-0.5, 127.5], [-0.5, 95.5]], atol=1e-4)
+    sample = scannet_scene(scannet)[0]
+    torch.testing.assert_close(
+        sample["to_stored0"], torch.tensor([[5.0, 0, 2], [0, 5, 2], [0, 0, 1]])
+    )  # 128 x 96 to 640 x 480
 
 
 def test_megadepth_sizes(megadepth):

@@ -70,7 +70,8 @@ class ColmapScene(Dataset):
             size = with_long_side(view.size, self.longest, self.multiple)
             side = self.longest // self.multiple * self.multiple if self.pad else None
             depth = self._depth(view) if self.dense else None
-            parts.append(posed_image(self.root / "images" / view.name, view.K, view.size, size, side, depth))
+            path = self.root / "images" / view.name
+            parts.append(posed_image(path, view.K, view.size, size, side, depth, smooth=True))
         if not self.dense:
             shared = np.array(sorted(views[0].points.keys() & views[1].points.keys()))
             if len(shared) > self.points:

@@ -26,7 +26,9 @@ class ScanNetScene(Dataset):
         poses: folder of the poses, if they do not lie in ``root``.
         size: (width, height) of the images; 640 x 480 as published.
 
-    A sample is one of `MadeScenes`. Raises ValueError or OSError in one line for files that are missing or of another form.
+    A sample is one of `MadeScenes`, and has ``to_stored0``, ``to_stored1`` ``[3, 3]``: pixels to those of images of 640 x 480.
+
+    Raises ValueError or OSError in one line for files that are missing or of another form.
     """
 
     def __init__(
@@ -79,7 +81,8 @@ class MegaDepthScene(Dataset):
         multiple: both sides are rounded down to multiples of it.
         pad: with zeros, to a square of the longer side, so that images can share a batch.
 
-    A sample is one of `MadeScenes`; with padding also ``mask0``, ``mask1`` bool ``[H, W]``. Raises as `ScanNetScene`.
+    A sample is one of `MadeScenes`, and has ``to_stored0``, ``to_stored1`` ``[3, 3]``: pixels to those of the images as stored; with padding also
+    ``mask0``, ``mask1`` bool ``[H, W]``. Raises as `ScanNetScene`.
     """
 
     def __init__(

@@ -17,9 +17,17 @@ _BEND = 0.02  # share of its inverse depth by which a surface may bend from pixe
 
 
 def posed_image(
-    path: str | Path, K: np.ndarray, stored: Size, size: Size, pad: int | None = None, depth: np.ndarray | None = None
+    path: str | Path,
+    K: np.ndarray,
+    stored: Size,
+    size: Size,
+    pad: int | None = None,
+    depth: np.ndarray | None = None,
+    smooth: bool = False,
 ) -> dict[str, torch.Tensor]:
     """One image of a pair: ``image`` ``[1, H, W]`` in 0..1, ``K`` ``[3, 3]`` for it, ``depth`` ``[H, W]`` and ``mask`` ``[H, W]`` if asked for.
+
+    ``to_stored`` ``[3, 3]`` takes its pixels to those of an image of size ``stored``.
 
     Args:
         path: of the image.
@@ -27,11 +35,16 @@ def posed_image(
         size: to resize image and depth to.
         pad: then add zeros to the right and below, to a square of this side, and a mask of what is no padding.
         depth: ``[h, w]``, 0 = not known, of the same view at any size.
+        smooth: average what is shrunk. Without it pixels are picked and interpolated, as by the published code, and as its networks expect.
     """
-    image = cv2.resize(read_gray(path, min(size)), size, interpolation=cv2.INTER_LINEAR)
+    whole = read_gray(path, min(size) if smooth else None)
+    shrunk = smooth and size[0] < whole.shape[1]
+    image = cv2.resize(whole, size, interpolation=cv2.INTER_AREA if shrunk else cv2.INTER_LINEAR)
+    to_image = resize_matrix(stored, size)
     sample = {
         "image": torch.from_numpy(_padded(image, pad)).float()[None] / 255,
-        "K": torch.from_numpy((resize_matrix(stored, size) @ K).astype(np.float32)),
+        "K": torch.from_numpy((to_image @ K).astype(np.float32)),
+        "to_stored": torch.from_numpy(np.linalg.inv(to_image).astype(np.float32)),
     }
     if depth is not None:
         sample["depth"] = torch.from_numpy(_padded(resize_depth(depth, size), pad))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SMALLEST = 1e-30  # a confidence below it is taken for it, so that its logarithm stays finite
+_SMALLEST = 1e-30  # a confidence below it is taken for it, so that its logarithm stays finite; published: 1e-6
 _BELOW_ONE = 1 - 1e-6  # likewise from above
 
 
@@ -17,22 +17,25 @@ def coarse_focal_loss(
     gamma: float = 2.0,
     positive_weight: float = 1.0,
     negative_weight: float = 1.0,
+    floor: float = _SMALLEST,
     mask0: Tensor | None = None,
     mask1: Tensor | None = None,
 ) -> Tensor:
     """Focal loss on the confidence of every pair of cells, averaged over positives and over negatives by themselves.
 
-    The published code clamps confidences at 1e-6, where the gradient of a positive then ends; a new network starts
-    there. Here they are clamped at 1e-30. Both terms are weighted by alpha, as published.
+    Both terms are weighted by alpha, as published.
 
     Args:
         confidence: ``[B, L, S]`` in 0..1.
         truth: (b, i, j), int64 ``[M]`` each: the positives.
-        mask0, mask1: bool ``[B, L]`` and ``[B, S]`` or their grids, True = valid; pairs with an invalid cell do not count.
+        floor: positives with a confidence below it have no gradient. By 1e-6, as published, those that are hopeless are given up; a new network
+            starts near it.
+        mask0, mask1: bool ``[B, L]`` and ``[B, S]`` or their grids, True = valid; pairs with an invalid cell do not count, nor in the
+            mean, as they do in the published code.
     """
     if gamma < 1:
         raise ValueError(f"gamma is {gamma}, expected at least 1; without focus use coarse_cross_entropy")
-    positive, negative, count = _split(confidence, truth, mask0, mask1)
+    positive, negative, count = _split(confidence, truth, floor, mask0, mask1)
     loss_positive = -alpha * (1 - positive).pow(gamma) * positive.log()
     loss_negative = _NegativeFocal.apply(negative, gamma) * alpha
     return positive_weight * _mean(loss_positive.sum(), positive.numel()) + negative_weight * _mean(
@@ -49,6 +52,7 @@ def coarse_sparse_focal_loss(
     gamma: float = 2.0,
     positive_weight: float = 1.0,
     negative_weight: float = 1.0,
+    floor: float = _SMALLEST,
     mask0: Tensor | None = None,
     mask1: Tensor | None = None,
 ) -> Tensor:
@@ -73,14 +77,14 @@ def coarse_sparse_focal_loss(
     def focal(p: Tensor) -> Tensor:
         return _mean((-alpha * (1 - p).pow(gamma) * p.log()).sum(), p.numel())
 
-    loss = positive_weight * focal(assignment[b, i, j].clamp(_SMALLEST, _BELOW_ONE))
+    loss = positive_weight * focal(assignment[b, i, j].clamp(floor, _BELOW_ONE))
     if dustbins:
         lost = []
         for taken, mask, in_bin in ((i, mask0, assignment[:, :-1, -1]), (j, mask1, assignment[:, -1, :-1])):
             free = torch.ones_like(in_bin, dtype=torch.bool) if mask is None else mask.clone()
             free[b, taken] = False
             lost.append(in_bin[free])
-        loss = loss + negative_weight * focal(torch.cat(lost).clamp(_SMALLEST, _BELOW_ONE))
+        loss = loss + negative_weight * focal(torch.cat(lost).clamp(floor, _BELOW_ONE))
     return loss
 
 
@@ -90,11 +94,12 @@ def coarse_cross_entropy(
     *,
     positive_weight: float = 1.0,
     negative_weight: float = 1.0,
+    floor: float = _SMALLEST,
     mask0: Tensor | None = None,
     mask1: Tensor | None = None,
 ) -> Tensor:
     """Binary cross entropy in place of the focal loss; arguments as of `coarse_focal_loss`."""
-    positive, negative, count = _split(confidence, truth, mask0, mask1)
+    positive, negative, count = _split(confidence, truth, floor, mask0, mask1)
     loss_negative = -torch.log1p(-negative).sum()
     return positive_weight * _mean(-positive.log().sum(), positive.numel()) + negative_weight * _mean(
         loss_negative, count
@@ -144,7 +149,11 @@ def fine_cross_entropy(heat: Tensor, target: Tensor) -> Tensor:
 
 
 def _split(
-    confidence: Tensor, truth: tuple[Tensor, Tensor, Tensor], mask0: Tensor | None, mask1: Tensor | None
+    confidence: Tensor,
+    truth: tuple[Tensor, Tensor, Tensor],
+    floor: float,
+    mask0: Tensor | None,
+    mask1: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | int]:
     """Confidence of the positives ``[M]``; of all pairs, 0 for those that are no negatives; how many negatives."""
     b, i, j = truth
@@ -160,7 +169,7 @@ def _split(
         count = (valid0.sum(1) * valid1.sum(1)).sum() - len(b)
     else:
         count = confidence.numel() - len(b)
-    positive = confidence[b, i, j].clamp(_SMALLEST, _BELOW_ONE)
+    positive = confidence[b, i, j].clamp(floor, _BELOW_ONE)
     negative = confidence.index_put((b, i, j), confidence.new_zeros(())).clamp(max=_BELOW_ONE)
     return positive, negative, count
 

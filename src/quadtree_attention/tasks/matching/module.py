@@ -30,6 +30,7 @@ from .supervision import Supervision, depth_supervision, fine_target, homography
 PIXELS, DEGREES = (3, 5, 10), (5, 10, 20)  # thresholds of the AUC of homographies and of poses
 RIGHT = 3.0  # pixels within which a match is right
 RIGHT_EPIPOLAR = 5e-4  # squared epipolar distance in calibrated coordinates, likewise
+GEOMETRY = ("K0", "K1", "T_0to1", "to_stored0", "to_stored1")  # entries of a batch
 FINE_LOSSES = ("l2", "cross_entropy", "both")
 SCHEDULES = ("cosine", "multistep")
 _COARSE_LOSSES = {"focal": coarse_focal_loss, "cross_entropy": coarse_cross_entropy}
@@ -47,8 +48,10 @@ class MatchingTask(LightningModule):
             "multistep": times ``decay`` when each of the epochs ``milestones`` begins.
         canonical_batch: pairs a step, over all devices and accumulated batches, for which ``learning_rate`` and ``warmup_steps`` are meant; of
             another number the rate is that many times as high and the warm-up as short, as published. None: no such scaling.
-        weight_decay, betas: of AdamW; vectors (biases, norms, level weights) do not decay.
+        weight_decay, betas: of AdamW.
+        decay_vectors: whether vectors (biases, norms, level weights) decay too, as published.
         coarse_loss: "focal" (published) or "cross_entropy".
+        confidence_floor: true matches with a confidence below it have no part in the coarse loss's gradient; 1e-6 as published.
         fine_loss: "l2", of the mean of the heat map, weighted by its deviation (published); "cross_entropy" of the map
             itself; or "both", their sum.
         coarse_pairs: "dense": the coarse loss is on every pair of cells (the published default); "sparse": on those that match, and with optimal
@@ -80,7 +83,9 @@ class MatchingTask(LightningModule):
         canonical_batch: int | None = None,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.99),
+        decay_vectors: bool = False,
         coarse_loss: Literal["focal", "cross_entropy"] = "focal",
+        confidence_floor: float = 1e-30,
         fine_loss: Literal["l2", "cross_entropy", "both"] = "l2",
         coarse_pairs: Literal["dense", "sparse"] = "dense",
         negative_weight: float = 1.0,
@@ -101,6 +106,8 @@ class MatchingTask(LightningModule):
             raise ValueError(
                 f"coarse_pairs is {coarse_pairs!r} with coarse_loss {coarse_loss!r}, expected dense, or sparse with focal"
             )
+        if not 0 < confidence_floor < 0.5:
+            raise ValueError(f"confidence_floor is {confidence_floor}, expected above 0 and below 0.5")
         if fine_loss not in FINE_LOSSES:
             raise ValueError(f"fine_loss is {fine_loss!r}, expected one of {', '.join(FINE_LOSSES)}")
         if schedule not in SCHEDULES:
@@ -179,7 +186,8 @@ class MatchingTask(LightningModule):
             if "homography" in batch:
                 self._judge_homography(*mine, batch["homography"][k].double().cpu().numpy(), size)
             else:
-                self._judge_pose(*mine, *(batch[key][k].double().cpu().numpy() for key in ("K0", "K1", "T_0to1")))
+                geometry = {name: batch[name][k].double().cpu().numpy() for name in GEOMETRY if name in batch}
+                self._judge_pose(*mine, geometry)
             self.matches.update(float(len(mine[0])))
 
     def _judge_homography(
@@ -190,9 +198,14 @@ class MatchingTask(LightningModule):
         errors = metrics.reprojection_errors(points0, points1, homography)
         self.right.update(metrics.share_within(errors, RIGHT))
 
-    def _judge_pose(
-        self, points0: np.ndarray, points1: np.ndarray, K0: np.ndarray, K1: np.ndarray, T_0to1: np.ndarray
-    ) -> None:
+    def _judge_pose(self, points0: np.ndarray, points1: np.ndarray, geometry: dict[str, np.ndarray]) -> None:
+        """In pixels of the images as stored, where these are known: RANSAC's threshold is in these, as published."""
+        K0, K1, T_0to1 = (geometry[name] for name in ("K0", "K1", "T_0to1"))
+        if "to_stored0" in geometry:
+            points0, points1 = (
+                metrics.warp_points(geometry[f"to_stored{k}"], points) for k, points in enumerate((points0, points1))
+            )
+            K0, K1 = (geometry[f"to_stored{k}"] @ K for k, K in enumerate((K0, K1)))
         pose = metrics.estimate_pose(points0, points1, K0, K1)
         error = math.inf if pose is None else max(metrics.relative_pose_error(T_0to1, pose.R, pose.t))
         self.pose_errors.update(error)
@@ -230,7 +243,7 @@ class MatchingTask(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW, with the learning rate of ``schedule``."""
-        groups = decaying(self.parameters(), self.hparams["weight_decay"])
+        groups = decaying(self.parameters(), self.hparams["weight_decay"], self.hparams["decay_vectors"])
         scaling = self._scaling()
         optimizer = torch.optim.AdamW(
             groups, lr=self.hparams["learning_rate"] * scaling, betas=tuple(self.hparams["betas"])
@@ -262,7 +275,11 @@ class MatchingTask(LightningModule):
     def _coarse_loss(
         self, assignment: Tensor, confidence: Tensor, truth: Supervision, masks: dict[str, Tensor | None]
     ) -> Tensor:
-        options = {"negative_weight": self.hparams["negative_weight"], **masks}
+        options = {
+            "negative_weight": self.hparams["negative_weight"],
+            "floor": self.hparams["confidence_floor"],
+            **masks,
+        }
         if truth.known is not None:  # of other cells nothing can be said
             options["mask0"], options["mask1"] = truth.known
         if self.hparams["coarse_pairs"] == "sparse":

@@ -24,7 +24,10 @@ Row = dict[str, Any]
 PIXELS = (3, 5, 10)  # thresholds of the homography and stereo AUC
 DEGREES = (5, 10, 20)  # thresholds of the pose AUC
 RIGHT = 3.0  # pixels within which a match is right
-EPIPOLAR = ("5e-4", "1e-4")  # squared epipolar distances within which a match is right: on ScanNet, on MegaDepth
+EPIPOLAR = (
+    "5e-4",
+    "1e-4",
+)  # squared epipolar distances within which a match is right: the published code's, and what it recommends for MegaDepth
 
 # Of poses: name -> start of its columns, and the function. Both work at half a pixel.
 ESTIMATORS: dict[str, tuple[str, Callable[..., metrics.Pose | None]]] = {
@@ -51,8 +54,8 @@ def find_matches(matcher: MatchFunction, pair: Pair, max_size: int, multiple: in
     max_size: larger images are shrunk to it. multiple: as published for MegaDepth, smaller ones are enlarged to it too, and both sides are
     rounded down to a multiple of this.
     """
-    image0, to_matched0, size0 = _prepare(pair.image0, pair.size0, pair.turns0, max_size, multiple)
-    image1, to_matched1, _ = _prepare(pair.image1, pair.size1, pair.turns1, max_size, multiple)
+    image0, to_matched0, size0 = _prepare(pair.image0, pair.size0, pair.smooth, pair.turns0, max_size, multiple)
+    image1, to_matched1, _ = _prepare(pair.image1, pair.size1, pair.smooth, pair.turns1, max_size, multiple)
     start = time.perf_counter()
     kpts0, kpts1, _ = matcher(image0, image1)
     ms = 1000 * (time.perf_counter() - start)
@@ -113,14 +116,14 @@ def judge_stereo(pair: Pair, found: Found) -> Row:
 
 
 def _prepare(
-    image: layouts.Image, size: layouts.Size | None, turns: int, max_size: int, multiple: int | None
+    image: layouts.Image, size: layouts.Size | None, smooth: bool, turns: int, max_size: int, multiple: int | None
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """The image to match, the [3, 3] map of geometry pixels to its pixels, and (height, width) of the geometry."""
     name = str(image) if isinstance(image, str | Path) else "image"
     cv2 = require("cv2", "vision")
     pixels = read_image(image)
     if size is not None and size != pixels.shape[1::-1]:
-        shrinks = size[0] < pixels.shape[1]
+        shrinks = smooth and size[0] < pixels.shape[1]
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     height, width = pixels.shape[:2]
     A = {  # np.rot90 turns counterclockwise: the right edge comes to the top
