@@ -17,7 +17,9 @@ class Cells(torch.nn.Module):
         super().__init__()
         self.config = LOFTR_PRESETS["tiny"]
 
-    def forward(self, image0: torch.Tensor, image1: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, image0: torch.Tensor, image1: torch.Tensor, mask0: None = None, mask1: None = None
+    ) -> dict[str, torch.Tensor]:
         assert image0.dtype == torch.float32
         assert image0.shape[:2] == (1, 1)
         rows, columns = (min(a, b) // 8 for a, b in zip(image0.shape[2:], image1.shape[2:], strict=True))

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from quadtree_attention.data.pairs import HomographyPair, Pair, PosePair, StereoPair
+from quadtree_attention.data.synthetic import SyntheticHomographies
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.matching import evaluation
 
@@ -213,6 +214,26 @@ class TestRun:
         monkeypatch.undo()
         whole = evaluation.run("homography", source, models=["sift"], limit=4)
         assert {**table.rows[0], "ms": 0} == {**whole.rows[0], "ms": 0}
+
+    @pytest.mark.parametrize(
+        ("layout", "align", "want"),
+        [("synthetic", None, True), ("synthetic", False, False), ("hpatches", None, False), ("hpatches", True, True)],
+    )
+    def test_published_figures_go_without_a_second_look(self, source, monkeypatch, layout, align, want):
+        asked = []
+
+        def load(name, **options):
+            asked.append(options["align"])
+            return evaluation.sift_matcher()
+
+        monkeypatch.setattr(evaluation, "load_matcher", load)
+        pairs = SyntheticHomographies(source, length=1)
+        monkeypatch.setitem(
+            evaluation.LAYOUTS, layout, evaluation.LAYOUTS[layout]._replace(read=lambda source, **_: pairs)
+        )
+        table = evaluation.run("homography", source, models=["tiny"], layout=layout, align=align)
+        assert asked == [want]
+        assert table.settings["align"] is want
 
     def test_other_settings_start_anew(self, source, tmp_path):
         out = tmp_path / "t.json"

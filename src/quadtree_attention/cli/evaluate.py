@@ -52,6 +52,13 @@ def evaluate(
             help="none; or pad images to squares of --max-size, masked or attended: the published outdoor network attends to padding."
         ),
     ] = "none",
+    align: Annotated[
+        bool | None,
+        typer.Option(
+            help="Match images that differ in scale or turn again, as quadtree match does. By default not for poses and HPatches, as published.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Measure matchers on pairs with known geometry: AUC of homographies, of poses, or of stereo matches.
 
@@ -80,6 +87,7 @@ def evaluate(
         estimators=None if estimators is None else estimators.split(","),
         topk=numbers(topk, "--topk"),
         padding=padding,
+        align=align,
         progress=progress,
     )
     print(table.text())

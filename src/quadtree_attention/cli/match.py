@@ -32,6 +32,9 @@ def match(
             metavar="FX,FY,CX,CY", help="For essential: of both cameras, or eight numbers, of A and then of B."
         ),
     ] = None,
+    align: Annotated[
+        bool, typer.Option(help="Match again, brought to one scale and turn, images that turn out to differ in these.")
+    ] = True,
     topk: TOPK = None,
     device: DEVICE = None,
 ) -> None:
@@ -50,7 +53,7 @@ def match(
     from ..predict.matching import Matcher
 
     matcher = Matcher.from_pretrained(model, device=device, **({} if kept is None else {"topk": kept}))
-    matches = matcher.match(*images, max_size=max_size, threshold=threshold)
+    matches = matcher.match(*images, max_size=max_size, threshold=threshold, align=align)
     found = None if geometry == "none" else matches.geometry(geometry, intrinsics=cameras)
     if out is not None:
         matches.save(out, found)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from .appearance import Appearance, change_appearance, occlude
 from .loading import SeededDataset, StreamLoader, loader_options, stream_loader
 from .photos import Photographs, list_photographs, read_gray
+from .warp import shift_matrix, warped_view
 
 _TRIES = 20  # random warps before giving up
 
@@ -149,24 +150,9 @@ def random_views(
     span = (photo[1] - step * width, photo[0] - step * height)
     place = [(side - 1) / 2 + rng.uniform(-0.5, 0.5) * room for side, room in zip(photo[::-1], span, strict=True)]
     mirror = -1.0 if rng.random() < 0.5 else 1.0
-    first = _shift(place) @ np.diag([mirror * step, step, 1.0]) @ _shift(-centre)
+    first = shift_matrix(place) @ np.diag([mirror * step, step, 1.0]) @ shift_matrix(-centre)
     views = [first, first @ np.linalg.inv(relative)]
     return views if rng.random() < 0.5 else views[::-1]
-
-
-def warped_view(photo: np.ndarray, view: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
-    """The view ``[H, W]`` of a photograph by a homography from pixels of the view to those of the photograph."""
-    height, width = size
-    step = _local_step(view, (width - 1) / 2, (height - 1) / 2)
-    if step > 1.25:  # averaged first: bilinear interpolation alone would leave pixels out
-        small = tuple(max(1, round(side / step)) for side in photo.shape[::-1])
-        ratio = np.array(small) / photo.shape[::-1]
-        view = np.diag([*ratio, 1.0]) @ view
-        view = _shift((ratio - 1) / 2) @ view
-        photo = cv2.resize(photo, small, interpolation=cv2.INTER_AREA)
-    return cv2.warpPerspective(
-        photo, view, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border
-    )
 
 
 def _random_homography(
@@ -188,7 +174,7 @@ def _random_homography(
         moved = corners + strength * warp.perspective * rng.uniform(-0.5, 0.5, (4, 2)) * sides
         perspective = cv2.getPerspectiveTransform(corners.astype(np.float32), moved.astype(np.float32))
         shift = strength * warp.translation * np.array([_bell(rng), _bell(rng)]) * sides
-        homography = _shift(centre + shift) @ linear @ _shift(-centre) @ perspective
+        homography = shift_matrix(centre + shift) @ linear @ shift_matrix(-centre) @ perspective
         if _overlap(homography, size) >= needed:
             return homography / homography[2, 2], zoom
     return np.eye(3), 1.0
@@ -210,19 +196,9 @@ def _overlap(homography: np.ndarray, size: tuple[int, int]) -> float:
     return float(min(shares))
 
 
-def _local_step(view: np.ndarray, x: float, y: float) -> float:
-    """Pixels of the photograph a pixel of the view at (x, y): the root of the determinant of the Jacobian."""
-    w = view[2] @ (x, y, 1.0)
-    return float(np.sqrt(abs(np.linalg.det(view) / w**3)))
-
-
 def _bell(rng: np.random.Generator) -> float:
     """A number in -1..1, mostly small: most real pairs are mild."""
     return float(np.clip(rng.normal(0, 0.5), -1, 1))
-
-
-def _shift(vector: Sequence[float] | np.ndarray) -> np.ndarray:
-    return np.array([[1.0, 0.0, vector[0]], [0.0, 1.0, vector[1]], [0.0, 0.0, 1.0]])
 
 
 def _rotation(angle: float) -> np.ndarray:

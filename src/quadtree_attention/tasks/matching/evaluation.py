@@ -106,13 +106,18 @@ def sift_matcher(features: int = 4096, ratio: float = 0.8, contrast: float = 0.0
 
 
 def load_matcher(
-    name: str, *, options: Mapping[str, Any] | None = None, padding: str = "none", pad_to: int | None = None
+    name: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    padding: str = "none",
+    pad_to: int | None = None,
+    align: bool = False,
 ) -> MatchFunction:
     """A match function by name: "sift", or any name or path that Matcher.from_pretrained takes.
 
     options: fields of LoFTRConfig to change. padding: "masked" and "attended" pad both images to a square of pad_to
     pixels, as the published MegaDepth evaluation does; "attended" lets attention see the padding, as the published
-    quadtree network does. SIFT has neither.
+    quadtree network does. align: see Matcher.match. SIFT has neither.
     """
     if name == "sift":
         return sift_matcher()
@@ -121,15 +126,16 @@ def load_matcher(
     options = dict(options or {})
     if padding != "none":
         options["respect_masks"] = padding == "masked"
-    return match_function(Matcher.from_pretrained(name, **options), pad_to=None if padding == "none" else pad_to)
+    pad_to = None if padding == "none" else pad_to
+    return match_function(Matcher.from_pretrained(name, **options), pad_to=pad_to, align=align)
 
 
-def match_function(matcher: Any, *, pad_to: int | None = None) -> MatchFunction:
+def match_function(matcher: Any, *, pad_to: int | None = None, align: bool = False) -> MatchFunction:
     """What is measured of a `Matcher`: it matches the images as they are given to it, see load_matcher."""
 
     def match(image0: np.ndarray, image1: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         longest = max(*image0.shape[:2], *image1.shape[:2])
-        found = matcher.match(image0, image1, max_size=longest, pad_to=pad_to)
+        found = matcher.match(image0, image1, max_size=longest, pad_to=pad_to, align=align)
         return found.keypoints0, found.keypoints1, found.confidence
 
     return match
@@ -139,21 +145,26 @@ def match_function(matcher: Any, *, pad_to: int | None = None) -> MatchFunction:
 
 
 class Layout(NamedTuple):
-    """How pairs are found in a folder or list, and the size they are matched at by default; see find_matches."""
+    """How pairs are found in a folder or list, and how they are matched by default.
+
+    max_size, multiple: see find_matches; align: see Matcher.match, which published figures go without.
+    """
 
     protocol: str
     read: Callable[..., Iterable[Pair]]
     max_size: int
     multiple: int | None = None
+    align: bool = True
 
 
 LAYOUTS = {
     "list": Layout("homography", layouts.homography_list, 640),
-    "hpatches": Layout("homography", layouts.hpatches, 1024),  # resized to 480 on the shorter side by its protocol
+    # Resized to 480 on the shorter side by its protocol.
+    "hpatches": Layout("homography", layouts.hpatches, 1024, align=False),
     "synthetic": Layout("homography", SyntheticHomographies, 640),
-    "superglue": Layout("pose", layouts.pose_list, 640),
-    "scannet": Layout("pose", layouts.scannet1500, 640),
-    "megadepth": Layout("pose", layouts.megadepth1500, 832, multiple=8),
+    "superglue": Layout("pose", layouts.pose_list, 640, align=False),
+    "scannet": Layout("pose", layouts.scannet1500, 640, align=False),
+    "megadepth": Layout("pose", layouts.megadepth1500, 832, multiple=8, align=False),
     "stereo": Layout("stereo", layouts.stereo_list, 640),
 }
 
@@ -190,6 +201,7 @@ def run(
     estimators: Sequence[str] | None = None,
     topk: Sequence[int] | None = None,
     padding: str = "none",
+    align: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Table:
     """Measure models by a protocol on a folder or list of pairs, all on the same images.
@@ -199,8 +211,8 @@ def run(
     "megadepth" enlarged too; None: 640, or what the layout is published with. limit: only the first pairs. out: .json,
     .csv or .md for the table; beside it every pair's figures go to a .jsonl, as they come: what a run that was cut off had
     done is not done again. curve: a picture of the share of pairs over their error. estimators: of poses, see
-    pose_estimators. topk: of quadtree attention, in place of the models' own; padding: see load_matcher. progress: called
-    with (pairs done, pairs) after each.
+    pose_estimators. topk: of quadtree attention, in place of the models' own; padding: see load_matcher. align: see
+    Matcher.match; None: not for poses and HPatches, as published. progress: called with (pairs done, pairs) after each.
 
     A last row has what is published for the layout, where that is known.
 
@@ -226,8 +238,9 @@ def run(
         curve = check_output(curve, CHART_SUFFIXES)
         require("matplotlib", "bench")
     max_size = LAYOUTS[layout].max_size if max_size is None else max_size
+    align = LAYOUTS[layout].align if align is None else align
     settings: Row = {"protocol": protocol, "source": str(source), "layout": layout, "max_size": max_size, "seed": seed}
-    settings |= {"topk": None if topk is None else list(topk), "padding": padding}
+    settings |= {"topk": None if topk is None else list(topk), "padding": padding, "align": align}
     judge, names = PROTOCOLS[protocol].judge, ()
     if protocol == "pose":
         names = pose_estimators(estimators)
@@ -235,7 +248,9 @@ def run(
     pairs = LAYOUTS[layout].read(source, **({"seed": seed} if layout == "synthetic" else {}))
     total = len(pairs) if limit is None else min(limit, len(pairs))  # type: ignore[arg-type]
     options = {} if topk is None else {"topk": tuple(topk)}
-    matchers = {name: load_matcher(name, options=options, padding=padding, pad_to=max_size) for name in models}
+    matchers = {
+        name: load_matcher(name, options=options, padding=padding, pad_to=max_size, align=align) for name in models
+    }
     log = PairLog(out, {**settings, "models": {name: weights_identity(name) for name in models}})
     rows: dict[str, list[Row]] = {name: [] for name in models}
     for index, pair in enumerate(pairs):

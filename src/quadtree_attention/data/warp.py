@@ -1,0 +1,41 @@
+"""Views of images under homographies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+
+def warped_view(image: np.ndarray, view: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
+    """What a view shows of an image, averaged where a pixel of it covers several of the image.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]``, uint8 or float32.
+        view: ``[3, 3]``, pixels of the view to pixels of the image; pixel centres at integers.
+        size: (height, width) of the view.
+        border: OpenCV's name of what lies around the image, such as ``cv2.BORDER_CONSTANT``.
+    """
+    height, width = size
+    step = _local_step(view, (width - 1) / 2, (height - 1) / 2)
+    if step > 1.25:  # averaged first: bilinear interpolation alone would leave pixels out
+        sides = image.shape[1::-1]
+        small = tuple(max(1, round(side / step)) for side in sides)
+        ratio = np.array(small) / sides
+        view = shift_matrix((ratio - 1) / 2) @ np.diag([*ratio, 1.0]) @ view
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    return cv2.warpPerspective(
+        image, view, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border
+    )
+
+
+def shift_matrix(vector: Sequence[float] | np.ndarray) -> np.ndarray:
+    """``[3, 3]``: moves pixels (x, y) by a vector ``[2]``."""
+    return np.array([[1.0, 0.0, vector[0]], [0.0, 1.0, vector[1]], [0.0, 0.0, 1.0]])
+
+
+def _local_step(view: np.ndarray, x: float, y: float) -> float:
+    """Pixels of the image a pixel of the view at (x, y): the root of the determinant of the Jacobian."""
+    w = view[2] @ (x, y, 1.0)
+    return float(np.sqrt(abs(np.linalg.det(view) / w**3)))
