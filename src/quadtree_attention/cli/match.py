@@ -24,7 +24,7 @@ def match(
         float | None, typer.Option(help="Smallest confidence, 0..1; by default that of the model.", show_default=False)
     ] = None,
     geometry: Annotated[
-        str, typer.Option(help=f"Keep apart the matches that fit one geometry: {', '.join(GEOMETRIES)}.")
+        str, typer.Option(help=f"Fit one geometry to the matches and flag its inliers: {', '.join(GEOMETRIES)}.")
     ] = "none",
     intrinsics: Annotated[
         str | None,

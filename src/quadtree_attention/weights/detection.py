@@ -30,7 +30,7 @@ def _background_first(rows: Tensor) -> Tensor:
 
 
 def _with_background(count: int) -> Any:
-    """Adds what torchvision keeps for the background, and nobody looks at: ``count`` rows of zeros in front."""
+    """Adds ``count`` rows of zeros in front: the unused background rows that torchvision expects."""
     return lambda rows: F.pad(rows, (*(0, 0) * (rows.dim() - 1), count, 0))
 
 

@@ -92,7 +92,7 @@ class StereoTask(LightningModule):
         )  # they gather over devices by themselves
 
     def train(self, mode: bool = True) -> StereoTask:
-        """As ever, but what is not trained keeps its statistics too."""
+        """As `nn.Module.train`, but parts that are not trained stay in evaluation mode."""
         super().train(mode)
         for name in self._frozen:
             self.model.get_submodule(name).eval()
