@@ -95,8 +95,14 @@ class StreamLoader(DataLoader):
     """
 
     _done = 0  # batches of this epoch that were handed out
+    _restored: int | None = None  # epoch that the sampler's ``first`` is of
 
     def __iter__(self) -> Iterator[Any]:
+        if self._restored is not None and self.sampler.epoch != self._restored:
+            self.sampler.first = (
+                0  # the training stopped at the end of an epoch, which may come before that of the samples
+            )
+        self._restored = None
         self._done = self.sampler.first // self.batch_size
         for batch in super().__iter__():
             self._done += 1
@@ -109,6 +115,7 @@ class StreamLoader(DataLoader):
         at_end = state["batches"] >= len(self)
         self.sampler.epoch = state["epoch"] + at_end
         self.sampler.first = 0 if at_end else state["batches"] * self.batch_size
+        self._restored = self.sampler.epoch
 
 
 def stream_loader(dataset: Dataset, batch_size: int, num_workers: int) -> StreamLoader:

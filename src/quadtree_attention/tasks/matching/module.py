@@ -106,6 +106,8 @@ class MatchingTask(LightningModule):
             raise ValueError(
                 f"coarse_pairs is {coarse_pairs!r} with coarse_loss {coarse_loss!r}, expected dense, or sparse with focal"
             )
+        if canonical_batch is not None and canonical_batch < 1:
+            raise ValueError(f"canonical_batch is {canonical_batch}, expected at least 1 pair a step, or null")
         if not 0 < confidence_floor < 0.5:
             raise ValueError(f"confidence_floor is {confidence_floor}, expected above 0 and below 0.5")
         if fine_loss not in FINE_LOSSES:
@@ -244,33 +246,33 @@ class MatchingTask(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW, with the learning rate of ``schedule``."""
         groups = decaying(self.parameters(), self.hparams["weight_decay"], self.hparams["decay_vectors"])
-        scaling = self._scaling()
-        optimizer = torch.optim.AdamW(
-            groups, lr=self.hparams["learning_rate"] * scaling, betas=tuple(self.hparams["betas"])
-        )
-        warmup, start = int(self.hparams["warmup_steps"] / scaling), self.hparams["warmup_start"]
-        total = self.trainer.estimated_stepping_batches
-        falls: list[int] | None = None
-        if self.hparams["schedule"] == "multistep":
-            steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-            falls = [epoch * steps for epoch in self.hparams["milestones"]]
-        decay = self.hparams["decay"]
-
-        def factor(step: int) -> float:
-            if falls is None:
-                return rise_and_cosine(step, warmup, total, start)
-            return rise_and_cosine(step, warmup, math.inf, start) * decay ** sum(step >= fall for fall in falls)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        highest = self.hparams["learning_rate"] * self._scaling()
+        optimizer = torch.optim.AdamW(groups, lr=highest, betas=tuple(self.hparams["betas"]))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        """Share of the highest learning rate at a step."""
+        warmup, start = int(self.hparams["warmup_steps"] / self._scaling()), self.hparams["warmup_start"]
+        rise = rise_and_cosine(step, warmup, math.inf, start)
+        if (
+            step == 0
+        ):  # asked before the loaders are made; counting their batches then would keep them from being restored
+            return rise
+        if self.hparams["schedule"] == "cosine":
+            return rise_and_cosine(step, warmup, self.trainer.estimated_stepping_batches, start)
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return rise * self.hparams["decay"] ** sum(step >= epoch * steps for epoch in self.hparams["milestones"])
 
     def _scaling(self) -> float:
         """Pairs a step over those that the learning rate is meant for."""
         if self.hparams["canonical_batch"] is None:
             return 1.0
-        self.trainer.fit_loop.setup_data()
-        pairs = self.trainer.train_dataloader.batch_size * self.trainer.world_size
-        return pairs * self.trainer.accumulate_grad_batches / self.hparams["canonical_batch"]
+        batch = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if batch is None:
+            raise ValueError("canonical_batch needs a data module with a batch_size; give one, or set it to null")
+        pairs = batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return pairs / self.hparams["canonical_batch"]
 
     def _coarse_loss(
         self, assignment: Tensor, confidence: Tensor, truth: Supervision, masks: dict[str, Tensor | None]

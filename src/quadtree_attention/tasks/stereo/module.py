@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -155,6 +156,11 @@ class StereoTask(LightningModule):
         """AdamW, with the learning rate of `rise_and_cosine`."""
         groups = decaying(self.parameters(), self.hparams["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=self.hparams["learning_rate"], betas=tuple(self.hparams["betas"]))
-        warmup, total = self.hparams["warmup_steps"], self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rise_and_cosine(step, warmup, total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        """Share of the highest learning rate at a step."""
+        # Step 0 is asked for before the loaders are made; counting their batches then would keep them from being restored.
+        total = self.trainer.estimated_stepping_batches if step else math.inf
+        return rise_and_cosine(step, self.hparams["warmup_steps"], total)
