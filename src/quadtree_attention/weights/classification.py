@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..extras import require
-from ..models.classifier import ClassifierConfig, build_backbone
+from ..models.classifier import ClassifierConfig, build_backbone, knows_backbone
 from .convert import convert_published
 from .hub import in_hub_or_folder
 from .published import read_checkpoint
@@ -110,8 +110,7 @@ def _from_checkpoint(path: Path) -> tuple[nn.Module, ClassifierConfig]:
 
 
 def _from_timm(name: str) -> tuple[nn.Module, ClassifierConfig]:
-    timm = require("timm", "classify")
-    if ":" not in name and not timm.is_model(name.partition(".")[0]):  # "hf-hub:...", "local-dir:..."
+    if not knows_backbone(name):
         raise ValueError(
             f"unknown model {name!r}, expected one of {', '.join(names_for('classification'))}, a name that timm knows, or the path of a file"
         )
