@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.datasets import FashionMNIST
 
-from quadtree_attention.bench import machine
+from quadtree_attention.bench.cpu import machine
 from quadtree_attention.data.composites import CompositeData, Pasting
 from quadtree_attention.data.photos import list_photographs
 from quadtree_attention.files import atomic_write

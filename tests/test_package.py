@@ -19,7 +19,7 @@ FLOORS = (  # of the house, from the top: patterns of modules; the first that fi
     r"cli",
     r"tasks",
     r"predict",
-    r"bench|bench_counts|bench_gpu|counting",
+    r"bench",
     r"viz",
     r"weights\.(classification|detection|matching|segmentation|stereo)",
     r"models",

@@ -11,7 +11,7 @@ import torch
 from tests.golden import GOLDEN, load
 from tests.golden.recipe import recipe_array, state_dict_sha256
 
-from quadtree_attention.counting import multiply_accumulates
+from quadtree_attention.bench.flops import multiply_accumulates
 from quadtree_attention.models import pvt
 from quadtree_attention.weights import convert_published
 

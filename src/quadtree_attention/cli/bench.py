@@ -28,7 +28,7 @@ def bench(
     chart: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Measure attentions on this machine's CPU: time, memory, and how both grow with the number of tokens."""
-    from .. import bench as benchmark
+    from ..bench import cpu as benchmark
     from ..table import TABLE_SUFFIXES
 
     if out is not None:
