@@ -21,7 +21,7 @@ FLOORS = (  # of the house, from the top: patterns of modules; the first that fi
     r"predict",
     r"bench",
     r"viz",
-    r"weights\.(classification|detection|matching|segmentation|stereo)",
+    r"weights\.(checkpoints|classification|detection|matching|segmentation|stereo)",
     r"models",
     r"weights",
     r"data",

@@ -80,10 +80,11 @@ def test_it_learns_and_its_checkpoint_classifies(folder, tmp_path):
     (result,) = train.test(learner, data(folder), verbose=False)
     assert set(result) == {"test/loss", "test/top1", "test/top5"}
     assert result["test/top5"] == 1
-    model, config = load_classifier(tmp_path / "last.ckpt")
+    model = load_classifier(tmp_path / "last.ckpt")
+    config = model.config
     assert config.labels == ["bright", "dark"]
     assert (config.model, list(config.input_size), config.crop_pct) == ("quadtree_b0", [3, 32, 32], 0.9)
-    found = Classifier(model, config, "cpu").classify(folder / "test" / "dark" / "0.png")
+    found = Classifier(model, "cpu").classify(folder / "test" / "dark" / "0.png")
     assert found.labels == ("dark", "bright")
     assert found.probabilities.sum() == pytest.approx(1)
     again = task(init_from=str(tmp_path / "last.ckpt"))

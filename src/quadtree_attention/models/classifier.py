@@ -30,14 +30,15 @@ class ClassifierConfig:
     crop_pct: float = 0.9
 
     def build(self) -> nn.Module:
-        """The network, with random weights.
+        """The network, with random weights; its ``config`` is this one.
 
         Raises:
             ValueError: a name that timm does not know, or options that do not fit it.
         """
-        return build_backbone(
-            self.model, **{"num_classes": len(self.labels), "in_chans": self.input_size[0], **self.options}
-        )
+        options = {"num_classes": len(self.labels), "in_chans": self.input_size[0], **self.options}
+        model = build_backbone(self.model, **options)
+        model.config = self
+        return model
 
 
 def knows_backbone(name: str) -> bool:
