@@ -178,11 +178,6 @@ def _resident(name: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
-def tensor_bytes(case: Case) -> int:
-    """Bytes of query, key, value, their gradients and the output together, in float32."""
-    return 7 * case.tokens * case.heads * case.dim * 4
-
-
 def operations(case: Case, what: str) -> float:
     """Arithmetic that quadtree attention needs: multiplications and additions of the products of matrices alone.
 
