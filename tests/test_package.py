@@ -28,7 +28,7 @@ FLOORS = (  # of the house, from the top: patterns of modules; the first that fi
     r"nn",
     r"ops",
     r"table",
-    r"extras|files",
+    r"extras|files|formats",
 )
 
 
@@ -99,7 +99,7 @@ def floor(module: str) -> int:
 
 
 def test_imports_go_down_only():
-    """cli -> tasks -> predict -> bench -> viz -> weights -> models -> weights -> data -> nn -> ops -> table, extras and files.
+    """cli -> tasks -> predict -> bench -> viz -> weights -> models -> weights -> data -> nn -> ops -> table -> extras, files, formats.
 
     Any floor may be passed over. Weights are on two: what makes networks from them (`load_classifier` and the like) lies above models; names, files
     and key maps lie below, since timm asks a backbone for its own published weights. Labels and what images go through are data's: models know them.

@@ -133,8 +133,8 @@ def test_command(tmp_path, capsys):
     [
         (["--sizes", "60"], "--sizes has '60', expected grids of at least 8x8"),
         (["--sizes", "4x60"], "--sizes has '4x60', expected grids of at least 8x8"),
-        (["--sizes", "axb"], "--sizes has 'axb', expected whole numbers"),
-        (["--topk", "many"], "--topk has 'many', expected whole numbers such as 32,16"),
+        (["--sizes", "axb"], "--sizes has 'axb', expected grids of at least 8x8"),
+        (["--topk", "many"], "--topk is 'many', expected whole numbers above 0 with commas, such as 32,16"),
         (["--methods", "sparse"], "methods are sparse, expected some of quadtree, reference, dense"),
         (["--variant", "c", "--sizes", "8x8"], "variant is 'c', expected 'a' or 'b'"),
         (["--out", "table.txt"], "table.txt: unknown suffix '.txt'"),

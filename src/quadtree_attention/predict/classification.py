@@ -15,11 +15,10 @@ import torch
 from ..data.images import read_image
 from ..extras import require
 from ..files import atomic_write
+from ..formats import CLASSIFICATION_SUFFIXES
 from ..models.classifier import ClassifierConfig
 from ..weights.hub import HubMixin
 from .device import check_device
-
-CLASSIFICATION_SUFFIXES = (".json", ".csv")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,11 +14,10 @@ import torch
 from ..data.images import read_image
 from ..extras import require
 from ..files import atomic_write
+from ..formats import DETECTION_SUFFIXES
 from ..models.detection import DetectorConfig
 from ..weights.hub import HubMixin
 from .device import check_device
-
-DETECTION_SUFFIXES = (".json",)
 
 
 @dataclass(frozen=True, eq=False)

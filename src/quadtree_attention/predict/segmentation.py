@@ -15,12 +15,12 @@ from ..data.images import read_image
 from ..data.masks import seen
 from ..extras import require
 from ..files import atomic_write
+from ..formats import MASK_SUFFIXES
 from ..models.segmentation import SegmenterConfig, SemanticFPN
 from ..viz.segmentation import class_colors
 from ..weights.hub import HubMixin
 from .device import check_device
 
-MASK_SUFFIXES = (".png",)
 NUMBERS = 2**26  # logits at the image's own size that are in memory at one time
 
 

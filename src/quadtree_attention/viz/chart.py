@@ -9,9 +9,8 @@ import numpy as np
 
 from ..extras import require
 from ..files import atomic_write
+from ..formats import CHART_SUFFIXES as CHART_SUFFIXES
 from ..table import Table
-
-CHART_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def save_chart(table: Table, path: str | Path) -> None:
