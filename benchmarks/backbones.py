@@ -31,7 +31,7 @@ import timm
 import torch
 
 import quadtree_attention.models  # noqa: F401 (registers)
-from quadtree_attention.bench import machine
+from quadtree_attention.bench.cpu import machine
 from quadtree_attention.files import atomic_write
 from quadtree_attention.ops.memory import keep_freed_memory
 from quadtree_attention.table import Table

@@ -74,7 +74,7 @@ def train(recipe: dict[str, Any], variant: str, seed: int, root: str, folder: Pa
 
 def evaluate(checkpoint: Path, data: dict[str, Any]) -> dict[str, float]:
     """Shares of right answers of the averaged weights, and how many parameters there are."""
-    model, _ = load_classifier(checkpoint)
+    model = load_classifier(checkpoint)
     module = ClassificationData(**data)
     out: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
     splits = {"val": module.val_dataloader(), "test": module.test_dataloader()}

@@ -62,7 +62,7 @@ def train(variant: str, seed: int, root: str, epochs: int | None, folder: Path) 
 @torch.inference_mode()
 def evaluate(checkpoint: Path, data: dict[str, Any]) -> dict[str, Any]:
     """COCO's average precision of the averaged weights on the test photographs."""
-    model, config = load_detector(checkpoint)
+    model = load_detector(checkpoint)
     metric = MeanAveragePrecision(class_metrics=True, backend="pycocotools")
     loader = DetectionData(**(data | {"batch_size": 1})).test_dataloader()
     seconds = 0.0
@@ -74,7 +74,9 @@ def evaluate(checkpoint: Path, data: dict[str, Any]) -> dict[str, Any]:
     values = metric.compute()
     names = {"map": "AP", "map_50": "AP50", "map_75": "AP75"}
     out = {name: values[key].item() for key, name in names.items()}
-    out |= {f"AP {label}": value for label, value in zip(config.labels, values["map_per_class"].tolist(), strict=True)}
+    out |= {
+        f"AP {label}": value for label, value in zip(model.config.labels, values["map_per_class"].tolist(), strict=True)
+    }
     out["parameters"] = sum(p.numel() for p in model.parameters())
     out["of backbone"] = sum(p.numel() for p in model.backbone.body.parameters())
     return out | {"ms": 1000 * seconds / len(loader), "images": len(loader)}
@@ -130,7 +132,7 @@ def pictures(folders: dict[str, Path], root: str, path: Path, count: int = 3) ->
 
     data = copy.deepcopy(yaml.safe_load(RECIPE.read_text())["data"]["init_args"]) | {"root": root}
     images = DetectionData(**data).annotations("test").images[:count]
-    detectors = {name: Detector(*load_detector(folder / "last.ckpt"), "cpu") for name, folder in folders.items()}
+    detectors = {name: Detector(load_detector(folder / "last.ckpt"), "cpu") for name, folder in folders.items()}
     labels = next(iter(detectors.values())).config.labels
     columns = []
     for one in images:

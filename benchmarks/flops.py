@@ -2,7 +2,7 @@
 
     python benchmarks/flops.py --out benchmarks/results/flops.md
 
-Counted, not measured, by `quadtree_attention.counting`: convolutions and matrix products of the four feature maps' backbones, without any head.
+Counted, not measured, by `quadtree_attention.bench.flops`: convolutions and matrix products of the four feature maps' backbones, without any head.
 At sizes that are no multiple of 32, such as detection's 800x1333, the trees are padded, and what is padded is counted. It takes some minutes.
 """
 
@@ -22,7 +22,7 @@ import timm
 import torch
 
 import quadtree_attention.models  # noqa: F401 (registers)
-from quadtree_attention.counting import multiply_accumulates
+from quadtree_attention.bench.flops import multiply_accumulates
 from quadtree_attention.files import atomic_write
 from quadtree_attention.table import Table
 

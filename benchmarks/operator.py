@@ -35,8 +35,8 @@ from typing import Any
 
 import torch
 
-from quadtree_attention import bench, bench_counts, bench_gpu
-from quadtree_attention.bench import PASSES, Case
+from quadtree_attention.bench import cpu, gpu, gpu_counts
+from quadtree_attention.bench.cpu import PASSES, Case
 from quadtree_attention.files import atomic_write
 from quadtree_attention.models.loftr import LOFTR_PRESETS
 from quadtree_attention.models.loftr.transformer import coarse_transformer
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--chart", type=Path)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--sides", default=",".join(map(str, bench_gpu.SIDES)), help="of the square grids on a GPU")
+    parser.add_argument("--sides", default=",".join(map(str, gpu.SIDES)), help="of the square grids on a GPU")
     parser.add_argument(
         "--predict", action="store_true", help="count bytes and operations on a GPU, and measure nothing"
     )
@@ -76,11 +76,11 @@ def main() -> None:
         sections.append(f"## {title}\n\n{table.markdown()}\n")
         print(f"{title}\n{table.text()}\n", flush=True)
 
-    near = bench.compare([Case((60, 80)), Case((128, 128))], list(bench.METHODS), repeats=options.repeats)
+    near = cpu.compare([Case((60, 80)), Case((128, 128))], list(cpu.METHODS), repeats=options.repeats)
     show("Beside the others", near)
     for case in (Case((60, 80)), Case((128, 128))):
-        show(f"Where the forward pass goes, {case.grid[0]}x{case.grid[1]}", bench.parts(case, options.repeats))
-    far = bench.compare(GROWING, ["quadtree", "linear", "spatial reduction"], repeats=3)
+        show(f"Where the forward pass goes, {case.grid[0]}x{case.grid[1]}", cpu.parts(case, options.repeats))
+    far = cpu.compare(GROWING, ["quadtree", "linear", "spatial reduction"], repeats=3)
     show("Growing", far)
     show("Growth from one size to the next, of 4 times the tokens", growth(far))
     show("Whole layers, 60x80 tokens of 256 channels", layers(options.repeats))
@@ -88,7 +88,7 @@ def main() -> None:
         show("A million tokens", million())
     if options.chart:
         small = [Case((size, size)) for size in (16, 32, 64)]
-        start = bench.compare(small, ["quadtree", "dense", "linear", "spatial reduction"], repeats=options.repeats)
+        start = cpu.compare(small, ["quadtree", "dense", "linear", "spatial reduction"], repeats=options.repeats)
         rows = [
             row
             for row in (*start.rows, *near.rows, *far.rows)
@@ -108,7 +108,7 @@ def main() -> None:
 
 def on_device(device: str, sides: list[int], out: Path | None, chart: Path | None) -> None:
     """Measure on a GPU: rows as they come, then the table and a chart of batch 8 in bfloat16."""
-    table = bench_gpu.compare(bench_gpu.cases(sides, device=device), show=lambda row: print(row, flush=True))
+    table = gpu.compare(gpu.cases(sides, device=device), show=lambda row: print(row, flush=True))
     print(table.text())
     if out:
         settings = "\n".join(f"- {name}: {value}" for name, value in table.settings.items())
@@ -126,8 +126,8 @@ def on_device(device: str, sides: list[int], out: Path | None, chart: Path | Non
 
 def predict(sides: list[int], out: Path | None) -> None:
     """Print what quadtree attention needs on a GPU, batch 8 in bfloat16; into ``out`` goes what stands between its markers."""
-    cases = [replace(case, dtype=torch.bfloat16) for case in bench_gpu.cases(sides, (8,), "cpu")]
-    parts, sums = bench_counts.predicted(cases)
+    cases = [replace(case, dtype=torch.bfloat16) for case in gpu.cases(sides, (8,), "cpu")]
+    parts, sums = gpu_counts.predicted(cases)
     print(f"{sums.text()}\n\n{parts.text()}")
     if out:
         old = out.read_text(encoding="utf-8") if out.exists() else f"{BEGIN}\n{END}\n"
@@ -201,8 +201,8 @@ def million() -> Table:
     inputs = 3 * 4 * MILLION.tokens * MILLION.heads * MILLION.dim
     rows = []
     for how in PASSES:
-        beyond = bench.memory(MILLION, "quadtree", how)
-        took = bench.times(MILLION, ["quadtree"], how, repeats=1)["quadtree"]
+        beyond = cpu.memory(MILLION, "quadtree", how)
+        took = cpu.times(MILLION, ["quadtree"], how, repeats=1)["quadtree"]
         used = None if beyond is None else round((beyond + inputs) / 1e9, 1)
         rows.append(
             {"pass": "forward" if how == "forward" else "forward+backward", "s": round(took, 1), "GB, inputs too": used}

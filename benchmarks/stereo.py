@@ -47,7 +47,7 @@ import cv2
 import numpy as np
 import torch
 
-from quadtree_attention.counting import multiply_accumulates
+from quadtree_attention.bench.flops import multiply_accumulates
 from quadtree_attention.data.arrays import read_map
 from quadtree_attention.data.images import read_image
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS, attention

@@ -1,5 +1,8 @@
+import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,23 @@ from quadtree_attention.extras import require
 from quadtree_attention.files import atomic_write, check_output
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "quadtree_attention"
+FLOORS = (  # of the house, from the top: patterns of modules; the first that fits counts
+    r"__main__",
+    r"cli",
+    r"tasks",
+    r"predict",
+    r"bench",
+    r"viz",
+    r"weights\.(checkpoints|classification|detection|matching|segmentation|stereo)",
+    r"models",
+    r"weights",
+    r"data",
+    r"nn",
+    r"ops",
+    r"table",
+    r"extras|files|formats",
+)
 
 
 def loaded_by(code: str) -> set[str]:
@@ -47,6 +67,50 @@ def test_help_does_not_load_torch():
     assert "torch" not in loaded_by(
         "from quadtree_attention.__main__ import main\nassert main(['match', '--help']) == 0"
     )
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Modules of ours that a file imports anywhere but for type checkers, by name below the package, and the lines."""
+    found: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while found:
+        node = found.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            found.extend(node.orelse)
+            continue
+        found.extend(ast.iter_child_nodes(node))
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = ("quadtree_attention", *path.relative_to(PACKAGE).parent.parts)
+            base = [*package[: len(package) + 1 - node.level]] if node.level else []
+            base += node.module.split(".") if node.module else []
+            names = [".".join([*base, alias.name]) for alias in node.names]
+        for name in names:
+            top, *parts = name.split(".")
+            if top == "quadtree_attention" and parts:
+                whole = PACKAGE.joinpath(*parts)  # a module, or what one defines
+                is_module = whole.is_dir() or whole.with_suffix(".py").is_file()
+                yield ".".join(parts if is_module else parts[:-1]), node.lineno
+
+
+def floor(module: str) -> int:
+    return next(n for n, pattern in enumerate(FLOORS) if re.fullmatch(rf"({pattern})(\..*)?", module))
+
+
+def test_imports_go_down_only():
+    """cli -> tasks -> predict -> bench -> viz -> weights -> models -> weights -> data -> nn -> ops -> table -> extras, files, formats.
+
+    Any floor may be passed over. Weights are on two: what makes networks from them (`load_classifier` and the like) lies above models; names, files
+    and key maps lie below, since timm asks a backbone for its own published weights. Labels and what images go through are data's: models know them.
+    """
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        for other, line in imports(path):
+            if other and (module == "__init__" or floor(other) < floor(module)):
+                wrong.append(f"{path.relative_to(PACKAGE)}:{line} imports {other}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_extras_are_those_that_messages_name():

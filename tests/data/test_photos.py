@@ -19,7 +19,6 @@ def test_list_is_sorted_and_searches_folders_below(tmp_path, photo):
     (tmp_path / "notes.txt").write_text("no photograph")
     found = [path.relative_to(tmp_path).as_posix() for path in list_photographs(tmp_path)]
     assert found == ["a/z.PNG", "a.jpeg", "b.jpg"]
-    assert [path.name for path in list_photographs(tmp_path, recursive=False)] == ["a.jpeg", "b.jpg"]
 
 
 def test_list_says_what_is_wrong(tmp_path, photo):
@@ -27,8 +26,6 @@ def test_list_says_what_is_wrong(tmp_path, photo):
         list_photographs(tmp_path / "missing")
     with pytest.raises(NotADirectoryError, match="is a file, expected a folder"):
         list_photographs(save(tmp_path / "below/a.jpg", photo))
-    with pytest.raises(ValueError, match="recursive=True"):
-        list_photographs(tmp_path, recursive=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no photographs"):
         list_photographs(tmp_path / "empty")

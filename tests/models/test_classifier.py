@@ -8,6 +8,7 @@ import torch
 
 from quadtree_attention.models.classifier import ClassifierConfig, build_backbone
 from quadtree_attention.predict.classification import Classifier
+from quadtree_attention.weights import read_checkpoint
 from quadtree_attention.weights.classification import (
     imagenet_labels,
     is_classifier,
@@ -27,19 +28,19 @@ CONFIG = ClassifierConfig("quadtree_b0", ["cat", "dog", "emu"], SMALL, input_siz
 def saved(tmp_path):
     torch.manual_seed(0)
     model = CONFIG.build().eval()
-    save_classifier(model, CONFIG, tmp_path / "animals.safetensors")
+    save_classifier(model, tmp_path / "animals.safetensors")
     return model, tmp_path / "animals.safetensors"
 
 
 def test_a_file_holds_all_that_is_needed(saved, tmp_path):
     model, path = saved
-    again, config = load_classifier(path)
-    assert config == CONFIG
+    again = load_classifier(path)
+    assert again.config == CONFIG
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    save_classifier(model, CONFIG, tmp_path / "half.safetensors", half=True)
+    save_classifier(model, tmp_path / "half.safetensors", half=True)
     assert (tmp_path / "half.safetensors").stat().st_size < path.stat().st_size
     torch.testing.assert_close(
-        load_classifier(tmp_path / "half.safetensors")[0].state_dict(), model.state_dict(), rtol=1e-3, atol=1e-3
+        load_classifier(tmp_path / "half.safetensors").state_dict(), model.state_dict(), rtol=1e-3, atol=1e-3
     )
 
 
@@ -47,16 +48,18 @@ def test_published_files(tmp_path):
     """By the widths and depths of the weights, with a head or as a detector's backbone; then for another number of classes."""
     b1 = build_backbone("quadtree_b1", num_classes=1000)
     torch.save(published(b1.state_dict()), tmp_path / "b1.pth")
-    assert is_classifier(tmp_path / "b1.pth")
-    model, config = load_classifier(tmp_path / "b1.pth")
+    assert is_classifier(read_checkpoint(tmp_path / "b1.pth"))
+    model = load_classifier(tmp_path / "b1.pth")
+    config = model.config
     assert (config.model, len(config.labels), config.crop_pct) == ("quadtree_b1", 1000, 0.875)
     torch.testing.assert_close(model.state_dict(), b1.state_dict(), rtol=0, atol=0)
     backbone = {f"backbone.{key}": value for key, value in published(b1.state_dict()).items() if "head." not in key}
     torch.save({"state_dict": backbone | {"neck.fpn.weight": torch.zeros(1)}}, tmp_path / "retinanet.pth")
-    model, config = load_classifier(tmp_path / "retinanet.pth")
+    model = load_classifier(tmp_path / "retinanet.pth")
+    config = model.config
     assert (config.model, config.labels, config.options) == ("quadtree_b1", [], {"topk": 32, "value_act": "relu"})
     with pytest.raises(ValueError, match="has no classes, expected a classifier"):
-        Classifier(model, config)
+        Classifier(model)
     other = build_backbone("quadtree_b1", num_classes=4)
     load_backbone(other, tmp_path / "retinanet.pth")
     torch.testing.assert_close(other.stages.state_dict(), b1.stages.state_dict())
@@ -118,14 +121,14 @@ def test_files_that_do_not_fit(saved, tmp_path, random_weights):
         load_classifier(random_weights)
     with pytest.raises(ValueError, match="has no configuration of a matcher"):
         load_matcher(path)
-    wrong = dataclasses.replace(CONFIG, labels=["cat", "dog"])
-    save_classifier(model, wrong, tmp_path / "wrong.safetensors")
+    model.config = dataclasses.replace(CONFIG, labels=["cat", "dog"])
+    save_classifier(model, tmp_path / "wrong.safetensors")
     with pytest.raises(
         ValueError, match=r"weights do not fit the model: .*head.bias has shape \(3,\), expected \(2,\)"
     ):
         load_classifier(tmp_path / "wrong.safetensors")
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    assert not is_classifier(tmp_path / "other.pth")
+    assert not is_classifier(read_checkpoint(tmp_path / "other.pth"))
     with pytest.raises(ValueError, match=r"unknown keys: layer\.weight"):
         load_classifier(tmp_path / "other.pth")
     with pytest.raises(IsADirectoryError, match="is a folder"):

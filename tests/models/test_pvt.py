@@ -11,7 +11,7 @@ import torch
 from tests.golden import GOLDEN, load
 from tests.golden.recipe import recipe_array, state_dict_sha256
 
-from quadtree_attention.counting import multiply_accumulates
+from quadtree_attention.bench.flops import multiply_accumulates
 from quadtree_attention.models import pvt
 from quadtree_attention.weights import convert_published
 
@@ -131,10 +131,37 @@ def test_multiply_accumulates(name, giga):
     assert count / 1e9 == pytest.approx(giga, rel=0.02)
 
 
-def test_timm_lists_them_and_matching_does_not_load_timm():
-    code = "import sys, quadtree_attention.models.loftr; assert 'timm' not in sys.modules\n"
-    code += "import timm; assert len(timm.list_models('quadtree_b*')) == 5"
+LOOKED_UP = """
+import importlib.util, sys
+import quadtree_attention.models.loftr
+before = list(sys.meta_path)
+assert "timm" not in sys.modules
+assert importlib.util.find_spec("timm").loader.get_filename("timm").endswith("__init__.py")  # looked for, not loaded
+assert sys.meta_path == before and "timm" not in sys.modules
+import timm
+assert len(timm.list_models("quadtree_b*")) == 5
+assert timm.__loader__ is timm.__spec__.loader
+assert type(timm.__loader__) is type(timm.models.__loader__) and len(sys.meta_path) == len(before) - 1
+timm.create_model("quadtree_b0", depths=(1, 1, 1, 1), embed_dims=(8, 16, 20, 16), num_heads=(1, 2, 2, 2))
+"""
+TIMM_FIRST = """
+import timm, quadtree_attention.models
+assert len(timm.list_models("quadtree_b*")) == 5
+"""
+WITHOUT_THE_HOOK = """
+import sys, quadtree_attention.models
+from quadtree_attention.weights.classification import load_classifier
+sys.meta_path = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("quadtree")]
+load_classifier("classify_tiny")
+"""
+
+
+@pytest.mark.parametrize("code", [LOOKED_UP, TIMM_FIRST, WITHOUT_THE_HOOK], ids=["looked up", "first", "without"])
+def test_timm_knows_them_whichever_is_imported_first(code):
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_timm_lists_them():
     assert timm.list_models("quadtree_b*") == [f"quadtree_b{n}" for n in range(5)]
     cfg = timm.create_model("quadtree_b2", **TINY).default_cfg
     assert cfg["url"].endswith("QuadTreeAttention_cls/b2.pth")

@@ -42,7 +42,7 @@ def grey():
     torch.manual_seed(0)
     options = {**SMALL, "topk": 4}
     config = ClassifierConfig("quadtree_b0", ["cat", "dog", "emu"], options, [1, 40, 32], [0.4], [0.3], crop_pct=0.8)
-    return Classifier(config.build(), config, "cpu")
+    return Classifier(config.build(), "cpu")
 
 
 def same(got, want):

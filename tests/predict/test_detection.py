@@ -50,7 +50,7 @@ def weights(tmp_path_factory):
         )
         torch.nn.init.zeros_(last.bias)
         paths[kind] = tmp_path_factory.mktemp("detectors") / f"{kind}.safetensors"
-        save_detector(model, config, paths[kind])
+        save_detector(model, paths[kind])
     return paths
 
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
+from tests.tasks.training import trainer
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.classification import ClassificationData
@@ -53,21 +54,6 @@ def data(folder, **changes):
     )
 
 
-def trainer(folder, epochs, *callbacks, **options):
-    return pl.Trainer(
-        default_root_dir=folder,
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        **options,
-    )
-
-
 def test_loss_is_cross_entropy():
     logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 0])
     logs = logits.log_softmax(1)
@@ -88,16 +74,17 @@ def test_rate_rises_and_falls_as_in_timm():
 
 def test_it_learns_and_its_checkpoint_classifies(folder, tmp_path):
     learner = task(mixup=0.2, cutmix=0.0)
-    train = trainer(tmp_path, 8, ModelCheckpoint(tmp_path, "last"), EMAWeightAveraging(decay=0.8))
+    train = trainer(tmp_path, ModelCheckpoint(tmp_path, "last"), EMAWeightAveraging(decay=0.8), max_epochs=8)
     train.fit(learner, data(folder, re_prob=0.0, color_jitter=0.0, auto_augment=None))
     assert train.callback_metrics["val/top1"] == 1
     (result,) = train.test(learner, data(folder), verbose=False)
     assert set(result) == {"test/loss", "test/top1", "test/top5"}
     assert result["test/top5"] == 1
-    model, config = load_classifier(tmp_path / "last.ckpt")
+    model = load_classifier(tmp_path / "last.ckpt")
+    config = model.config
     assert config.labels == ["bright", "dark"]
     assert (config.model, list(config.input_size), config.crop_pct) == ("quadtree_b0", [3, 32, 32], 0.9)
-    found = Classifier(model, config, "cpu").classify(folder / "test" / "dark" / "0.png")
+    found = Classifier(model, "cpu").classify(folder / "test" / "dark" / "0.png")
     assert found.labels == ("dark", "bright")
     assert found.probabilities.sum() == pytest.approx(1)
     again = task(init_from=str(tmp_path / "last.ckpt"))
@@ -113,10 +100,10 @@ def test_a_cut_off_training_goes_on_as_if_it_never_was(folder, tmp_path):
     settings = {"options": {**SMALL, "drop_path_rate": 0.2}}
     whole = task(**settings)
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
-    trainer(tmp_path, 3, every).fit(whole, data(folder))
+    trainer(tmp_path, every, max_epochs=3).fit(whole, data(folder))
     resumed = task(**settings)
     pl.seed_everything(99, verbose=False)
-    again = trainer(tmp_path, 3, ModelCheckpoint(tmp_path / "again", "{step}"))
+    again = trainer(tmp_path, ModelCheckpoint(tmp_path / "again", "{step}"), max_epochs=3)
     again.fit(resumed, data(folder), ckpt_path=tmp_path / "step=6.ckpt", weights_only=False)  # amid the second epoch
     for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
@@ -188,7 +175,7 @@ def test_bad_arguments(arguments, message):
 )
 def test_data_that_does_not_fit(folder, tmp_path, changes, options, message):
     with pytest.raises(ValueError, match=message):
-        trainer(tmp_path, 1, limit_val_batches=0).fit(task(**changes), data(folder, **options))
+        trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(task(**changes), data(folder, **options))
 
 
 @pytest.mark.parametrize(("n", "drop_path", "clip"), [(0, 0.1, None), (4, 0.3, 1.0)])
@@ -249,7 +236,7 @@ def test_labels_beyond_the_classes(folder, tmp_path):
 
 def test_level_weights_learn_at_their_own_rate(folder, tmp_path):
     learner = task(level_rate=10.0, weight_decay=0.3)
-    train = trainer(tmp_path, 1, limit_train_batches=1, limit_val_batches=0)
+    train = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
     train.fit(learner, data(folder))
     matrices, vectors, levels = train.optimizers[0].param_groups
     assert (matrices["weight_decay"], vectors["weight_decay"], levels["weight_decay"]) == (0.3, 0.0, 0.0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
+from tests.tasks.training import trainer
 
 from quadtree_attention.data.detection import DetectionData
 from quadtree_attention.models.detection import DetectorConfig
@@ -78,28 +79,13 @@ def data(folder, **changes):
     return DetectionData(str(folder), **{**options, "min_sizes": [64], "max_size": 64, **changes})
 
 
-def trainer(folder, epochs, *callbacks, **options):
-    return pl.Trainer(
-        default_root_dir=folder,
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        **options,
-    )
-
-
 def test_it_learns_and_its_checkpoint_detects(folder, tmp_path):
     learner = task()
     train = trainer(
         tmp_path,
-        30,
         ModelCheckpoint(tmp_path, "last"),
         EMAWeightAveraging(decay=0.8),
+        max_epochs=30,
         check_val_every_n_epoch=30,
         gradient_clip_val=1.0,
     )
@@ -122,10 +108,10 @@ def test_a_cut_off_training_goes_on_as_if_it_never_was(folder, tmp_path):
     dropping = config(options={**OPTIONS, "drop_path_rate": 0.2})
     whole = task(dropping)
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
-    trainer(tmp_path, 2, every, limit_val_batches=0).fit(whole, data(folder, **changing))
+    trainer(tmp_path, every, max_epochs=2, limit_val_batches=0).fit(whole, data(folder, **changing))
     resumed = task(dropping)
     pl.seed_everything(99, verbose=False)
-    again = trainer(tmp_path, 2, ModelCheckpoint(tmp_path / "again", "{step}"), limit_val_batches=0)
+    again = trainer(tmp_path, ModelCheckpoint(tmp_path / "again", "{step}"), max_epochs=2, limit_val_batches=0)
     again.fit(
         resumed, data(folder, **changing), ckpt_path=tmp_path / "step=4.ckpt", weights_only=False
     )  # amid the second epoch
@@ -163,7 +149,7 @@ def test_average_precision_of_boxes_and_masks(folder, tmp_path):
         {"boxes": target["boxes"], "labels": target["labels"], "scores": torch.tensor([0.9, 0.8]), "masks": masks}
     ]
     loader = torch.utils.data.DataLoader([([torch.zeros(3, 64, 64)], [target])], batch_size=None)
-    (result,) = trainer(tmp_path, 1).test(learner, loader, verbose=False)
+    (result,) = trainer(tmp_path, max_epochs=1).test(learner, loader, verbose=False)
     assert result["test/AP"] == pytest.approx(1)
     assert result["test/mask_AP/red"] == pytest.approx(1)
     assert result["test/mask_AP/white"] == pytest.approx(0.1)
@@ -183,7 +169,7 @@ def test_rates(monkeypatch):
 def test_what_decays(folder, tmp_path):
     for everything, groups in ((True, 1), (False, 2)):
         learner = task(weight_decay=0.05, decay_norms=everything)
-        train = trainer(tmp_path, 1, limit_train_batches=1, limit_val_batches=0)
+        train = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
         train.fit(learner, data(folder))
         found = train.optimizers[0].param_groups
         assert len(found) == groups

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
+from tests.tasks.training import trainer
 
 from quadtree_attention.data.composites import CompositeData, Pasting
 from quadtree_attention.predict.segmentation import Segmenter
@@ -42,21 +43,6 @@ def task(**changes):
     return SegmentationTask(**{**options, "head_rate": 1.0, "warmup_steps": 4, **changes})
 
 
-def trainer(folder, epochs, *callbacks, **options):
-    return pl.Trainer(
-        default_root_dir=folder,
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        **options,
-    )
-
-
 def test_loss_counts_pixels_without_class_as_nothing():
     logits, masks = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
     masks[0, 0] = 255
@@ -90,7 +76,7 @@ def test_rate_is_mmcvs_poly():
 def test_groups_are_as_published(data, tmp_path):
     """mmcv's custom_keys: the head at ten times the rate, names with "norm" do not decay."""
     learner = task(head_rate=10.0, level_rate=3.0, weight_decay=0.02, learning_rate=1e-3)
-    train = trainer(tmp_path, 1, limit_train_batches=1, limit_val_batches=0)
+    train = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
     train.fit(learner, data())
     place = {id(p): group for group in train.optimizers[0].param_groups for p in group["params"]}
     for name, p in learner.model.named_parameters():
@@ -103,7 +89,7 @@ def test_groups_are_as_published(data, tmp_path):
 
 def test_it_learns_and_its_checkpoint_segments(data, tmp_path):
     learner = task()
-    train = trainer(tmp_path, 10, ModelCheckpoint(tmp_path, "last"), EMAWeightAveraging(decay=0.8))
+    train = trainer(tmp_path, ModelCheckpoint(tmp_path, "last"), EMAWeightAveraging(decay=0.8), max_epochs=10)
     train.fit(learner, data(size=(48, 48)))
     (result,) = train.test(learner, data(size=(48, 48)), verbose=False)
     assert set(result) == {"test/loss", "test/miou", "test/accuracy"}
@@ -124,10 +110,10 @@ def test_a_cut_off_training_goes_on_as_if_it_never_was(data, tmp_path):
     whole = task(**settings)
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
     short = {"length": 16, "val_length": 2}
-    trainer(tmp_path, 2, every).fit(whole, data(**short))
+    trainer(tmp_path, every, max_epochs=2).fit(whole, data(**short))
     resumed = task(**settings)
     pl.seed_everything(99, verbose=False)
-    again = trainer(tmp_path, 2, ModelCheckpoint(tmp_path / "again", "{step}"))
+    again = trainer(tmp_path, ModelCheckpoint(tmp_path / "again", "{step}"), max_epochs=2)
     again.fit(resumed, data(**short), ckpt_path=tmp_path / "step=6.ckpt", weights_only=False)  # amid the second epoch
     for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
@@ -154,7 +140,7 @@ def test_validation_judges_at_the_size_of_the_masks():
 
 def test_mistakes(data, tmp_path):
     with pytest.raises(ValueError, match="the data has 3 classes, expected num_classes, 4"):
-        trainer(tmp_path, 1).fit(task(num_classes=4), data())
+        trainer(tmp_path, max_epochs=1).fit(task(num_classes=4), data())
     with pytest.raises(ValueError, match="num_classes is 1, expected at least 2"):
         task(num_classes=1)
     with pytest.raises(ValueError, match="has a label 3, expected labels below num_classes, 3"):

@@ -12,6 +12,7 @@ from tests.models.detection.formulas import layer, per_anchor, relu, sigmoid
 
 from quadtree_attention.models.classifier import build_backbone
 from quadtree_attention.models.detection import DetectorConfig, coco_detector
+from quadtree_attention.weights import read_checkpoint
 from quadtree_attention.weights.detection import convert_detector, is_detector, load_body, load_detector, save_detector
 from quadtree_attention.weights.registry import PRETRAINED
 from quadtree_attention.weights.storage import misfit
@@ -223,8 +224,9 @@ def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("quadtree_attention.weights.detection.BACKBONES", ("quadtree_b1", "quadtree_b0"))
     state = {key: torch.empty(value.shape) for key, value in published("retinanet", "quadtree_b0").items()}
     torch.save({"meta": {"epoch": 12}, "state_dict": state, "optimizer": {}}, tmp_path / "b0.pth")
-    assert is_detector(tmp_path / "b0.pth")
-    model, config = load_detector(tmp_path / "b0.pth")
+    assert is_detector(read_checkpoint(tmp_path / "b0.pth"))
+    model = load_detector(tmp_path / "b0.pth")
+    config = model.config
     assert (config.detector, config.backbone, len(config.labels), config.ids[-1]) == (
         "retinanet",
         "quadtree_b0",
@@ -233,15 +235,16 @@ def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
     )
     assert config.options == {"topk": 32, "value_act": "relu", "drop_path_rate": 0.1}
     assert not model.training
-    save_detector(model, config, tmp_path / "b0.safetensors")
-    again, same = load_detector(tmp_path / "b0.safetensors")
-    assert same.ids == config.ids
+    save_detector(model, tmp_path / "b0.safetensors")
+    again = load_detector(tmp_path / "b0.safetensors")
+    assert again.config.ids == config.ids
     assert all(
         torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True) if not a.isnan().any()
     )
     state["bbox_head.atss_centerness.weight"] = torch.zeros(1)
     with pytest.raises(
-        ValueError, match=r"unknown keys: bbox_head\.atss_centerness\.weight; expected those of mmdetection's retinanet"
+        ValueError,
+        match=r"unknown keys: bbox_head\.atss_centerness\.weight; expected the names of mmdetection's retinanet",
     ):
         convert_detector(state)
     del state["bbox_head.atss_centerness.weight"], state["neck.fpn_convs.4.conv.bias"]
@@ -319,7 +322,7 @@ def test_a_classifier_starts_a_backbone(tmp_path):
     }
     classifier = ClassifierConfig("quadtree_b0", ["a", "b"], options)
     network = classifier.build()
-    save_classifier(network, classifier, tmp_path / "c.safetensors")
+    save_classifier(network, tmp_path / "c.safetensors")
     model = DetectorConfig("retinanet", "quadtree_b0", ["x"], options=options, channels=8).build()
     load_body(model, tmp_path / "c.safetensors")
     weight = model.backbone.body.state_dict()["stages_2.blocks.0.mlp.fc1.weight"]

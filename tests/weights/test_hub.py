@@ -33,7 +33,7 @@ def test_a_folder_gives_the_model_again(kind, network, tmp_path):
 
 def test_detectors_and_segmenters_too(tmp_path):
     config = DetectorConfig("retinanet", "quadtree_b0", ["cat"], [17], options=SMALL, channels=8, features=8)
-    detector = Detector(config.build(), config, "cpu")
+    detector = Detector(config.build(), "cpu")
     segmenter = Segmenter(SegmenterConfig("quadtree_b0", ["cat", "dog"], SMALL, 16, 16).build(), "cpu")
     for model in (detector, segmenter):
         folder = tmp_path / type(model).__name__

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 from quadtree_attention.data.ade20k import ADE20K_LABELS
 from quadtree_attention.models.segmentation import SEGMENTER_PRESETS, SegmenterConfig
-from quadtree_attention.weights import convert_published
+from quadtree_attention.weights import convert_published, read_checkpoint
 from quadtree_attention.weights.segmentation import (
     convert_segmenter,
     is_segmenter,
     load_segmenter,
     load_weights,
-    save_segmenter,
 )
+from quadtree_attention.weights.storage import save_model
 
 KEYS = json.loads((Path(__file__).parents[1] / "golden" / "keys_detection.json").read_text())
 WIDTHS = {"quadtree_b0": (32, 64, 160, 256), **{f"quadtree_b{n}": (64, 128, 320, 512) for n in range(1, 5)}}
@@ -141,7 +141,7 @@ def test_a_published_file(tmp_path):
     state = random_state("quadtree_b0")
     names = [f"{name} " for name in ADE20K_LABELS]  # mmsegmentation has spaces at the end of some
     torch.save({"meta": {"CLASSES": names, "PALETTE": [[0, 0, 0]] * 150}, "state_dict": state, "optimizer": {}}, path)
-    assert is_segmenter(path)
+    assert is_segmenter(read_checkpoint(path))
     model = load_segmenter(path)
     assert model.config == SEGMENTER_PRESETS["quadtree_b0"].__class__(
         "quadtree_b0", list(ADE20K_LABELS), {"topk": 32, "value_act": "relu"}
@@ -165,11 +165,11 @@ def small(labels=("a", "b", "c"), **options):
 
 def test_files_of_our_own(tmp_path):
     model, images = small(topk=4), torch.randn(1, 3, 40, 48)
-    save_segmenter(model, tmp_path / "a.safetensors")
+    save_model(model, tmp_path / "a.safetensors")
     again = load_segmenter(tmp_path / "a.safetensors")
     assert list(again.config.labels) == ["a", "b", "c"]
     torch.testing.assert_close(again(images), model(images))
-    save_segmenter(model, tmp_path / "half.safetensors", half=True)
+    save_model(model, tmp_path / "half.safetensors", half=True)
     torch.testing.assert_close(load_segmenter(tmp_path / "half.safetensors")(images), model(images), rtol=0, atol=0.02)
     for name, error, message in (
         ("nothing", ValueError, "unknown model 'nothing', expected one of .*semantic_fpn_quadtree_b0"),
@@ -184,7 +184,7 @@ def test_files_of_our_own(tmp_path):
 def test_starting_from_other_weights(tmp_path):
     """Of a segmenter for other classes all but the last layer, of a classifier the backbone."""
     source, target = small(), small("abcde")
-    save_segmenter(source, tmp_path / "a.safetensors")
+    save_model(source, tmp_path / "a.safetensors")
     before = target.head.classify.weight.clone()
     load_weights(target, tmp_path / "a.safetensors")
     assert torch.equal(target.head.classify.weight, before)
@@ -194,7 +194,7 @@ def test_starting_from_other_weights(tmp_path):
     load_weights(other, "classify_tiny")
     from quadtree_attention.weights.classification import load_classifier
 
-    published = load_classifier("classify_tiny")[0]
+    published = load_classifier("classify_tiny")
     assert torch.equal(
         other.backbone["stages_2"].blocks[1].mlp.fc1.weight, published.stages[2].blocks[1].mlp.fc1.weight
     )

@@ -9,10 +9,9 @@ from typing import Annotated
 from .. import __version__
 from ..extras import require
 from ..files import check_output
+from ..formats import PICTURE_SUFFIXES as PICTURE_SUFFIXES
 
 typer = require("typer", "vision")
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 DEVICE = Annotated[
     str | None,

@@ -6,9 +6,8 @@ from typing import Annotated
 
 from ..extras import require
 from ..files import check_output
-from .app import app, typer
-
-CHART_SUFFIXES = (".png", ".svg", ".pdf")
+from ..formats import CHART_SUFFIXES
+from .app import app, numbers, typer
 
 
 @app.command()
@@ -28,7 +27,7 @@ def bench(
     chart: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Measure attentions on this machine's CPU: time, memory, and how both grow with the number of tokens."""
-    from .. import bench as benchmark
+    from ..bench import cpu as benchmark
     from ..table import TABLE_SUFFIXES
 
     if out is not None:
@@ -36,7 +35,9 @@ def bench(
     if chart is not None:
         require("matplotlib.figure", "bench")
         check_output(chart, CHART_SUFFIXES)
-    cases = [benchmark.Case(_grid(size), _numbers("topk", topk), heads, dim, variant) for size in sizes.split(",")]
+    cases = [
+        benchmark.Case(_grid(size), numbers(topk, "--topk") or (), heads, dim, variant) for size in sizes.split(",")
+    ]
     table = benchmark.compare(cases, methods.split(","), repeats=repeats, with_memory=memory)
     print(table.text())
     if parts:
@@ -51,15 +52,7 @@ def bench(
 
 
 def _grid(text: str) -> tuple[int, int]:
-    sides = _numbers("sizes", text, "x")
-    if len(sides) != 2 or min(sides) < 8:
+    words = text.split("x")
+    if len(words) != 2 or not all(word.strip().isdecimal() and int(word) >= 8 for word in words):
         raise ValueError(f"--sizes has {text!r}, expected grids of at least 8x8 such as 60x80,128x128")
-    return sides[0], sides[1]
-
-
-def _numbers(name: str, text: str, separator: str = ",") -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(separator))
-    except ValueError:
-        example = "60x80,128x128" if separator == "x" else "32,16"
-        raise ValueError(f"--{name} has {text!r}, expected whole numbers such as {example}") from None
+    return int(words[0]), int(words[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..formats import DETECTION_SUFFIXES
 from .app import DEVICE, PICTURE_SUFFIXES, app, check_outputs, typer
 from .images import ImageFile, each_image, find_images, result_paths
 
@@ -39,7 +40,7 @@ def detect(
     if annotations is not None and out is None:
         raise ValueError("--annotations is for --out; add it, or leave --annotations out")
     files = find_images(images)
-    check_outputs((out, (".json",)), sources=[str(file.path) for file in files] + [annotations or ""])
+    check_outputs((out, DETECTION_SUFFIXES), sources=[str(file.path) for file in files] + [annotations or ""])
     drawn = None if picture is None else result_paths(files, picture, PICTURE_SUFFIXES)
     from ..predict.detection import Detector, image_numbers, save_detections
 

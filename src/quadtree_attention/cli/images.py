@@ -11,8 +11,7 @@ import numpy as np
 
 from ..extras import require
 from ..files import check_output
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+from ..formats import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 import warnings
 from typing import Annotated
 
+from ..formats import DISPARITY_SUFFIXES
 from .app import DEVICE, PICTURE_SUFFIXES, app, check_outputs, typer
 
 
@@ -40,7 +41,7 @@ def stereo(
     if points is None and (focal is not None or baseline is not None):
         raise ValueError("--focal and --baseline are for --points; add it, or leave them out")
     from ..data.images import read_image
-    from ..predict.stereo import DISPARITY_SUFFIXES, StereoMatcher, check_camera
+    from ..predict.stereo import StereoMatcher, check_camera
 
     if points is not None:
         check_camera(focal, baseline)

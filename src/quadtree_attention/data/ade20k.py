@@ -1,7 +1,9 @@
-"""Names of the 150 classes of ADE20K's scene parsing benchmark, in the order of its annotations: their 1 is the first, their 0 none of them."""
+"""Names of the 150 classes of ADE20K's scene parsing benchmark, in the order of its annotations: their 1 is the first, their 0 none of them; and
+the number that stands for none of them here, in all masks."""
 
 from __future__ import annotations
 
+IGNORE = 255  # in masks: no class, neither trained nor counted
 ADE20K_LABELS = tuple(
     """wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, table, mountain, plant,
     curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub,

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..models.segmentation import IGNORE
+from .ade20k import IGNORE
 from .loading import SeededDataset, StreamLoader, loader_options, stream_loader
 from .masks import collate_lists, normalised
 from .photos import Photographs, list_photographs

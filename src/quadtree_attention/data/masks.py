@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..extras import require
-from ..models.segmentation import IGNORE, SegmenterConfig
+from .ade20k import IGNORE
 from .images import read_image
 from .photos import list_photographs
 
@@ -104,14 +104,40 @@ def normalised(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     return torch.from_numpy(image * np.float32(scale) + np.float32(shift)).permute(2, 0, 1).contiguous()
 
 
-def seen(image: np.ndarray, config: SegmenterConfig) -> Tensor:
-    """An image ``[H, W, 3]`` uint8 as the network sees it, ``[3, h, w]``: brought to `SegmenterConfig.sizes_for`, bilinearly and without antialiasing
-    as published, and normalised."""
+def check_sides(long_side: int, short_side: int, divisor: int) -> None:
+    """Raise a ValueError unless `fitted_sizes` can work with them."""
+    if not 1 <= short_side <= long_side or divisor < 1:
+        raise ValueError(
+            f"short_side, long_side and divisor are {short_side}, {long_side} and {divisor}, "
+            "expected 1 <= short_side <= long_side and a divisor of at least 1"
+        )
+
+
+def fitted_sizes(
+    height: int, width: int, long_side: int, short_side: int, divisor: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) that an image of that size is brought to, and then to: mmsegmentation's keep_ratio, and PVT's AlignResize."""
+    factor = min(long_side / max(height, width), short_side / min(height, width))
+    height, width = (max(int(side * factor + 0.5), 1) for side in (height, width))
+    return (height, width), (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
+
+
+def seen(
+    image: np.ndarray,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    long_side: int,
+    short_side: int,
+    divisor: int,
+) -> Tensor:
+    """An image ``[H, W, 3]`` uint8 as the network sees it, ``[3, h, w]``: brought to its `fitted_sizes`, bilinearly and without antialiasing as
+    published, and normalised."""
     cv2 = require("cv2", "vision")
-    for size in config.sizes_for(*image.shape[:2]):
+    for size in fitted_sizes(*image.shape[:2], long_side, short_side, divisor):
         if size != image.shape[:2]:
             image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return normalised(image, config.mean, config.std)
+    return normalised(image, mean, std)
 
 
 def collate_lists(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

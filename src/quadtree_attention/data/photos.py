@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from ..extras import require
+from ..formats import IMAGE_SUFFIXES
 from .images import MIN_SIDE, read_image, to_gray
 
 _TRIES = 20  # broken photographs in a row before giving up
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 
-
-def list_photographs(folder: str | Path, *, recursive: bool = True) -> list[Path]:
-    """The image files of a folder, known by their suffix and sorted by path; hidden ones are left out.
+def list_photographs(folder: str | Path) -> list[Path]:
+    """The image files of a folder and of those below it, known by their suffix and sorted by path; hidden ones are left out.
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such folder.
@@ -31,12 +30,11 @@ def list_photographs(folder: str | Path, *, recursive: bool = True) -> list[Path
         raise NotADirectoryError(f"{folder} is a file, expected a folder of photographs")
     found = [
         path
-        for path in (folder.rglob("*") if recursive else folder.iterdir())
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     ]
     if not found:
-        where = "in it or below" if recursive else "in it; photographs in folders below it need recursive=True"
-        raise ValueError(f"{folder} holds no photographs ({', '.join(sorted(SUFFIXES))}) {where}")
+        raise ValueError(f"{folder} holds no photographs ({', '.join(IMAGE_SUFFIXES)}) in it or below")
     return sorted(found)
 
 

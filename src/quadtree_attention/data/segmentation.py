@@ -14,10 +14,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from ..models.segmentation import IGNORE, SegmenterConfig
-from .ade20k import ADE20K_LABELS
+from .ade20k import ADE20K_LABELS, IGNORE
 from .loading import Augmented, EpochSampler, StreamLoader, loader_options
-from .masks import SegmentationFolder, collate_lists, seen
+from .masks import SegmentationFolder, check_sides, collate_lists, seen
 
 LAYOUTS = {  # of a split: folder of images, folder of masks
     "ade20k": ("images/{}", "annotations/{}"),
@@ -129,6 +128,7 @@ class SegmentationData(LightningDataModule):
         super().__init__()
         if layout not in LAYOUTS:
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+        check_sides(long_side, short_side, divisor)
         self.save_hyperparameters()
         self.splits = splits or SPLITS[layout]
 
@@ -170,9 +170,9 @@ class SegmentationData(LightningDataModule):
         return self._whole(2)
 
     def _whole(self, split: int) -> DataLoader:
-        config = SegmenterConfig("", self.class_names(), **self.preprocessing)
+        steps = self.preprocessing
         dataset = _Transformed(
-            self._folder(split), lambda image, mask: (seen(image, config), torch.from_numpy(mask).long())
+            self._folder(split), lambda image, mask: (seen(image, **steps), torch.from_numpy(mask).long())
         )
         options = loader_options(self.hparams["val_batch_size"], self.hparams["num_workers"])
         return DataLoader(dataset, collate_fn=collate_lists, **options)

@@ -30,20 +30,26 @@ class ClassifierConfig:
     crop_pct: float = 0.9
 
     def build(self) -> nn.Module:
-        """The network, with random weights.
+        """The network, with random weights; its ``config`` is this one.
 
         Raises:
             ValueError: a name that timm does not know, or options that do not fit it.
         """
-        return build_backbone(
-            self.model, **{"num_classes": len(self.labels), "in_chans": self.input_size[0], **self.options}
-        )
+        options = {"num_classes": len(self.labels), "in_chans": self.input_size[0], **self.options}
+        model = build_backbone(self.model, **options)
+        model.config = self
+        return model
+
+
+def knows_backbone(name: str) -> bool:
+    """Whether timm, ours among its models, makes a network of that name; "hf-hub:OWNER/NAME" and "local-dir:FOLDER" count as known."""
+    return ":" in name or _timm().is_model(name.partition(".")[0])
 
 
 def build_backbone(name: str, **options: Any) -> nn.Module:
     """A network of timm's by name, with what is wrong said in one line."""
-    timm = require("timm", "classify")
-    if ":" not in name and not timm.is_model(name.partition(".")[0]):  # "hf-hub:OWNER/NAME", "local-dir:FOLDER"
+    timm = _timm()
+    if not knows_backbone(name):
         ours = ", ".join(timm.list_models("quadtree*"))
         raise ValueError(f"model is {name!r}, expected {ours}, or another name that timm knows")
     try:
@@ -56,6 +62,14 @@ def level_weights(model: nn.Module) -> list[nn.Parameter]:
     """The vectors by which variant "b" weighs its levels."""
     found = (getattr(module, "level_weights", None) for module in model.modules() if isinstance(module, Attention))
     return [weights for weights in found if weights is not None]
+
+
+def _timm() -> Any:
+    """timm with our backbones registered, however it was imported."""
+    timm = require("timm", "classify")
+    from . import pvt  # noqa: F401
+
+    return timm
 
 
 def _tuples(value: Any) -> Any:

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.ade20k import ADE20K_LABELS
+from ..data.ade20k import ADE20K_LABELS, IGNORE
+from ..data.masks import check_sides, fitted_sizes
 from ..extras import require
 from .classifier import build_backbone
 
 STRIDES = (4, 8, 16, 32)
-IGNORE = 255  # in masks: no class, neither trained nor counted
 NORMS = ("batch", "group")
 
 
@@ -50,11 +50,7 @@ class SegmenterConfig:
             raise ValueError(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
         if self.norm == "group" and self.head_channels % 32:
             raise ValueError(f"head_channels is {self.head_channels}, expected a multiple of 32 for norm 'group'")
-        if not 1 <= self.short_side <= self.long_side or self.divisor < 1:
-            raise ValueError(
-                f"short_side, long_side and divisor are {self.short_side}, {self.long_side} and {self.divisor}, "
-                "expected 1 <= short_side <= long_side and a divisor of at least 1"
-            )
+        check_sides(self.long_side, self.short_side, self.divisor)
 
     def build(self) -> SemanticFPN:
         """The network, with random weights.
@@ -65,11 +61,14 @@ class SegmenterConfig:
         return SemanticFPN(self)
 
     def sizes_for(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) that an image of that size is brought to, and then to: mmsegmentation's keep_ratio, and PVT's AlignResize."""
-        factor = min(self.long_side / max(height, width), self.short_side / min(height, width))
-        height, width = (max(int(side * factor + 0.5), 1) for side in (height, width))
-        up = -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
-        return (height, width), up
+        """(height, width) that an image of that size is brought to, and then to: `data.masks.fitted_sizes`."""
+        return fitted_sizes(height, width, self.long_side, self.short_side, self.divisor)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What an image goes through before the network: the arguments of `data.masks.seen`."""
+        names = ("mean", "std", "long_side", "short_side", "divisor")
+        return {name: getattr(self, name) for name in names}
 
 
 class SemanticFPN(nn.Module):

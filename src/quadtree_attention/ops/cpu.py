@@ -16,7 +16,7 @@ from torch import Tensor
 from . import cpu_kernels as kernels
 from .memory import empty, is_plain, keep_freed_memory, zeros_like
 from .threads import run
-from .tree import Tree
+from .tree import Tree, kept_counts
 
 ROOT_CHUNK = 2**20  # scores of the coarsest level held at once: few enough to stay in the cache
 
@@ -38,14 +38,6 @@ def attend(
         out = out.masked_fill(~query.valid[-1][:, None, :, None], 0)
         kept = [x.masked_fill(~valid[:, None, :, None], -1) for x, valid in zip(kept, query.valid, strict=False)]
     return out.to(dtype), kept
-
-
-def _kept_counts(topk: list[int], keys: int, children: int) -> list[int]:
-    """How many keys each level but the last keeps: topk (0 for the last) clamped to how many candidates there are."""
-    counts: list[int] = []
-    for k in topk[:-1]:
-        counts.append(min(k, counts[-1] * children if counts else keys))
-    return counts
 
 
 def forward(
@@ -109,7 +101,7 @@ def _allocate(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     out = empty((*q[-1].shape[:3], v[-1].shape[-1]), q[-1])
     children = q[1].shape[2] // q[0].shape[2] if len(q) > 1 else 1
-    counts = _kept_counts(topk, k[0].shape[2], children)
+    counts = kept_counts(topk, k[0].shape[2], children)[:-1]
     kept = [empty((*x.shape[:3], n), x, torch.int32) for x, n in zip(q, counts, strict=False)]
     return out, kept, [empty((*x.shape[:3], n), x) for x, n in zip(q, counts, strict=False)]
 

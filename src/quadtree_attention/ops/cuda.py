@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_kernels as kernels
-from .tree import Tree
+from .tree import Tree, kept_counts
 
 STEP = 4096  # numbers of keys or values that a program holds at once, a quarter of that in float32
 
@@ -30,14 +30,6 @@ def attend(
         out = out.masked_fill(~query.valid[-1][:, None, :, None], 0)
         kept = [x.masked_fill(~valid[:, None, :, None], -1) for x, valid in zip(kept, query.valid, strict=False)]
     return out, kept
-
-
-def kept_counts(topk: list[int], keys: int, children: int) -> list[int]:
-    """How many keys each level keeps: topk clamped to how many candidates there are; 0 for the last."""
-    counts: list[int] = []
-    for k in topk[:-1]:
-        counts.append(min(k, counts[-1] * children if counts else keys))
-    return [*counts, 0]
 
 
 @torch.library.custom_op("quadtree_attention::cuda_forward", mutates_args=())

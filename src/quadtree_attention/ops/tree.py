@@ -274,6 +274,14 @@ def token_pyramid(x: Tensor, levels: int, *, mask: Tensor | None = None) -> list
     return [*(level.reshape(*level.shape[: axes + 1], *shape) for level in coarser), x]
 
 
+def kept_counts(topk: list[int], keys: int, children: int) -> list[int]:
+    """How many keys each level keeps: topk clamped to how many candidates there are; 0 for the last."""
+    counts: list[int] = []
+    for k in topk[:-1]:
+        counts.append(min(k, counts[-1] * children if counts else keys))
+    return [*counts, 0]
+
+
 def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
     """Raise ValueError unless ``mask`` is None or a bool tensor of ``shape``."""
     if mask is None:

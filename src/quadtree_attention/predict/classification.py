@@ -15,11 +15,10 @@ import torch
 from ..data.images import read_image
 from ..extras import require
 from ..files import atomic_write
+from ..formats import CLASSIFICATION_SUFFIXES
 from ..models.classifier import ClassifierConfig
 from ..weights.hub import HubMixin
 from .device import check_device
-
-CLASSIFICATION_SUFFIXES = (".json", ".csv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +40,7 @@ class Classifier(HubMixin):
     """Says what an image shows, with a network of timm's.
 
     Args:
-        model: the network, ``[B, C, H, W]`` to logits ``[B, classes]``.
-        config: how images are prepared for it, and the names of its classes.
+        model: the network, ``[B, C, H, W]`` to logits ``[B, classes]``, with its `ClassifierConfig` as ``config``.
         device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
 
     Raises:
@@ -51,14 +49,13 @@ class Classifier(HubMixin):
 
     _front_matter: ClassVar = {"library_name": "timm", "pipeline_tag": "image-classification"}
 
-    def __init__(
-        self, model: torch.nn.Module, config: ClassifierConfig, device: str | torch.device | None = None
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, device: str | torch.device | None = None) -> None:
+        config = model.config
         if not config.labels:
             raise ValueError(
                 f"this {config.model} has no classes, expected a classifier; it is the backbone of a detector or segmenter"
             )
-        self.device, self.config = check_device(device), config
+        self.device = check_device(device)
         self.model = model.eval().to(self.device)
         create_transform = require("timm.data", "classify").create_transform
         self._transform = create_transform(
@@ -68,6 +65,11 @@ class Classifier(HubMixin):
             interpolation=config.interpolation,
             crop_pct=config.crop_pct,
         )
+
+    @property
+    def config(self) -> ClassifierConfig:
+        """Names of the classes, and how images are prepared."""
+        return self.model.config
 
     @classmethod
     def from_pretrained(
@@ -82,7 +84,7 @@ class Classifier(HubMixin):
         from ..weights.classification import load_classifier
 
         checked = check_device(device)
-        return cls(*load_classifier(name_or_path), checked)
+        return cls(load_classifier(name_or_path), checked)
 
     def classify(self, image: Any, *, top: int = 5) -> Classification:
         """The ``top`` likeliest classes of an image.
@@ -108,7 +110,7 @@ class Classifier(HubMixin):
     def _write_weights(self, path: Path, half: bool) -> None:
         from ..weights.classification import save_classifier
 
-        save_classifier(self.model, self.config, path, half=half)
+        save_classifier(self.model, path, half=half)
 
     def _hub_config(self) -> dict[str, Any]:
         """As timm writes it, so that its ``create_model("hf-hub:...", pretrained=True)`` takes the repository too."""

@@ -14,11 +14,10 @@ import torch
 from ..data.images import read_image
 from ..extras import require
 from ..files import atomic_write
+from ..formats import DETECTION_SUFFIXES
 from ..models.detection import DetectorConfig
 from ..weights.hub import HubMixin
 from .device import check_device
-
-DETECTION_SUFFIXES = (".json",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +71,17 @@ class Detector(HubMixin):
 
     Args:
         model: the network, see `models.detection.model`.
-        config: its configuration.
         device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
     """
 
-    def __init__(
-        self, model: torch.nn.Module, config: DetectorConfig, device: str | torch.device | None = None
-    ) -> None:
-        self.device, self.config = check_device(device), config
+    def __init__(self, model: torch.nn.Module, device: str | torch.device | None = None) -> None:
+        self.device = check_device(device)
         self.model = model.eval().to(self.device)
+
+    @property
+    def config(self) -> DetectorConfig:
+        """Names of the classes, how images are prepared, and what is kept of what is found."""
+        return self.model.config
 
     @classmethod
     def from_pretrained(
@@ -95,12 +96,12 @@ class Detector(HubMixin):
         from ..weights.detection import load_detector
 
         checked = check_device(device)
-        return cls(*load_detector(name_or_path), checked)
+        return cls(load_detector(name_or_path), checked)
 
     def _write_weights(self, path: Path, half: bool) -> None:
         from ..weights.detection import save_detector
 
-        save_detector(self.model, self.config, path, half=half)
+        save_detector(self.model, path, half=half)
 
     def detect(self, image: Any, *, score: float | None = None) -> Detections:
         """What is in an image.

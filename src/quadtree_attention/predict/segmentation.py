@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,12 @@ from ..data.images import read_image
 from ..data.masks import seen
 from ..extras import require
 from ..files import atomic_write
+from ..formats import MASK_SUFFIXES
 from ..models.segmentation import SegmenterConfig, SemanticFPN
+from ..viz.segmentation import class_colors
 from ..weights.hub import HubMixin
 from .device import check_device
 
-MASK_SUFFIXES = (".png",)
 NUMBERS = 2**26  # logits at the image's own size that are in memory at one time
 
 
@@ -51,17 +50,6 @@ class Segmentation:
         image.putpalette(class_colors(self.names).ravel().tolist())
         with atomic_write(path) as temporary:
             image.save(temporary)
-
-
-def class_colors(names: Sequence[str]) -> np.ndarray:
-    """A colour for each class, ``[classes, 3]`` uint8 RGB: black for a first class "background", else hues far from those of their neighbours."""
-    first = int(bool(names) and names[0] == "background")
-    golden = (5**0.5 - 1) / 2
-    colors = [
-        colorsys.hsv_to_rgb((0.02 + n * golden) % 1, (0.75, 0.5, 0.95)[n % 3], (1.0, 0.9, 0.75)[n // 3 % 3])
-        for n in range(len(names) - first)
-    ]
-    return np.rint(255 * np.array([(0, 0, 0)] * first + colors).reshape(-1, 3)).astype(np.uint8)
 
 
 class Segmenter(HubMixin):
@@ -108,7 +96,7 @@ class Segmenter(HubMixin):
         """
         picture = read_image(image)
         with torch.inference_mode():
-            logits = self.model(seen(picture, self.config)[None].to(self.device))
+            logits = self.model(seen(picture, **self.config.preprocessing)[None].to(self.device))
             labels, probabilities = likeliest(logits.float(), picture.shape[:2])
         return Segmentation(labels.cpu().numpy(), probabilities.cpu().numpy(), tuple(self.config.labels))
 

@@ -15,13 +15,12 @@ from torch import Tensor
 from ..data.images import read_image, resize_longest
 from ..extras import require
 from ..files import atomic_write
+from ..formats import DISPARITY_SUFFIXES
 from ..models.sttr import STTR
 from ..models.sttr.assignment import optimal_transport
 from ..models.sttr.model import right_view
 from ..weights.hub import HubMixin
 from .device import check_device
-
-DISPARITY_SUFFIXES = (".npy", ".pfm", ".png")
 
 PNG_SCALE = 256  # KITTI's: values of the file a pixel of disparity; 0 is unknown
 

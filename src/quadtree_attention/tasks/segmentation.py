@@ -13,9 +13,10 @@ from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from ..data.ade20k import IGNORE
 from ..data.loading import processes
 from ..models.classifier import level_weights
-from ..models.segmentation import IGNORE, SegmenterConfig
+from ..models.segmentation import SegmenterConfig
 from ..weights.segmentation import load_weights
 from .optimization import polynomial
 

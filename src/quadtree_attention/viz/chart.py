@@ -9,13 +9,12 @@ import numpy as np
 
 from ..extras import require
 from ..files import atomic_write
+from ..formats import CHART_SUFFIXES as CHART_SUFFIXES
 from ..table import Table
-
-CHART_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def save_chart(table: Table, path: str | Path) -> None:
-    """Draw what `bench.compare` measured, forward and backward: time and memory over tokens, one line a method, both axes logarithmic.
+    """Draw what `bench.cpu.compare` measured, forward and backward: time and memory over tokens, one line a method, both axes logarithmic.
 
     The suffix of ``path`` says the format: .png, .svg or .pdf. The file is written whole or not at all.
     """

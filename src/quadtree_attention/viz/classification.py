@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.images import read_image
 from ..extras import require
-from ..predict.classification import Classification
 from .drawing import BACKGROUND, FAINT, GAP, INK, confidence_colors, shrunk
+
+if TYPE_CHECKING:
+    from ..predict.classification import Classification
 
 
 def draw_classifications(images: Sequence[Any], found: Sequence[Classification], *, tile: int = 224) -> np.ndarray:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import colorsys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.images import read_image
 from ..extras import require
-from ..predict.detection import Detections
 from .drawing import BACKGROUND, BAR, FAINT, INK, shrunk
+
+if TYPE_CHECKING:
+    from ..predict.detection import Detections
 
 # The first classes; more go on around the circle of hues.
 COLORS = (

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..extras import require
-from ..predict.stereo import Stereo
 from .drawing import BACKGROUND, BAR, INK
+
+if TYPE_CHECKING:
+    from ..predict.stereo import Stereo
 
 
 def draw_disparity(stereo: Stereo, *, max_side: int = 1000) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.images import read_image
 from ..extras import require
-from ..predict.matching import Matches
 from .drawing import BACKGROUND, BAR, FAINT, GAP, INK, confidence_colors, shrunk
+
+if TYPE_CHECKING:
+    from ..predict.matching import Matches
 
 OUTLIER = (235, 87, 87)
 

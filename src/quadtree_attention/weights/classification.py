@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..extras import require
-from ..models.classifier import ClassifierConfig, build_backbone
+from ..models.classifier import ClassifierConfig, build_backbone, knows_backbone
 from .convert import convert_published
 from .hub import in_hub_or_folder
 from .published import read_checkpoint
-from .registry import CHECKPOINT_SUFFIXES, PRETRAINED, WEIGHT_SUFFIXES, find, located, names_for
+from .registry import PRETRAINED, WEIGHT_SUFFIXES, find, located, names_for
 from .storage import configuration, filled, has_config, misfit, read_safetensors, trained_weights, write_safetensors
 
 
-def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConfig]:
-    """Load a classifier, on the CPU, in eval mode and float32.
+def load_classifier(name_or_path: str | Path) -> nn.Module:
+    """Load a classifier, on the CPU, in eval mode and float32; its ``config`` is a `ClassifierConfig`.
 
     Args:
         name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_classifier`; a .ckpt, .pth or .pt file, of our training or published;
@@ -39,34 +40,30 @@ def load_classifier(name_or_path: str | Path) -> tuple[nn.Module, ClassifierConf
         return _from_timm(name)
     path, _ = located(name_or_path, "classification")
     if path.suffix != ".safetensors":
-        return _from_checkpoint(path)
+        return classifier_from(read_checkpoint(path), path)
     if in_hub_or_folder(name_or_path) and not has_config(path):  # as timm writes them
         return _from_timm(name if path.parent != Path(name) else f"local-dir:{name}")
     state, content = read_safetensors(path, "classifier", lambda name: name != "LoFTR")
     if "classifier" not in content:
         raise ValueError(f"{path} is not of a classifier, expected a file that quadtree convert wrote for one")
-    config = configuration(ClassifierConfig, content["classifier"], path)
-    return filled(config.build(), state, path), config
+    return filled(configuration(ClassifierConfig, content["classifier"], path).build(), state, path)
 
 
-def is_classifier(path: Path) -> bool:
-    """Whether a checkpoint is of a classifier or of a backbone, of our training or published; False for what is no checkpoint."""
-    if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
-        return False
-    content = read_checkpoint(path)
+def is_classifier(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint, as read, is of a classifier or of a backbone, of our training or published."""
     try:
         return "classifier" in content or any(key.startswith("stages.") for key in convert_published(content))
     except ValueError:
         return False
 
 
-def save_classifier(model: nn.Module, config: ClassifierConfig, path: str | Path, *, half: bool = False) -> None:
+def save_classifier(model: nn.Module, path: str | Path, *, half: bool = False) -> None:
     """Write weights and configuration to a .safetensors file, whole or not at all; ``half`` stores parameters as float16.
 
     Raises:
         ValueError: another suffix, or parameters that float16 cannot hold.
     """
-    write_safetensors(model, {"classifier": asdict(config)}, path, half=half)
+    write_safetensors(model, {"classifier": asdict(model.config)}, path, half=half)
 
 
 def load_backbone(model: nn.Module, name_or_path: str | Path) -> None:
@@ -75,7 +72,7 @@ def load_backbone(model: nn.Module, name_or_path: str | Path) -> None:
     Raises:
         ValueError, OSError: as `load_classifier`; weights of another network.
     """
-    state = load_classifier(name_or_path)[0].state_dict()
+    state = load_classifier(name_or_path).state_dict()
     wanted = model.state_dict()
     head = {f"{name}.{end}" for name in _classifiers(model) for end in ("weight", "bias")}
     other = {key for key in head & wanted.keys() if key not in state or state[key].shape != wanted[key].shape}
@@ -87,11 +84,16 @@ def load_backbone(model: nn.Module, name_or_path: str | Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _from_checkpoint(path: Path) -> tuple[nn.Module, ClassifierConfig]:
-    content = read_checkpoint(path)
+def classifier_from(content: Mapping[str, Any], path: Path) -> nn.Module:
+    """The classifier of a checkpoint, as read from ``path``.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
     if isinstance(content.get("classifier"), Mapping):  # of our own training
-        config = configuration(ClassifierConfig, content["classifier"], path)
-        return filled(config.build(), trained_weights(content), path), config
+        return filled(
+            configuration(ClassifierConfig, content["classifier"], path).build(), trained_weights(content), path
+        )
     try:
         state = convert_published(content)
     except ValueError as error:
@@ -103,15 +105,14 @@ def _from_checkpoint(path: Path) -> tuple[nn.Module, ClassifierConfig]:
             with torch.device("meta"):
                 fits = not misfit(config.build().state_dict(), state)
             if fits:
-                return filled(config.build(), state, path), config
+                return filled(config.build(), state, path)
     raise ValueError(
         f"{path} fits none of quadtree_b0 .. quadtree_b4, expected one of them with 1000 classes or as a backbone"
     )
 
 
-def _from_timm(name: str) -> tuple[nn.Module, ClassifierConfig]:
-    timm = require("timm", "classify")
-    if ":" not in name and not timm.is_model(name.partition(".")[0]):  # "hf-hub:...", "local-dir:..."
+def _from_timm(name: str) -> nn.Module:
+    if not knows_backbone(name):
         raise ValueError(
             f"unknown model {name!r}, expected one of {', '.join(names_for('classification'))}, a name that timm knows, or the path of a file"
         )
@@ -125,7 +126,8 @@ def _from_timm(name: str) -> tuple[nn.Module, ClassifierConfig]:
     else:
         labels = imagenet_labels()
     names = ("input_size", "mean", "std", "interpolation", "crop_pct")
-    return model.eval(), ClassifierConfig(name, labels, **{key: cfg[key] for key in names})
+    model.config = ClassifierConfig(name, labels, **{key: cfg[key] for key in names})
+    return model.eval()
 
 
 def imagenet_labels() -> list[str]:

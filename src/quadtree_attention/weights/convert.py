@@ -7,7 +7,7 @@ new family is one more table in `FAMILIES`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -130,19 +130,15 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = _weights(state_dict)
     unknown_of_family = []
     for family in FAMILIES:
-        rules = [(re.compile(rule.pattern), rule) for rule in family]
-        matches = {key: _match(key, rules) for key in state}
-        matched = {key: match for key, match in matches.items() if match is not None}
-        unknown = [key for key in state if key not in matched]
+        matched, unknown = _matched(family, state)
         if family in (CLASSIFIER, DETECTOR) and not any("block" in key for key in matched):
             unknown = list(state)  # heads alone could be anybody's
         if not unknown:
             return _renamed(state, matched)
         unknown_of_family.append(unknown)
-    unknown = min(unknown_of_family, key=len)
-    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    expected = "expected the names of a published LoFTR, transformer, attention module, classifier or detector"
-    raise ValueError(f"unknown keys: {', '.join(unknown[:5])}{more}; {expected}")
+    raise _unknown(
+        min(unknown_of_family, key=len), "a published LoFTR, transformer, attention module, classifier or detector"
+    )
 
 
 def convert_by(family: Sequence[Rule], state_dict: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
@@ -152,13 +148,15 @@ def convert_by(family: Sequence[Rule], state_dict: Mapping[str, Tensor], what: s
         ValueError: keys that no rule of it is for.
     """
     state = _weights(state_dict)
-    rules = [(re.compile(rule.pattern), rule) for rule in family]
-    matches = {key: _match(key, rules) for key in state}
-    matched = {key: match for key, match in matches.items() if match is not None}
-    if unknown := [key for key in state if key not in matched]:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(f"unknown keys: {', '.join(unknown[:5])}{more}; expected the names of {what}")
+    matched, unknown = _matched(family, state)
+    if unknown:
+        raise _unknown(unknown, what)
     return _renamed(state, matched)
+
+
+def _unknown(keys: Sequence[str], what: str) -> ValueError:
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return ValueError(f"unknown keys: {', '.join(keys[:5])}{more}; expected the names of {what}")
 
 
 def _weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,12 +171,19 @@ def _weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _match(key: str, rules: list[tuple[re.Pattern[str], Rule]]) -> tuple[re.Match[str], Rule] | None:
-    for pattern, rule in rules:
-        match = pattern.fullmatch(key)
-        if match:
-            return match, rule
-    return None
+def _matched(family: Sequence[Rule], keys: Iterable[str]) -> tuple[dict[str, tuple[re.Match[str], Rule]], list[str]]:
+    """The rule of each key, and the keys that have none."""
+    rules = [(re.compile(rule.pattern), rule) for rule in family]
+    matched: dict[str, tuple[re.Match[str], Rule]] = {}
+    unknown = []
+    for key in keys:
+        for pattern, rule in rules:
+            if match := pattern.fullmatch(key):
+                matched[key] = (match, rule)
+                break
+        else:
+            unknown.append(key)
+    return matched, unknown
 
 
 def _renamed(state: Mapping[str, Tensor], matched: Mapping[str, tuple[re.Match[str], Rule]]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..extras import require
 from ..models.detection import BACKBONES, DetectorConfig, coco_detector, detector
 from .classification import load_classifier
-from .convert import Rule, convert_published
+from .convert import Rule, convert_by, convert_published
 from .published import read_checkpoint
-from .registry import CHECKPOINT_SUFFIXES, located
+from .registry import located
 from .storage import configuration, filled, misfit, read_safetensors, trained_weights, write_safetensors
 
 _WB = r"\.(?P<end>weight|bias)"
@@ -93,27 +93,15 @@ def convert_detector(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, T
     if not isinstance(state, Mapping) or not any(str(key).startswith("neck.") for key in state):
         raise ValueError("no weights of a detector found, expected those of a RetinaNet or Mask R-CNN of mmdetection's")
     kind = "mask_rcnn" if any(key.startswith("roi_head.") for key in state) else "retinanet"
-    rules = [(re.compile(rule.pattern), rule) for rule in (MASK_RCNN if kind == "mask_rcnn" else RETINANET)]
     body = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+    family = MASK_RCNN if kind == "mask_rcnn" else RETINANET
     out = {f"backbone.body.{key}": value for key, value in _flat(_body(body)).items()}
-    unknown = []
-    for key, value in state.items():
-        if key.startswith("backbone."):
-            continue
-        for pattern, rule in rules:
-            if match := pattern.fullmatch(key):
-                out[match.expand(rule.name)] = rule.change(value)
-                break
-        else:
-            unknown.append(key)
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(f"unknown keys: {', '.join(unknown[:5])}{more}; expected those of mmdetection's {kind}")
-    return kind, out
+    return kind, out | convert_by(family, rest, f"mmdetection's {kind}")
 
 
-def load_detector(name_or_path: str | Path) -> tuple[nn.Module, DetectorConfig]:
-    """Load a detector, on the CPU, in eval mode and float32.
+def load_detector(name_or_path: str | Path) -> nn.Module:
+    """Load a detector, on the CPU, in eval mode and float32; its ``config`` is a `DetectorConfig`.
 
     Args:
         name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_detector`; a .ckpt, .pth or .pt file, of our training or published; a
@@ -126,32 +114,37 @@ def load_detector(name_or_path: str | Path) -> tuple[nn.Module, DetectorConfig]:
     path, row = located(name_or_path, "detection")
     if path.suffix == ".safetensors":
         state, content = read_safetensors(path, "detector", lambda name: name in ("RetinaNet", "MaskRCNN"))
-        config = configuration(DetectorConfig, content.get("detector", {}), path)
-        return filled(config.build(), state, path), config
-    content = read_checkpoint(path)
-    if isinstance(content.get("detector"), Mapping):  # of our own training
-        config = configuration(DetectorConfig, content["detector"], path)
-        return filled(config.build(), trained_weights(content), path), config
-    return _published(content, path, BACKBONES if row is None else (row.name.removesuffix("_1x"),))
+        return filled(configuration(DetectorConfig, content.get("detector", {}), path).build(), state, path)
+    return detector_from(read_checkpoint(path), path, None if row is None else (row.name.removesuffix("_1x"),))
 
 
-def is_detector(path: Path) -> bool:
-    """Whether a checkpoint is of a detector, of our training or published; False for what is no checkpoint."""
-    if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
-        return False
-    content = read_checkpoint(path)
+def is_detector(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint, as read, is of a detector, of our training or published."""
     state = content.get("state_dict", content)
     heads = ("bbox_head.", "roi_head.")
     return "detector" in content or (isinstance(state, Mapping) and any(str(key).startswith(heads) for key in state))
 
 
-def save_detector(model: nn.Module, config: DetectorConfig, path: str | Path, *, half: bool = False) -> None:
+def detector_from(content: Mapping[str, Any], path: Path, names: Sequence[str] | None = None) -> nn.Module:
+    """The detector of a checkpoint, as read from ``path``: of our training; or published, the first of ``names`` that fits.
+
+    names: of detectors, or of backbones alone; None: all of `BACKBONES`.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    if isinstance(content.get("detector"), Mapping):  # of our own training
+        return filled(configuration(DetectorConfig, content["detector"], path).build(), trained_weights(content), path)
+    return _published(content, path, BACKBONES if names is None else names)
+
+
+def save_detector(model: nn.Module, path: str | Path, *, half: bool = False) -> None:
     """Write weights and configuration to a .safetensors file, whole or not at all; ``half`` stores parameters as float16.
 
     Raises:
         ValueError: another suffix, or parameters that float16 cannot hold.
     """
-    write_safetensors(model, {"detector": asdict(config)}, path, half=half)
+    write_safetensors(model, {"detector": asdict(model.config)}, path, half=half)
 
 
 def load_body(model: nn.Module, name_or_path: str | Path) -> None:
@@ -162,7 +155,7 @@ def load_body(model: nn.Module, name_or_path: str | Path) -> None:
     """
     body = model.backbone.body
     wanted = body.state_dict()
-    given = _flat(load_classifier(name_or_path)[0].state_dict())
+    given = _flat(load_classifier(name_or_path).state_dict())
     heads = ("head", "fc.", "classifier", "norm.")
     given = {
         key: value
@@ -189,8 +182,7 @@ def _flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"^stages\.(\d+)\.", r"stages_\1.", key): value for key, value in state.items()}
 
 
-def _published(content: Mapping[str, Any], path: Path, names: tuple[str, ...]) -> tuple[nn.Module, DetectorConfig]:
-    """The detector of a published checkpoint: the first of ``names``, of detectors or backbones, that fits."""
+def _published(content: Mapping[str, Any], path: Path, names: Sequence[str]) -> nn.Module:
     try:
         kind, state = convert_detector(content)
     except ValueError as error:
@@ -210,7 +202,7 @@ def _published(content: Mapping[str, Any], path: Path, names: tuple[str, ...]) -
         given = {key: value for key, value in state.items() if key in wanted or not key.endswith("num_batches_tracked")}
         problem = misfit(wanted, given)
         if not problem:
-            return filled(config.build(), given, path), config
+            return filled(config.build(), given, path)
     if len(names) == 1:
         raise ValueError(f"{path}: weights do not fit the model: {problem}")
     raise ValueError(f"{path} is a {kind} of mmdetection's that fits none of the backbones {', '.join(names)}")

@@ -34,12 +34,12 @@ def load_matcher(
     Args:
         name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file, published or of our training; a
             folder of `Matcher.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
-        architecture: a name in `ARCHITECTURES`, for published files by path; by default it is told from the weights and the file's name.
+        architecture: a name in `ARCHITECTURES`, for published files by path alone; by default it is told from the weights and the file's name.
         options: fields of `LoFTRConfig` to change that the weights do not depend on, such as ``{"topk": (32, 16)}``: an earlier commit of
             the original had the topks of its indoor and outdoor model the other way round.
 
     Raises:
-        ValueError: an unknown name or option, weights that do not fit, or options that have no effect on the model.
+        ValueError: an unknown name or option, weights that do not fit, or an architecture or options that have no effect on the model.
         OSError: a file that is missing, or cannot be downloaded.
     """
     model = _load_matcher(name_or_path, architecture)
@@ -56,18 +56,32 @@ def load_matcher(
 
 def _load_matcher(name_or_path: str | Path, architecture: str | None) -> LoFTR:
     path, row = located(name_or_path, "matching")
+    if row is not None or path.suffix == ".safetensors":
+        _refuse(architecture, name_or_path)
     if path.suffix == ".safetensors":
         state, values = read_safetensors(path, "matcher", lambda name: name == "LoFTR")
         return filled(LoFTR(configuration(LoFTRConfig, values, path)), state, path)
-    return _from_checkpoint(path, architecture if row is None else row.name)
+    return matcher_from(read_checkpoint(path), path, architecture if row is None else row.name)
 
 
-def _from_checkpoint(path: Path, architecture: str | None) -> LoFTR:
+def _refuse(architecture: str | None, name_or_path: str | Path) -> None:
+    if architecture is not None:
+        raise ValueError(
+            f"architecture is {architecture!r}, expected none: {name_or_path} says its own; it is for published files alone"
+        )
+
+
+def matcher_from(content: Mapping[str, Any], path: Path, architecture: str | None = None) -> LoFTR:
+    """The matcher of a checkpoint, as read from ``path``; the architecture as `load_matcher` has it.
+
+    Raises:
+        ValueError: an unknown architecture, or one that the checkpoint has no use for; weights that do not fit.
+    """
     if architecture is not None and architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
-    content = read_checkpoint(path)
     values = content.get("config")
     if isinstance(values, Mapping):  # of our own training
+        _refuse(architecture, path)
         return filled(LoFTR(configuration(LoFTRConfig, values, path)), trained_weights(content), path)
     try:
         state = convert_published(content)

@@ -11,9 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from .convert import convert_published
 
 # All that a pickled tensor needs. Storage types are resolved by torch.load itself.
 _ALLOWED = {
@@ -96,11 +93,3 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a state_dict or a checkpoint with one")
     return dict(content)
-
-
-def load_published(path: str | Path) -> dict[str, Tensor]:
-    """Weights of a published checkpoint file in our names; see `read_checkpoint` and `convert_published`."""
-    try:
-        return convert_published(read_checkpoint(path))
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error

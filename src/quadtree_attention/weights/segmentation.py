@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.ade20k import ADE20K_LABELS
 from ..models.segmentation import SegmenterConfig, SemanticFPN, semantic_fpn
+from .classification import load_classifier
 from .convert import BACKBONE, Rule, convert_by
 from .published import read_checkpoint
 from .registry import CHECKPOINT_SUFFIXES, find, located
-from .storage import configuration, filled, misfit, read_safetensors, trained_weights, write_safetensors
+from .storage import configuration, filled, misfit, read_safetensors, trained_weights
 
 _END = r"\.(?P<end>weight|bias|running_mean|running_var|num_batches_tracked)"
 SEMANTIC_FPN = (  # mmsegmentation's EncoderDecoder of a backbone, FPN and FPNHead
@@ -44,7 +45,7 @@ def convert_segmenter(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 def load_segmenter(name_or_path: str | Path) -> SemanticFPN:
     """Load a segmenter, on the CPU, in eval mode and float32.
 
-    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_segmenter`; a .ckpt, .pth or .pt file, of our training or published; a
+    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file, of our training or published; a
         folder of `Segmenter.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
@@ -55,26 +56,14 @@ def load_segmenter(name_or_path: str | Path) -> SemanticFPN:
     if path.suffix == ".safetensors":
         state, values = read_safetensors(path, "segmenter", lambda name: name == "SemanticFPN")
         return filled(configuration(SegmenterConfig, values, path).build(), state, path)
-    return _from_checkpoint(path, read_checkpoint(path))
+    return segmenter_from(read_checkpoint(path), path)
 
 
-def is_segmenter(path: Path) -> bool:
-    """Whether a checkpoint is of a segmenter, of our training or published; False for what is no checkpoint."""
-    if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
-        return False
-    content = read_checkpoint(path)
+def is_segmenter(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint, as read, is of a segmenter, of our training or published."""
     state = content.get("state_dict", content)
     published = isinstance(state, Mapping) and any(str(key).startswith("decode_head.") for key in state)
     return "segmenter" in content or published
-
-
-def save_segmenter(model: SemanticFPN, path: str | Path, *, half: bool = False) -> None:
-    """Write weights and configuration to a .safetensors file, whole or not at all; ``half`` stores parameters as float16.
-
-    Raises:
-        ValueError: another suffix, or parameters that float16 cannot hold.
-    """
-    write_safetensors(model, asdict(model.config), path, half=half)
 
 
 def load_weights(model: SemanticFPN, name_or_path: str | Path) -> None:
@@ -84,13 +73,11 @@ def load_weights(model: SemanticFPN, name_or_path: str | Path) -> None:
         ValueError, OSError: as `load_segmenter`; a backbone that does not fit.
     """
     wanted = model.state_dict()
-    known = find(str(name_or_path), "segmentation") is not None or is_segmenter(Path(name_or_path))
-    if known or _is_ours(Path(name_or_path)):
-        state = dict(load_segmenter(name_or_path).state_dict())
+    segmenter = _segmenter(name_or_path)
+    if segmenter is not None:
+        state = dict(segmenter.state_dict())
     else:
-        from .classification import load_classifier
-
-        whole = load_classifier(name_or_path)[0].state_dict()
+        whole = load_classifier(name_or_path).state_dict()
         plain = {key: re.sub(r"^backbone\.([a-z]+)_(\d+)\.", r"backbone.\1.\2.", key) for key in wanted}
         state = {
             key: whole[name.removeprefix("backbone.")]
@@ -104,6 +91,17 @@ def load_weights(model: SemanticFPN, name_or_path: str | Path) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
+def _segmenter(name_or_path: str | Path) -> SemanticFPN | None:
+    """The segmenter of that name or in that file; None if it is anything else."""
+    path = Path(name_or_path)
+    if find(str(name_or_path), "segmentation") is not None or _is_ours(path):
+        return load_segmenter(name_or_path)
+    if path.suffix in CHECKPOINT_SUFFIXES and path.is_file():
+        content = read_checkpoint(path)
+        return segmenter_from(content, path) if is_segmenter(content) else None
+    return None
+
+
 def _is_ours(path: Path) -> bool:
     if path.suffix != ".safetensors" or not path.is_file():
         return False
@@ -113,7 +111,12 @@ def _is_ours(path: Path) -> bool:
         return (file.metadata() or {}).get("model") == "SemanticFPN"
 
 
-def _from_checkpoint(path: Path, content: Mapping[str, Any]) -> SemanticFPN:
+def segmenter_from(content: Mapping[str, Any], path: Path) -> SemanticFPN:
+    """The segmenter of a checkpoint, as read from ``path``.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
     if isinstance(content.get("segmenter"), Mapping):  # of our own training
         return filled(
             configuration(SegmenterConfig, content["segmenter"], path).build(), trained_weights(content), path
@@ -135,8 +138,6 @@ def _from_checkpoint(path: Path, content: Mapping[str, Any]) -> SemanticFPN:
 
 def _labels(content: Mapping[str, Any], classes: int) -> list[str]:
     """Names of the classes: those that mmsegmentation stored; else ADE20K's, if there are as many; else numbers."""
-    from ..data.ade20k import ADE20K_LABELS
-
     meta = content.get("meta")
     names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
     if isinstance(names, (list, tuple)) and len(names) == classes and all(isinstance(name, str) for name in names):

@@ -26,19 +26,20 @@ def load_stereo(name_or_path: str | Path) -> STTR:
     if path.suffix == ".safetensors":
         state, values = read_safetensors(path, "stereo network", lambda name: name == "STTR")
         return filled(STTR(configuration(STTRConfig, values, path)), state, path)
-    content = read_checkpoint(path)
+    return stereo_from(read_checkpoint(path), path)
+
+
+def is_stereo(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint, as read, is of a stereo network of our training."""
+    return content.get("model") == "STTR" and isinstance(content.get("config"), Mapping)
+
+
+def stereo_from(content: Mapping[str, Any], path: Path) -> STTR:
+    """The stereo network of a checkpoint, as read from ``path``.
+
+    Raises:
+        ValueError: anything else, or weights that do not fit.
+    """
     if not is_stereo(content):
         raise ValueError(f"{path} holds no stereo network, expected a checkpoint of StereoTask")
     return filled(STTR(configuration(STTRConfig, content["config"], path)), trained_weights(content), path)
-
-
-def is_stereo(content: Any) -> bool:
-    """Whether a checkpoint, as read, is of a stereo network of our training."""
-    return (
-        isinstance(content, Mapping) and content.get("model") == "STTR" and isinstance(content.get("config"), Mapping)
-    )
-
-
-def is_stereo_file(path: Path) -> bool:
-    """Whether a file is such a checkpoint; False, too, for files that are missing or no checkpoints."""
-    return path.is_file() and path.suffix == ".ckpt" and is_stereo(read_checkpoint(path))

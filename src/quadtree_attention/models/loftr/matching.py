@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...nn.base import sum_dtype
+
 MASKED = -1e9  # similarity of a pair with a masked cell, as published
 NOTHING = -80.0  # logarithm of what does not change a sum of 1 and more
 
@@ -40,7 +42,7 @@ def dual_softmax(
 def dot_products(feat0: Tensor, feat1: Tensor, divisor: float) -> Tensor:
     """Products ``[B, L, S]`` of features ``[B, L, C]`` and ``[B, S, C]`` over a number, in float32 or better, whatever autocast says."""
     with full_precision(feat0):
-        return (at_least_float32(feat0) * (1 / divisor)) @ at_least_float32(feat1).transpose(1, 2)
+        return (sum_dtype(feat0) * (1 / divisor)) @ sum_dtype(feat1).transpose(1, 2)
 
 
 def log_optimal_transport(
@@ -62,7 +64,7 @@ def log_optimal_transport(
         Logarithms of shares ``[..., L + 1, S + 1]``; the last row and column are the dustbins.
     """
     with full_precision(scores):
-        scores = at_least_float32(scores)
+        scores = sum_dtype(scores)
         length0, length1 = scores.shape[-2:]
         dustbin = dustbin.to(scores.dtype)
         scores = torch.cat([scores, dustbin.expand(*scores.shape[:-1], 1)], -1)
@@ -195,7 +197,7 @@ def heat_map(windows0: Tensor, windows1: Tensor) -> Tensor:
         ``[M, window * window]`` in float32 or better, rows sum to 1.
     """
     with full_precision(windows0):
-        windows0, windows1 = at_least_float32(windows0), at_least_float32(windows1)
+        windows0, windows1 = sum_dtype(windows0), sum_dtype(windows1)
         count, channels = windows0.shape[1:]
         centre = windows0[:, count // 2]
         return ((windows1 @ centre[:, :, None]).squeeze(2) / channels**0.5).softmax(1)
@@ -215,11 +217,6 @@ def expected_position(heat: Tensor) -> Tensor:
         variance = heat @ grid.square() - mean.square()
         # The clamp keeps the gradient of the root finite.
         return torch.cat([mean, variance.clamp(min=1e-10).sqrt().sum(1, keepdim=True)], 1)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x``, in float32 if it was in a shorter format."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:

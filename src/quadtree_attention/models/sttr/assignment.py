@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..loftr.matching import at_least_float32, log_optimal_transport
+from ...nn.base import sum_dtype
+from ..loftr.matching import log_optimal_transport
 
 NEVER = -1e9  # score of a pair that cannot be
 SURE = 0.5  # share of a token near its peak from which on it says where the match is
@@ -43,7 +44,7 @@ def optimal_transport(scores: Tensor, dustbin: Tensor, iterations: int, *, causa
     """
     if causal:
         width = scores.shape[-1]
-        scores = at_least_float32(scores)
+        scores = sum_dtype(scores)
         scores = scores.masked_fill(~torch.ones(width, width, dtype=torch.bool, device=scores.device).tril(), NEVER)
     return log_optimal_transport(scores.transpose(-1, -2), dustbin, iterations).transpose(-1, -2)
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from quadtree_attention import QuadtreeAttention
-from quadtree_attention.counting import multiply_accumulates
+from quadtree_attention.bench.flops import multiply_accumulates
 
 
 class Net(nn.Module):

@@ -1,4 +1,4 @@
-"""Time and memory of the attentions on this machine, side by side: what `quadtree bench` and benchmarks/operator.py print.
+"""Time and memory of the attentions on this machine's CPU, side by side: what `quadtree bench` and benchmarks/operator.py print.
 
 All methods of one case see the same tensors, as they come out of a projection (`[B, H, W, heads, dim]`), in turns, in one
 process; the median counts. Memory is measured in a process of its own.
@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .nn.rivals import linear_attention
-from .ops.functional import quadtree_attention
-from .table import Table
+from ..nn.rivals import linear_attention
+from ..ops.functional import quadtree_attention
+from ..table import Table
 
 PASSES = ("forward", "both")
 SPATIAL_POOL = 8  # cells along each axis of the grid that spatial reduction pools keys and values to, as in the paper
@@ -178,11 +178,6 @@ def _resident(name: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
-def tensor_bytes(case: Case) -> int:
-    """Bytes of query, key, value, their gradients and the output together, in float32."""
-    return 7 * case.tokens * case.heads * case.dim * 4
-
-
 def operations(case: Case, what: str) -> float:
     """Arithmetic that quadtree attention needs: multiplications and additions of the products of matrices alone.
 
@@ -246,9 +241,9 @@ def compare(
 
 def parts(case: Case, repeats: int = 7) -> Table:
     """Where the forward pass of the "cpu" backend spends its time, and each part's share of the rate of a matrix product."""
-    from .ops import cpu
-    from .ops.functional import build_tree
-    from .ops.tree import from_tree, level_grids
+    from ..ops import cpu
+    from ..ops.functional import build_tree
+    from ..ops.tree import from_tree, level_grids
 
     query, key, value = case.tensors()
     grids = level_grids(case.grid, case.levels)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tests.tasks.training import trainer
 
 from quadtree_attention.cli import run
 from quadtree_attention.data.homography import HomographyData
@@ -49,22 +50,6 @@ def data(photos, **changes):
         str(photos),
         str(photos),
         **{"size": (64, 64), "batch_size": 2, "length": 8, "val_length": 2, "num_workers": 0, **changes},
-    )
-
-
-def trainer(folder, steps, *callbacks, **options):
-    return pl.Trainer(
-        default_root_dir=folder,
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-        enable_checkpointing=bool(callbacks),
-        **options,
     )
 
 
@@ -119,11 +104,11 @@ def test_fine_matches_are_drawn_by_image(photos):
 
 def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path):
     whole = task(fine_matches=5)  # fewer than there are, so that the draw is repeated too
-    trainer(tmp_path, 10, checkpoints(tmp_path / "whole", 3)).fit(whole, data(photos))
+    trainer(tmp_path, checkpoints(tmp_path / "whole", 3), max_steps=10).fit(whole, data(photos))
     # Another process would come upon what step 6 left on the disk: the middle of the second epoch of 4 steps.
     resumed = task(fine_matches=5)
     pl.seed_everything(99, verbose=False)
-    trainer(tmp_path, 10, checkpoints(tmp_path / "resumed", 3)).fit(
+    trainer(tmp_path, checkpoints(tmp_path / "resumed", 3), max_steps=10).fit(
         resumed, data(photos), ckpt_path=tmp_path / "whole" / "step=6.ckpt", weights_only=False
     )
     for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
@@ -132,7 +117,7 @@ def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path):
 
 def test_a_checkpoint_matches_photographs(photos, tmp_path):
     learner = task()
-    trainer(tmp_path, 2, checkpoints(tmp_path, 2)).fit(learner, data(photos))
+    trainer(tmp_path, checkpoints(tmp_path, 2), max_steps=2).fit(learner, data(photos))
     path = tmp_path / "step=2.ckpt"
     model = load_matcher(path)
     assert model.config == learner.model.config
@@ -145,14 +130,16 @@ def test_a_checkpoint_matches_photographs(photos, tmp_path):
 
 
 def test_validation_measures_what_matching_gives(photos, tmp_path):
-    (result,) = trainer(tmp_path, 1).validate(task(), data(photos), verbose=False)
+    (result,) = trainer(tmp_path, max_steps=1).validate(task(), data(photos), verbose=False)
     assert {"val/loss", "val/coarse", "val/fine", "val/recall", "val/auc@5", "val/right@3px", "val/matches"} <= set(
         result
     )
     assert all(math.isfinite(value) for value in result.values())
     # tiny finds its way about in pairs that a new network cannot match.
     tiny = MatchingTask(init_from="tiny")
-    (better,) = trainer(tmp_path, 1).validate(tiny, data(photos, size=(128, 128), val_length=4), verbose=False)
+    (better,) = trainer(tmp_path, max_steps=1).validate(
+        tiny, data(photos, size=(128, 128), val_length=4), verbose=False
+    )
     assert better["val/recall"] > 0.3 > result["val/recall"]
 
 
@@ -165,7 +152,7 @@ def test_learning_rate_rises_and_falls():
 @pytest.mark.parametrize("vectors", [False, True])
 def test_vectors_decay_only_if_asked_for(vectors, photos, tmp_path):
     learner = task(weight_decay=0.3, decay_vectors=vectors)
-    learner._trainer = trainer(tmp_path, 5)
+    learner._trainer = trainer(tmp_path, max_steps=5)
     learner.trainer.strategy._lightning_module = learner
     learner.trainer.fit_loop.setup_data = lambda: None
     decays = {
@@ -207,7 +194,7 @@ def test_bad_arguments(arguments, message):
     ],
 )
 def test_variants_are_laid_over_a_recipe(name, attention, block, topk, capsys):
-    recipes = Path(__file__).parents[2] / "recipes"
+    recipes = Path(__file__).parents[3] / "recipes"
     configs = ["--config", str(recipes / "loftr_variants.yaml"), "--config", str(recipes / "variants" / f"{name}.yaml")]
     with pytest.raises(SystemExit):
         run(["fit", *configs, "--print_config"])

@@ -298,7 +298,7 @@ def test_lightning_measures_the_same(layout, pairs, padding, published, request,
     source = request.getfixturevalue(layout)
     monkeypatch.chdir(tmp_path)
     options = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_size", "192"]
-    recipe = Path(__file__).parents[2] / "recipes" / f"evaluate_{layout}1500.yaml"
+    recipe = Path(__file__).parents[3] / "recipes" / f"evaluate_{layout}1500.yaml"
     weights = ["--model.weights", "tiny"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Lightning

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tests.tasks.training import trainer
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.stereo import StereoData, Views
@@ -49,22 +50,6 @@ def data(photos, **changes):
     )
 
 
-def trainer(folder, steps, *callbacks, **options):
-    return pl.Trainer(
-        default_root_dir=folder,
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-        enable_checkpointing=bool(callbacks),
-        **options,
-    )
-
-
 def checkpoints(folder, every):
     return ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)
 
@@ -98,10 +83,10 @@ def test_weights_of_the_losses(photos):
 
 def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path):
     whole = task()
-    trainer(tmp_path, 6, checkpoints(tmp_path / "whole", 3)).fit(whole, data(photos))
+    trainer(tmp_path, checkpoints(tmp_path / "whole", 3), max_steps=6).fit(whole, data(photos))
     resumed = task()
     pl.seed_everything(99, verbose=False)
-    trainer(tmp_path, 6, checkpoints(tmp_path / "resumed", 3)).fit(
+    trainer(tmp_path, checkpoints(tmp_path / "resumed", 3), max_steps=6).fit(
         resumed, data(photos), ckpt_path=tmp_path / "whole" / "step=3.ckpt", weights_only=False
     )
     for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
@@ -110,7 +95,7 @@ def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path):
 
 def test_a_checkpoint_sees_depth(photos, tmp_path, capsys):
     learner = task()
-    trainer(tmp_path, 2, checkpoints(tmp_path, 2)).fit(learner, data(photos))
+    trainer(tmp_path, checkpoints(tmp_path, 2), max_steps=2).fit(learner, data(photos))
     path = tmp_path / "step=2.ckpt"
     model = load_stereo(path)
     assert model.config == learner.model.config
@@ -128,7 +113,7 @@ def test_a_checkpoint_sees_depth(photos, tmp_path, capsys):
 
 
 def test_validation_measures(photos, tmp_path):
-    (result,) = trainer(tmp_path, 1).validate(task(), data(photos), verbose=False)
+    (result,) = trainer(tmp_path, max_steps=1).validate(task(), data(photos), verbose=False)
     names = (
         "loss",
         "response",

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tests.tasks.training import trainer
 from torch.utils.data import default_collate
 
 from quadtree_attention.cli.train import _lightning
@@ -53,19 +54,6 @@ def photos(tmp_path_factory):
 def task(options=None, **changes):
     pl.seed_everything(0, verbose=False)
     return MatchingTask(options={**SMALL, **(options or {})}, **{"learning_rate": 3e-3, "warmup_steps": 2, **changes})
-
-
-def trainer(folder, **options):
-    return pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +196,7 @@ def test_published_schedule(photos, tmp_path):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     data = MadeScenesData(str(photos), str(photos), size=(32, 32), batch_size=2, length=4, val_length=1, num_workers=0)
-    fitting = trainer(tmp_path, max_epochs=4, callbacks=[Watch()], limit_val_batches=0)
+    fitting = trainer(tmp_path, Watch(), max_epochs=4, limit_val_batches=0)
     fitting.fit(learner, data)
     # 2 of 8 pairs: a rate of 1.6e-2 after 4 steps; epochs of 2 steps, so it falls at steps 4 and 6.
     highest = 1.6e-2
@@ -256,7 +244,7 @@ def test_two_processes_are_one_that_accumulates(photos, tmp_path):
     one = task(**settings)
     before = {name: p.detach().clone() for name, p in one.named_parameters()}
     data = MadeScenesData(str(photos), str(photos), **options)
-    fitting = trainer(tmp_path, max_steps=10, max_epochs=-1, accumulate_grad_batches=2, limit_val_batches=0)
+    fitting = trainer(tmp_path, max_steps=10, accumulate_grad_batches=2, limit_val_batches=0)
     fitting.fit(one, data)
     assert fitting.global_step == 10
     # Running averages of batch norm are those of the first process's batches alone; parameters are those of all.
@@ -288,7 +276,7 @@ def test_bad_arguments(arguments, message):
 def test_the_recipes_train_on_made_up_scenes(photos, tmp_path, monkeypatch, name):
     """Both of the published trainings with a small network, their files found in their published places."""
     maker = SceneMaker(sorted(photos.iterdir()), 1)
-    recipe = Path(__file__).parents[2] / "recipes" / f"loftr_{name}.yaml"
+    recipe = Path(__file__).parents[3] / "recipes" / f"loftr_{name}.yaml"
     monkeypatch.chdir(tmp_path)
     if name == "indoor":
         write_scannet("data/scannet", maker, 2, 2, (48, 64))

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .bench import Case
-from .table import Table
+from ..table import Table
+from .cpu import Case
 
 ROOT_BLOCK = 16  # queries of the coarsest level that read each key together, and 32 keys that read each query
 CHILDREN = 4

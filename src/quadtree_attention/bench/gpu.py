@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import bench
-from .bench import PASSES, Case, Method
-from .bench_counts import counts, dense_operations
-from .table import Table
+from ..table import Table
+from . import cpu
+from .cpu import PASSES, Case, Method
+from .gpu_counts import counts, dense_operations
 
 DENSE = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -61,9 +61,9 @@ def _dense(backend: SDPBackend) -> Method:
 
 
 METHODS: dict[str, Callable[[Case], Method]] = {
-    **{name: bench.METHODS[name] for name in ("quadtree", "reference")},
+    **{name: cpu.METHODS[name] for name in ("quadtree", "reference")},
     **{name: lambda case, backend=backend: _dense(backend) for name, backend in DENSE.items()},
-    "linear": bench.METHODS["linear"],
+    "linear": cpu.METHODS["linear"],
 }
 
 
@@ -209,7 +209,7 @@ def _compared(case: Case, methods: Sequence[str], what: str, clock: Clock, rate:
         method = METHODS[name](case)
 
         def step(method=method, tensors=tensors) -> None:
-            bench._step(method, tensors, what)
+            cpu._step(method, tensors, what)
 
         try:
             used[name] = clock.peak(step)

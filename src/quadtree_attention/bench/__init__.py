@@ -1,0 +1,1 @@
+"""Measuring and counting: what `quadtree bench` and benchmarks/ print."""

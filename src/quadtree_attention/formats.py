@@ -1,0 +1,22 @@
+"""Kinds of files by their suffixes. Nothing is imported here, so that commands can name them without loading what reads and writes them."""
+
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+    ".avif",
+)  # read
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # drawn
+CHART_SUFFIXES = (".png", ".svg", ".pdf")
+CLASSIFICATION_SUFFIXES = (".json", ".csv")
+DETECTION_SUFFIXES = (".json",)
+DISPARITY_SUFFIXES = (".npy", ".pfm", ".png")
+MASK_SUFFIXES = (".png",)
