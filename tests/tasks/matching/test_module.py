@@ -102,17 +102,56 @@ def test_fine_matches_are_drawn_by_image(photos):
     assert torch.equal(drawn, learner._draw(truth, 3, torch.Generator().manual_seed(1)))
 
 
-def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path):
-    whole = task(fine_matches=5)  # fewer than there are, so that the draw is repeated too
-    trainer(tmp_path, checkpoints(tmp_path / "whole", 3), max_steps=10).fit(whole, data(photos))
-    # Another process would come upon what step 6 left on the disk: the middle of the second epoch of 4 steps.
-    resumed = task(fine_matches=5)
+@pytest.mark.parametrize(
+    ("length", "changes", "cut"),
+    [
+        # Epochs have 4 batches.
+        ({"max_steps": 10}, {}, 6),
+        ({"max_epochs": 3}, {}, 6),
+        ({"max_epochs": 3}, {"canonical_batch": 4}, 5),
+        ({"max_epochs": 3}, {"canonical_batch": 4, "schedule": "multistep", "milestones": (1, 2)}, 7),
+        ({"max_epochs": 3, "accumulate_grad_batches": 2}, {}, 3),
+        ({"max_epochs": 3}, {}, 8),
+        ({"max_epochs": 3, "limit_train_batches": 3}, {}, 4),
+        ({"max_epochs": 3, "limit_train_batches": 3}, {}, 6),
+    ],
+)
+def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path, length, changes, cut):
+    changes = {"fine_matches": 5, **changes}  # fewer than there are, so that the draw is repeated too
+    whole = task(**changes)
+    trainer(tmp_path, checkpoints(tmp_path / "whole", 1), **length).fit(whole, data(photos))
+    # Another process would come upon what this step left on the disk.
+    resumed = task(**changes)
     pl.seed_everything(99, verbose=False)
-    trainer(tmp_path, checkpoints(tmp_path / "resumed", 3), max_steps=10).fit(
-        resumed, data(photos), ckpt_path=tmp_path / "whole" / "step=6.ckpt", weights_only=False
+    trainer(tmp_path, checkpoints(tmp_path / "resumed", 1), **length).fit(
+        resumed, data(photos), ckpt_path=tmp_path / "whole" / f"step={cut}.ckpt", weights_only=False
     )
     for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("devices", "accumulated"), [(1, 1), (1, 3), (4, 1), (4, 3)])
+def test_rates_are_scaled_to_the_pairs_of_a_step(devices, accumulated):
+    learner = task(learning_rate=0.1, warmup_steps=10, canonical_batch=8, betas=(0.5, 0.6), warmup_start=0.2)
+    datamodule = type("Data", (), {"batch_size": 2})
+    learner._trainer = type(
+        "Trainer",
+        (),
+        {"world_size": devices, "accumulate_grad_batches": accumulated, "datamodule": datamodule},
+    )
+    scaling = 2 * devices * accumulated / 8
+    made = learner.configure_optimizers()
+    (group, *_) = made["optimizer"].param_groups
+    assert group["initial_lr"] == pytest.approx(0.1 * scaling)
+    assert group["betas"] == (0.5, 0.6)
+    warmup = int(10 / scaling)
+    assert group["lr"] == pytest.approx(0.1 * scaling * (0.2 + 0.8 / warmup))
+
+
+def test_rates_fall_after_whole_epochs():
+    learner = task(warmup_steps=0, schedule="multistep", milestones=(1, 3), decay=0.1)
+    learner._trainer = type("Trainer", (), {"num_training_batches": 7, "accumulate_grad_batches": 2})
+    assert [round(learner._rate(step), 6) for step in (0, 3, 4, 11, 12)] == [1, 1, 0.1, 0.1, 0.01]
 
 
 def test_a_checkpoint_matches_photographs(photos, tmp_path):
@@ -153,8 +192,6 @@ def test_learning_rate_rises_and_falls():
 def test_vectors_decay_only_if_asked_for(vectors, photos, tmp_path):
     learner = task(weight_decay=0.3, decay_vectors=vectors)
     learner._trainer = trainer(tmp_path, max_steps=5)
-    learner.trainer.strategy._lightning_module = learner
-    learner.trainer.fit_loop.setup_data = lambda: None
     decays = {
         id(p): group["weight_decay"]
         for group in learner.configure_optimizers()["optimizer"].param_groups
@@ -174,6 +211,7 @@ def test_vectors_decay_only_if_asked_for(vectors, photos, tmp_path):
         ({"coarse_loss": "hinge"}, "coarse_loss is 'hinge', expected focal or cross_entropy"),
         ({"fine_loss": "hinge"}, "fine_loss is 'hinge', expected one of l2, cross_entropy, both"),
         ({"confidence_floor": 0.0}, "confidence_floor is 0.0, expected above 0"),
+        ({"canonical_batch": 0}, "canonical_batch is 0, expected at least 1"),
         ({"fine_matches": 0}, "fine_matches is 0, expected at least 1"),
         ({"options": SMALL, "init_from": "tiny"}, "init_from tiny does not fit the model: "),
     ],

@@ -81,12 +81,13 @@ def test_weights_of_the_losses(photos):
     torch.testing.assert_close(parts["loss"], want)
 
 
-def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path):
+@pytest.mark.parametrize("length", [{"max_steps": 6}, {"max_epochs": 3}])
+def test_a_cut_off_training_goes_on_as_if_it_never_was(photos, tmp_path, length):
     whole = task()
-    trainer(tmp_path, checkpoints(tmp_path / "whole", 3), max_steps=6).fit(whole, data(photos))
+    trainer(tmp_path, checkpoints(tmp_path / "whole", 3), **length).fit(whole, data(photos))
     resumed = task()
     pl.seed_everything(99, verbose=False)
-    trainer(tmp_path, checkpoints(tmp_path / "resumed", 3), max_steps=6).fit(
+    trainer(tmp_path, checkpoints(tmp_path / "resumed", 3), **length).fit(
         resumed, data(photos), ckpt_path=tmp_path / "whole" / "step=3.ckpt", weights_only=False
     )
     for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
