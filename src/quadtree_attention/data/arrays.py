@@ -70,6 +70,8 @@ def _read_npy(data: bytes) -> Any:
 
 def read_map(path: Path) -> np.ndarray:
     """An array [H, W] from .npy, .npz, or what OpenCV reads with its depth kept (.png, .tif, .pfm, .exr)."""
+    if not path.is_file():  # OpenCV would say so by itself, on stderr
+        raise FileNotFoundError(f"{path} does not exist, expected a map of numbers")
     if path.suffix in (".npy", ".npz"):
         values = np.load(path, allow_pickle=False)
         if isinstance(values, np.ndarray):

@@ -15,27 +15,28 @@ MIN_SIDE = 32  # pixels: below, no match can be found
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-def read_image(source: Any) -> np.ndarray:
+def read_image(source: Any, *, upright: bool = True) -> np.ndarray:
     """Read one image as ``[H, W, 3]`` uint8 RGB.
 
     source: a path; a PIL image; a numpy array ``[H, W]`` or ``[H, W, C]``, uint8, uint16 or float in 0..1; or a torch tensor ``[H, W]`` or
     ``[C, H, W]``, uint8 or float in 0..1; C is 1, 3 or 4.
 
-    EXIF rotation is applied. 16-bit images are scaled by 255/65535. Transparent pixels are laid over white. Of an animation, the first
-    frame is taken.
+    upright: apply the EXIF rotation. Depth maps and COLMAP's cameras are of the pixels as stored, without.
+
+    16-bit images are scaled by 255/65535. Transparent pixels are laid over white. Of an animation, the first frame is taken.
 
     Raises:
         ValueError, OSError: whatever is wrong with the image, in one line that starts with its name.
     """
     if isinstance(source, str | Path):
-        return _read_file(Path(source))
+        return _read_file(Path(source), upright)
     if isinstance(source, np.ndarray):
         return _from_array(source, "numpy image", "[H, W] or [H, W, C]")
     module = type(source).__module__.partition(".")[0]
     if module == "torch":
         return _from_tensor(source)
     if module == "PIL":
-        return _from_pil(source, "PIL image")
+        return _from_pil(source, "PIL image", upright)
     raise ValueError(
         f"image is a {type(source).__name__}, expected a path, a PIL image, a numpy array or a torch tensor"
     )
@@ -103,7 +104,7 @@ def stored_pixels(path: Path, points: np.ndarray, size: tuple[int, int]) -> np.n
     return np.stack(turned, 1)
 
 
-def _read_file(path: Path) -> np.ndarray:
+def _read_file(path: Path, upright: bool) -> np.ndarray:
     pil = require("PIL.Image", "vision")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected an image file")
@@ -126,10 +127,10 @@ def _read_file(path: Path) -> np.ndarray:
     except Exception as error:  # decoders raise almost anything on damaged headers
         raise ValueError(f"{path} is damaged: {_one_line(error)}") from None
     with image:
-        return _from_pil(image, str(path))
+        return _from_pil(image, str(path), upright)
 
 
-def _from_pil(image: Any, name: str) -> np.ndarray:
+def _from_pil(image: Any, name: str, upright: bool) -> np.ndarray:
     pil, ops = require("PIL.Image", "vision"), require("PIL.ImageOps", "vision")
     width, height = image.size
     if width == 0 or height == 0:
@@ -140,7 +141,7 @@ def _from_pil(image: Any, name: str) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata
             image.load()
-            image = _upright(image, ops)
+            image = _upright(image, ops) if upright else image
             if image.mode in ("I", "F") or image.mode.startswith("I;16"):
                 deep = np.asarray(image)
             else:

@@ -69,8 +69,8 @@ class Photographs:
         raise ValueError(f"{_TRIES} photographs in a row cannot be read, the last one {path}; check the folder")
 
 
-def read_gray(path: str | Path, short_side: int | None = None) -> np.ndarray:
-    """Read a photograph as ``[H, W]`` uint8 grey, upright.
+def read_gray(path: str | Path, short_side: int | None = None, *, upright: bool = True) -> np.ndarray:
+    """Read a photograph as ``[H, W]`` uint8 grey, turned as its EXIF data says if it is to be ``upright``.
 
     short_side: a JPEG whose shorter side has at least twice as many pixels is decoded at 1/2, 1/4 or 1/8 of its size,
     which costs a fraction of the time; its shorter side never comes below ``short_side``.
@@ -78,16 +78,16 @@ def read_gray(path: str | Path, short_side: int | None = None) -> np.ndarray:
     Raises:
         ValueError, OSError: not an image, damaged, or smaller than 32 pixels, in one line that starts with its name.
     """
-    image = _read_jpeg(path, short_side)
+    image = _read_jpeg(path, short_side, upright)
     if image is None:
-        image = np.rint(to_gray(read_image(path)) * 255).astype(np.uint8)
+        image = np.rint(to_gray(read_image(path, upright=upright)) * 255).astype(np.uint8)
     if min(image.shape) < MIN_SIDE:
         height, width = image.shape
         raise ValueError(f"{path} is too small: {width}x{height} pixels, expected at least {MIN_SIDE} on each side")
     return image
 
 
-def _read_jpeg(path: str | Path, short_side: int | None) -> np.ndarray | None:
+def _read_jpeg(path: str | Path, short_side: int | None, upright: bool) -> np.ndarray | None:
     """The quick way, by the luma channel of a JPEG alone; None for what needs the long way, broken files included."""
     pil, ops = require("PIL.Image", "vision"), require("PIL.ImageOps", "vision")
     try:
@@ -98,6 +98,6 @@ def _read_jpeg(path: str | Path, short_side: int | None) -> np.ndarray | None:
             # Without a size the file is decoded whole.
             factor = min(1.0, short_side / min(image.size)) if short_side else 1.0
             image.draft("L", tuple(max(1, round(side * factor)) for side in image.size))
-            return np.asarray(ops.exif_transpose(image).convert("L"))
+            return np.asarray((ops.exif_transpose(image) if upright else image).convert("L"))
     except Exception:  # decoders raise almost anything; the long way says what is wrong
         return None

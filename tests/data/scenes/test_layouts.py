@@ -1,8 +1,12 @@
+import pickle
+import shutil
+
 import cv2
 import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.geometry import first_hit, project
 
 from quadtree_attention.data.arrays import read_arrays
@@ -153,7 +157,10 @@ def test_the_way_back_to_stored_pixels(megadepth, scannet):
     sample = megadepth_scene(megadepth, longest=64)[0]
     index = read_arrays(megadepth / "index" / "scene_info_0.1_0.7" / "0000.npz")
     for side, k in zip("01", index["pair_infos"][0][0], strict=True):
-        np.testing.assert_allclose(sample[f"to_stored{side}"] @ sample[f"K{side}"], index["intrinsics"][k], rtol=1e-5)
+        K = sample[f"to_stored{side}"] @ sample[f"K{side}"]
+        K[:2, 2] += 0.5  # COLMAP's first pixel
+        np.testing.assert_allclose(K, index["intrinsics"][k], rtol=1e-5)
+        np.testing.assert_allclose(K[:2, 2], (64, 48), rtol=1e-5)  # the middle of 128 x 96
         corners = sample[f"to_stored{side}"] @ torch.tensor([[-0.5, 63.5], [-0.5, 47.5], [1, 1]])
         np.testing.assert_allclose(corners[:2], [[-0.5, 127.5], [-0.5, 95.5]], atol=1e-4)
     sample = scannet_scene(scannet)[0]
@@ -225,9 +232,10 @@ def test_broken_files(scannet, megadepth, maker, tmp_path):
     pose = scannet / "train" / "scene0001_00" / "pose" / "0.txt"
     text = pose.read_text()
     for content, message in (
-        ("-inf " * 16, "not a pose"),
+        ("-inf " * 16, r"0\.txt is no matrix \[4, 4\]"),
+        ("0 " * 16, "no matrix .* that has an inverse"),
         ("1 2 x", "expected 4 x 4 numbers"),
-        ("1 2 3", "not a pose"),
+        ("1 2 3", "is no matrix"),
     ):
         pose.write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -273,6 +281,137 @@ def test_broken_files(scannet, megadepth, maker, tmp_path):
     (tmp_path / "other" / "images" / "0002.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"0002\.jpg does not exist, but the model has it"):
         ColmapScene(tmp_path / "other")
+
+
+def rewritten(index, **changes):
+    """An index of MegaDepth with other entries."""
+    arrays = {**read_arrays(index), **changes}
+    copy = index.with_name("changed.npz")
+    copy.write_bytes(pickle.dumps(arrays))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("pair_infos", lambda old: [(np.array([0, 99]), 0.5, None)], "names image 99, but there are 12"),
+        ("pair_infos", lambda old: [(np.array([0, -1]), 0.5, None)], "'pair_infos' names image"),
+        ("pair_infos", lambda old: [3, 4], "'pair_infos' is of another form"),
+        ("poses", lambda old: [None, *old[1:]], "entry 0 of 'poses' is no matrix"),
+        ("poses", lambda old: [np.full((4, 4), np.nan), *old[1:]], "entry 0 of 'poses' is no matrix"),
+        ("intrinsics", lambda old: [np.eye(4), *old[1:]], r"entry 0 of 'intrinsics' is no matrix \[3, 3\]"),
+        ("depth_paths", lambda old: [None, *old[1:]], "None cannot be read"),
+    ],
+)
+def test_broken_indexes_of_megadepth(megadepth, key, change, message):
+    index = megadepth / "index" / "scene_info_0.1_0.7" / "0000.npz"
+    changed = rewritten(index, **{key: change(list(read_arrays(index)[key]))})
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        MegaDepthScene(megadepth / "train", changed, longest=64)[0]
+    assert "\n" not in str(caught.value)
+
+
+def test_depth_maps_of_another_form(megadepth, scannet):
+    dataset = megadepth_scene(megadepth, longest=64)
+    depth = megadepth / "train" / dataset.depths[0]
+    data = depth.read_bytes()
+    for values in (np.ones((4, 4, 3)), np.float32(1), np.ones((0, 4))):
+        with h5py.File(depth, "w") as file:
+            file["depth"] = values
+        with pytest.raises(ValueError, match=r"0_o\.h5: has shape .* expected a depth map \[H, W\]"):
+            dataset[0]
+    with h5py.File(depth, "w") as file:
+        file.create_group("depth")
+    with pytest.raises(ValueError, match=r"0_o\.h5: has shape"):
+        dataset[0]
+    with h5py.File(depth, "w") as file:
+        file["depth"] = np.ones(SIZE[::-1])  # of an upright image
+    with pytest.raises(
+        ValueError, match=r"0_o\.jpg has the shape of 128x96 pixels, expected that of its camera or depth map, 96x128"
+    ):
+        dataset[0]
+    depth.write_bytes(data)
+    assert len(dataset[0]["depth0"]) == 64
+    with pytest.raises(ValueError, match="multiple is 0"):
+        megadepth_scene(megadepth, multiple=0)
+    scene = scannet_scene(scannet)
+    depth = scannet / "train" / "scene0000_00" / "depth" / "0.png"
+    data = depth.read_bytes()
+    cv2.imwrite(str(depth), np.ones((480, 640, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"0\.png: has shape \(480, 640, 3\)"):
+        scene[0]
+    depth.write_bytes(data)
+
+
+def test_scannet_with_parts_elsewhere(scannet, tmp_path):
+    """Poses in a folder of their own, and intrinsics that were read before."""
+    index = scannet / "index"
+    pose = tmp_path / "scene0000_00" / "pose"
+    shutil.copytree(scannet / "train" / "scene0000_00" / "pose", pose)
+    moved = np.loadtxt(pose / "0.txt")
+    moved[0, 3] += 1
+    np.savetxt(pose / "0.txt", moved)
+    file = index / "scene_data" / "train" / "scene0000_00.npz"
+    intrinsics = read_arrays(index / "intrinsics.npz")
+    there, elsewhere = (
+        ScanNetScene(scannet / "train", file, intrinsics, 0.0, poses, (128, 96))[0] for poses in (None, tmp_path)
+    )
+    assert torch.equal(there["K0"], elsewhere["K0"])
+    assert not torch.equal(there["T_0to1"], elsewhere["T_0to1"])
+    for K in (np.full((3, 3), np.nan), np.eye(4), None):
+        with pytest.raises(ValueError, match=r"intrinsics: scene0000_00 is no matrix \[3, 3\]"):
+            ScanNetScene(scannet / "train", file, {"scene0000_00": K}, 0.0)[0]
+    names = np.load(file)["name"]
+    np.savez(tmp_path / "short.npz", name=names, score=np.ones(1))
+    with pytest.raises(ValueError, match=r"'score' has shape \(1,\), expected \(3,\)"):
+        ScanNetScene(scannet / "train", tmp_path / "short.npz", intrinsics)
+
+
+def test_megadepth_pairs_by_overlap(megadepth):
+    overlaps = sorted(
+        info[1] for info in read_arrays(megadepth / "index" / "scene_info_0.1_0.7" / "0000.npz")["pair_infos"]
+    )
+    assert len(megadepth_scene(megadepth)) == len(overlaps) == 2 * PAIRS
+    assert len(megadepth_scene(megadepth, min_overlap=overlaps[2])) == len(overlaps) - 3
+
+
+def test_colmap_sees_pixels_as_stored(maker, tmp_path):
+    """COLMAP knows nothing of EXIF, and its undistorter keeps the tag: a photograph of a telephone must not be turned."""
+    write_colmap(tmp_path, maker, 0, 1, SIZE)
+    plain = ColmapScene(tmp_path, longest=128, max_overlap=1)[0]
+    path = tmp_path / "images" / "0001.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif, quality=95)
+    tagged = ColmapScene(tmp_path, longest=128, max_overlap=1)[0]
+    assert (plain["image0"] - tagged["image0"]).abs().mean() < 0.01
+    Image.open(path).resize((96, 128)).save(path)
+    with pytest.raises(ValueError, match=r"0001\.jpg has the shape of 96x128 pixels, expected that of .* 128x96"):
+        ColmapScene(tmp_path, longest=128, max_overlap=1)[0]
+
+
+def test_colmap_pairs_by_overlap(maker, tmp_path):
+    write_colmap(tmp_path, maker, 0, 2, SIZE, points=100)
+    images = (tmp_path / "sparse" / "images.txt").read_text().splitlines()
+    seen = [set(map(int, line.split()[2::3])) for line in images[1::2]]
+    shares = {(i, i + 1): len(seen[i] & seen[i + 1]) / min(len(seen[i]), len(seen[i + 1])) for i in (0, 2)}
+    least, most = min(shares.values()), max(shares.values())
+    assert least < most
+    options = {"longest": 128, "min_overlap": 0.01, "max_overlap": 1}
+    assert set(ColmapScene(tmp_path, **options).pairs) == set(shares)
+    assert [shares[pair] for pair in ColmapScene(tmp_path, **options | {"min_overlap": least}).pairs] == [most]
+    assert [shares[pair] for pair in ColmapScene(tmp_path, **options | {"max_overlap": least}).pairs] == [least]
+    assert ColmapScene(tmp_path, pad=False, **options)[0]["image0"].shape == (1, *SIZE)
+    assert ColmapScene(tmp_path, **options)[0]["image0"].shape == (1, 128, 128)
+
+
+def test_colmap_images_without_a_depth_map_are_left_out(maker, tmp_path):
+    write_colmap(tmp_path, maker, 0, 2, SIZE, dense=True)
+    (tmp_path / "stereo" / "depth_maps" / "0001.jpg.geometric.bin").unlink()
+    with pytest.warns(UserWarning, match="1 of 4 images have no depth map and are left out"):
+        dataset = ColmapScene(tmp_path, longest=128, min_overlap=0.05, max_overlap=1)
+    assert dataset.dense
+    assert [dataset.views[k].name for pair in dataset.pairs for k in pair] == ["0003.jpg", "0004.jpg"]
 
 
 def test_pairs_of_a_maker_are_the_same_each_time(maker):

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, TensorDataset
 
+from quadtree_attention.data.arrays import read_arrays
 from quadtree_attention.data.loading import StreamLoader
+from quadtree_attention.data.scenes import module
 from quadtree_attention.data.scenes.module import (
     ColmapData,
     MegaDepthData,
@@ -40,6 +42,15 @@ def test_as_many_pairs_of_each_scene():
     assert list(sampler(seed=8)) != numbers
     one.set_epoch(1)
     assert list(one) != numbers
+    assert {n for n in sampler(per_scene=500) if scene_of(n) != 1} == {
+        0,
+        1,
+        2,
+        53,
+    }  # the first and the last of a scene too
+    other = sampler()
+    other.rank = 1  # another device draws by itself
+    assert list(other) != numbers
 
 
 def test_a_loader_goes_on_amid_an_epoch():
@@ -91,6 +102,51 @@ def test_scannet(maker, tmp_path):
         ScanNetData(Split(**{**files, "index": str(tmp_path)}), split).train_dataloader()
 
 
+def test_scenes_share_what_they_have_in_common(maker, tmp_path, monkeypatch):
+    write_scannet(tmp_path, maker, 3, 1, (48, 64))
+    files = {"root": str(tmp_path / "train"), "index": str(tmp_path / "index" / "scene_data" / "train")}
+    split = Split(**files, intrinsics=str(tmp_path / "index" / "intrinsics.npz"))
+    read = []
+    monkeypatch.setattr(module, "read_arrays", lambda path: read.append(path) or read_arrays(path))
+    ScanNetData(split, split, num_workers=0).train_dataloader()
+    assert read == [split.intrinsics]
+
+
+def test_training_and_validation_are_kept_apart(maker, tmp_path):
+    for name, scenes in (("train", 1), ("val", 2)):
+        write_scannet(tmp_path / "scannet" / name, maker, scenes, 1, (48, 64))
+        write_megadepth(tmp_path / "megadepth" / name, maker, scenes, 1, (48, 64))
+        write_colmap(tmp_path / "colmap" / name, maker, 0, scenes, (48, 64))
+
+    def split(layout, name, index, **options):
+        folder = tmp_path / layout / name
+        return Split(root=str(folder / "train"), index=str(folder / "index" / index), **options)
+
+    scannet, megadepth = (
+        [
+            split(
+                "scannet",
+                name,
+                "scene_data/train",
+                intrinsics=str(tmp_path / "scannet" / name / "index/intrinsics.npz"),
+            )
+            for name in ("train", "val")
+        ],
+        [split("megadepth", name, "scene_info_0.1_0.7") for name in ("train", "val")],
+    )
+    colmap = [[str(tmp_path / "colmap" / name)] for name in ("train", "val")]
+    for data in (
+        ScanNetData(*scannet, per_scene=1, num_workers=0),
+        MegaDepthData(*megadepth, per_scene=1, num_workers=0),
+        ColmapData(*colmap, max_overlap=1, min_overlap=0, num_workers=0),
+    ):
+        assert len(data.train_dataloader().dataset) == 1
+        assert len(data.val_dataloader().dataset) == 2
+    strict = Split(root=megadepth[0].root, index=megadepth[0].index, min_overlap=1.0)
+    with pytest.raises(ValueError, match=r"no pair with an overlap above 1\.0"):
+        MegaDepthData(strict, megadepth[1], num_workers=0).train_dataloader()
+
+
 def test_megadepth(maker, tmp_path):
     write_megadepth(tmp_path, maker, 1, 2, (48, 64))
     index = tmp_path / "index"
@@ -112,6 +168,15 @@ def test_colmap_by_a_worker(maker, tmp_path):
     (first, second) = data.train_dataloader()
     assert torch.equal(first["points0"], second["points0"])
     assert first["points0"].shape == (1, 1024, 3)
+
+
+def test_a_batch_needs_its_pairs(maker, tmp_path):
+    write_colmap(tmp_path, maker, 0, 1, (48, 64))
+    data = ColmapData(
+        [str(tmp_path)], [str(tmp_path)], max_overlap=1, longest=64, per_scene=2, batch_size=3, num_workers=0
+    )
+    with pytest.raises(ValueError, match="an epoch has 2 pairs, 2 of each of 1 scenes, fewer than a batch of 3"):
+        data.train_dataloader()
 
 
 def test_nothing_of_a_scene():

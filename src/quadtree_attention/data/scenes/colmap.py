@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ...extras import require
 from ..pairs import with_long_side
-from .posed import joined, posed_image
+from .posed import fits, joined, posed_image
 
 _MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
 _PLACES = ("", "sparse", "sparse/0")  # of a model under its folder
@@ -20,9 +21,10 @@ _PLACES = ("", "sparse", "sparse/0")  # of a model under its folder
 class ColmapScene(Dataset):
     """The pairs of one COLMAP model, with what the model knows of them.
 
-    Where COLMAP's dense stereo has been run (``stereo/depth_maps/NAME.geometric.bin`` for every image) its depth maps are the truth, as of the other
-    layouts. Else it is the points of the model that both images show: a sample then has float32 ``points0``, ``points1`` ``[P, 3]`` (pixel x, y
-    and depth of the same points, zeros fill up) in place of depths; see `point_supervision` for what can be said by these.
+    Where COLMAP's dense stereo has been run (``stereo/depth_maps/NAME.geometric.bin``) its depth maps are the truth, as of the other layouts;
+    images without one are then left out, with a warning. Else it is the points of the model that both images show: a sample then has float32
+    ``points0``, ``points1`` ``[P, 3]`` (pixel x, y and depth of the same points, zeros fill up) in place of depths; see `point_supervision` for what
+    can be said by these.
 
     Args:
         root: folder of a model without distortion, as `colmap image_undistorter` makes it: images/, and cameras, images and points3D (.bin or
@@ -44,13 +46,21 @@ class ColmapScene(Dataset):
         pad: bool = True,
         points: int = 1024,
     ) -> None:
+        fits(longest, multiple)
         self.root, self.longest, self.multiple, self.pad, self.points = Path(root), longest, multiple, pad, points
         model = self._read()
         self.views = [_View(model, image) for _, image in sorted(model.images.items()) if image.has_pose]
         for view in self.views:
             if not (self.root / "images" / view.name).is_file():
                 raise FileNotFoundError(f"{self.root / 'images' / view.name} does not exist, but the model has it")
-        self.dense = all(self._depth_file(view).is_file() for view in self.views)
+        mapped = [view for view in self.views if self._depth_file(view).is_file()]
+        self.dense = bool(mapped)
+        if self.dense and len(mapped) < len(self.views):
+            left_out = len(self.views) - len(mapped)
+            warnings.warn(
+                f"{root}: {left_out} of {len(self.views)} images have no depth map and are left out", stacklevel=2
+            )
+            self.views = mapped
         self.pairs = [
             (i, j)
             for i, first in enumerate(self.views)
@@ -113,6 +123,8 @@ class _View:
     """What is needed of one image of a model, free of pycolmap's objects, which cannot be sent to other processes."""
 
     def __init__(self, model: Any, image: Any) -> None:
+        if image.camera_id not in model.cameras:
+            raise ValueError(f"{image.name}: the model has no camera {image.camera_id}")
         camera = model.cameras[image.camera_id]
         if camera.model_name not in _MODELS:
             raise ValueError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch.utils.data import Dataset
 from ...extras import require
 from ..arrays import entry, read_arrays, read_map
 from ..pairs import with_long_side
-from .posed import Size, joined, posed_image
+from .posed import Size, fits, joined, matrix, posed_image
 
 
 class ScanNetScene(Dataset):
@@ -21,7 +23,7 @@ class ScanNetScene(Dataset):
         root: folder of sceneSSSS_UU/color/FRAME.jpg, depth/FRAME.png (16 bits, millimetres) and pose/FRAME.txt (camera to world), as
             ScanNet's python export has them.
         index: .npz with ``name`` ``[N, 4]`` (scene, sub-scene, frame 0, frame 1), and for training ``score`` ``[N]``, the overlap.
-        intrinsics: .npz, scene -> ``[3, 3]`` of the depth camera, for 640 x 480.
+        intrinsics: .npz, scene -> ``[3, 3]`` of the depth camera, for 640 x 480; or what `read_arrays` reads of it.
         min_overlap: pairs with a score have more than this; 0.4 as published.
         poses: folder of the poses, if they do not lie in ``root``.
         size: (width, height) of the images; 640 x 480 as published.
@@ -35,19 +37,24 @@ class ScanNetScene(Dataset):
         self,
         root: str | Path,
         index: str | Path,
-        intrinsics: str | Path,
+        intrinsics: str | Path | Mapping[str, Any],
         min_overlap: float = 0.4,
         poses: str | Path | None = None,
         size: Size = (640, 480),
     ) -> None:
         self.root, self.poses, self.size = Path(root), Path(poses or root), tuple(size)
-        self.intrinsics, self.intrinsics_file = read_arrays(intrinsics), Path(intrinsics)
+        self.intrinsics = intrinsics if isinstance(intrinsics, Mapping) else read_arrays(intrinsics)
         arrays = read_arrays(index)
         names = np.asarray(entry(arrays, "name", index))
         if names.ndim != 2 or names.shape[1] != 4:
             raise ValueError(f"{index}: 'name' has shape {names.shape}, expected [N, 4]: scene, sub-scene, two frames")
         if "score" in arrays:
-            names = names[np.asarray(arrays["score"]) > min_overlap]
+            scores = np.asarray(arrays["score"])
+            if scores.shape != names.shape[:1]:
+                raise ValueError(
+                    f"{index}: 'score' has shape {scores.shape}, expected ({len(names)},), as many as names"
+                )
+            names = names[scores > min_overlap]
         self.names = names.astype(np.int32)
         _some(self.names, index, min_overlap)
 
@@ -57,10 +64,10 @@ class ScanNetScene(Dataset):
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         scene, sub, *frames = self.names[number].tolist()
         scene = f"scene{scene:04d}_{sub:02d}"
-        K = np.asarray(entry(self.intrinsics, scene, self.intrinsics_file), np.float64).reshape(3, 3)
+        K = matrix(entry(self.intrinsics, scene, "intrinsics"), 3, f"intrinsics: {scene}")
         parts, poses = [], []
         for frame in frames:
-            depth = read_map(self.root / scene / "depth" / f"{frame}.png").astype(np.float32) / 1000
+            depth = _checked_depth(read_map, self.root / scene / "depth" / f"{frame}.png") / 1000
             image = self.root / scene / "color" / f"{frame}.jpg"
             parts.append(posed_image(image, K, (640, 480), self.size, depth=depth))
             poses.append(_read_pose(self.poses / scene / "pose" / f"{frame}.txt"))
@@ -75,7 +82,7 @@ class MegaDepthScene(Dataset):
             Undistorted_SfM/SSSS/images/NAME.jpg of D2-Net's processing, or where these are missing MegaDepth_v1's own beside the depth maps,
             dense0/imgs/NAME.jpg.
         index: .npz with ``image_paths``, ``depth_paths``, ``intrinsics`` ``[3, 3]`` of the images as stored, ``poses`` ``[4, 4]`` (world to
-            camera), and ``pair_infos``: ((i, j), overlap, ...) each.
+            camera), and ``pair_infos``: ((i, j), overlap, ...) each. Its intrinsics are COLMAP's: the centre of the first pixel is at (0.5, 0.5).
         min_overlap: pairs have more than this; 0 as published.
         longest: pixels of the longer side; 832 was the quadtree model's, 840 and 640 LoFTR's, 1200 the evaluation's.
         multiple: both sides are rounded down to multiples of it.
@@ -94,13 +101,23 @@ class MegaDepthScene(Dataset):
         multiple: int = 8,
         pad: bool = True,
     ) -> None:
-        self.root, self.longest, self.multiple, self.pad = Path(root), longest, multiple, pad
+        fits(longest, multiple)
+        self.root, self.index, self.longest, self.multiple, self.pad = Path(root), index, longest, multiple, pad
         arrays = read_arrays(index)
         keys = ("image_paths", "depth_paths", "intrinsics", "poses")
         self.images, self.depths, self.intrinsics, self.camera = (entry(arrays, key, index) for key in keys)
-        infos = [info for info in entry(arrays, "pair_infos", index) if info[1] > min_overlap]
-        self.pairs = np.array([info[0] for info in infos], np.int32).reshape(-1, 2)
+        try:
+            pairs = [(*map(int, info[0]), float(info[1])) for info in entry(arrays, "pair_infos", index)]
+            pairs = [(i, j) for i, j, overlap in pairs if overlap > min_overlap]
+        except (TypeError, ValueError, IndexError):
+            raise ValueError(
+                f"{index}: 'pair_infos' is of another form, expected ((i, j), overlap, ...) each"
+            ) from None
+        self.pairs = np.array(pairs, np.int32).reshape(-1, 2)
         _some(self.pairs, index, min_overlap)
+        count = min(map(len, (self.images, self.depths, self.intrinsics, self.camera)))
+        if self.pairs.min() < 0 or self.pairs.max() >= count:
+            raise ValueError(f"{index}: 'pair_infos' names image {self.pairs.max()}, but there are {count}")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -109,13 +126,14 @@ class MegaDepthScene(Dataset):
         pair = self.pairs[number]
         parts = []
         for k in pair:
-            depth = _read_h5(self.root / str(self.depths[k]))
+            depth = _checked_depth(_read_h5, self.root / str(self.depths[k]))
             stored = depth.shape[::-1]  # depth maps are as large as the images
             size = with_long_side(stored, self.longest, self.multiple)
             side = self.longest // self.multiple * self.multiple if self.pad else None
-            K = np.asarray(self.intrinsics[k], np.float64).reshape(3, 3)
+            K = matrix(self.intrinsics[k], 3, f"{self.index}: entry {k} of 'intrinsics'")
+            K[:2, 2] -= 0.5
             parts.append(posed_image(self._image(k), K, stored, size, side, depth))
-        world = [np.asarray(self.camera[k], np.float64)[:4, :4] for k in pair]
+        world = [matrix(self.camera[k], 4, f"{self.index}: entry {k} of 'poses'") for k in pair]
         return joined(*parts, world[1] @ np.linalg.inv(world[0]))
 
     def _image(self, k: int) -> Path:
@@ -137,16 +155,22 @@ def _read_pose(path: Path) -> np.ndarray:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}, expected 4 x 4 numbers") from None
-    if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        raise ValueError(f"{path}: not a pose, expected 4 x 4 finite numbers")
-    return pose
+    return matrix(pose, 4, str(path))
+
+
+def _checked_depth(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
+    """A depth map ``[H, W]`` float32."""
+    depth = read(path)
+    if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "uif":
+        raise ValueError(f"{path}: has shape {depth.shape} of {depth.dtype}, expected a depth map [H, W] of numbers")
+    return depth.astype(np.float32)
 
 
 def _read_h5(path: Path) -> np.ndarray:
     h5py = require("h5py", "scenes")
     try:
         with h5py.File(path, "r") as file:
-            return np.asarray(file["depth"], np.float32)
+            return np.asarray(file["depth"])
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
     except KeyError:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler
 
+from ..arrays import read_arrays
 from ..loading import StreamLoader, loader_options, processes
 from .colmap import ColmapScene
 from .layouts import MegaDepthScene, ScanNetScene
@@ -68,10 +70,14 @@ class ScenesData(LightningDataModule):
         """``per_scene`` pairs an epoch of each of this device's scenes."""
         names = scenes_of_device(self.scenes(True), *processes(), self.seed)
         dataset = ConcatDataset([self.scene(name, True) for name in names])
+        sampler = SceneSampler(dataset, self.per_scene, self.seed)
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"an epoch has {len(sampler)} pairs, {self.per_scene} of each of {len(names)} scenes, fewer than a batch of "
+                f"{self.batch_size}; raise per_scene, or lower batch_size"
+            )
         options = loader_options(self.batch_size, self.num_workers)
-        return StreamLoader(
-            dataset, sampler=SceneSampler(dataset, self.per_scene, self.seed), drop_last=True, **options
-        )
+        return StreamLoader(dataset, sampler=sampler, drop_last=True, **options)
 
     def val_dataloader(self) -> DataLoader:
         """All pairs of the scenes of validation, one at a time, in their order; over several devices they are dealt out."""
@@ -142,6 +148,7 @@ class ScanNetData(ScenesData):
             if split.intrinsics is None:
                 raise ValueError(f"{name}.intrinsics is missing, expected the .npz with the scenes' intrinsics")
         self.train, self.val, self.size = train, val, size
+        self._intrinsics: dict[str, Any] = {}  # file -> what is in it: all scenes of a split share one
 
     def scenes(self, training: bool) -> list[str]:
         """Names of the scenes of training or of validation."""
@@ -150,8 +157,10 @@ class ScanNetData(ScenesData):
     def scene(self, name: str, training: bool) -> Dataset:
         """The pairs of one."""
         split = self.train if training else self.val
-        file = split.file(name)
-        return ScanNetScene(split.root, file, split.intrinsics, split.min_overlap, split.poses, self.size)
+        if split.intrinsics not in self._intrinsics:
+            self._intrinsics[split.intrinsics] = read_arrays(split.intrinsics)
+        intrinsics = self._intrinsics[split.intrinsics]
+        return ScanNetScene(split.root, split.file(name), intrinsics, split.min_overlap, split.poses, self.size)
 
 
 class MegaDepthData(ScenesData):

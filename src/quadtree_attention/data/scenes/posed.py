@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ from ..photos import read_gray
 
 Size = tuple[int, int]  # (width, height), as in the other layouts
 
+_STRETCH = 0.03  # share by which the shape of an image may differ from that of its camera: ScanNet's colour images by half a percent
 _BEND = 0.02  # share of its inverse depth by which a surface may bend from pixel to pixel; more is an edge
 
 
@@ -36,8 +39,16 @@ def posed_image(
         pad: then add zeros to the right and below, to a square of this side, and a mask of what is no padding.
         depth: ``[h, w]``, 0 = not known, of the same view at any size.
         smooth: average what is shrunk. Without it pixels are picked and interpolated, as by the published code, and as its networks expect.
+
+    Raises:
+        ValueError, OSError: the file is no image, or one of another shape than ``stored``.
     """
-    whole = read_gray(path, min(size) if smooth else None)
+    whole = read_gray(path, min(size) if smooth else None, upright=False)  # cameras and depth maps know nothing of EXIF
+    height, width = whole.shape
+    if abs(math.log(width / height * stored[1] / stored[0])) > _STRETCH:
+        raise ValueError(
+            f"{path} has the shape of {width}x{height} pixels, expected that of its camera or depth map, {stored[0]}x{stored[1]}"
+        )
     shrunk = smooth and size[0] < whole.shape[1]
     image = cv2.resize(whole, size, interpolation=cv2.INTER_AREA if shrunk else cv2.INTER_LINEAR)
     to_image = resize_matrix(stored, size)
@@ -51,6 +62,29 @@ def posed_image(
     if pad is not None:
         sample["mask"] = torch.from_numpy(_padded(np.ones(image.shape, bool), pad))
     return sample
+
+
+def matrix(values: Any, side: int, where: str) -> np.ndarray:
+    """A camera's matrix or pose ``[side, side]``, float64, of what a file has at ``where``.
+
+    Raises:
+        ValueError: it is of another size, not finite, or has no inverse.
+    """
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.size != side**2 or not np.isfinite(array).all() or not np.linalg.det(array.reshape(side, side)):
+        raise ValueError(f"{where} is no matrix [{side}, {side}] of finite numbers that has an inverse")
+    return array.reshape(side, side)
+
+
+def fits(longest: int, multiple: int) -> None:
+    """ValueError unless images can have a longer side of ``longest`` pixels, and sides that are multiples of ``multiple``."""
+    if multiple < 1 or longest < max(multiple, 32):
+        raise ValueError(
+            f"longest is {longest} and multiple is {multiple}, expected 32 pixels or more, and a multiple from 1 to that"
+        )
 
 
 def resize_depth(depth: np.ndarray, size: Size) -> np.ndarray:

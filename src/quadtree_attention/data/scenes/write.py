@@ -103,7 +103,9 @@ def write_megadepth(
                 dense = f"phoenix/S6/zl548/MegaDepth_v1/{name}/dense0"
                 info["image_paths"].append(f"Undistorted_SfM/{name}/images/{stem}.jpg")
                 info["depth_paths"].append(f"{dense}/depths/{stem}.h5")
-                info["intrinsics"].append(shot.cameras.K)
+                info["intrinsics"].append(
+                    shot.cameras.K + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+                )  # as COLMAP has them
                 info["poses"].append(pose)
                 image = info["image_paths"][-1] if undistorted else f"{dense}/imgs/{stem}.jpg"
                 image, depth = folder / "train" / image, folder / "train" / info["depth_paths"][-1]
