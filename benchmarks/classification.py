@@ -10,11 +10,6 @@ finished are left as they are, others go on from their last checkpoint.
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path[0] += "/support"  # not this folder: its operator.py would hide the standard library's
-
 import argparse
 import copy
 import json
@@ -30,7 +25,7 @@ from PIL import Image, ImageOps
 from quadtree_attention.data.classification import ClassificationData
 from quadtree_attention.table import Table
 from quadtree_attention.weights.classification import load_classifier
-from training import fit
+from support.training import fit
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {"clothing": "classify_tiny_clothing", "fashion": "classify_fashion_mnist"}

@@ -9,11 +9,6 @@ neither training nor any choice has seen. Beside the table: curves, and pictures
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path[0] += "/support"  # not this folder: its operator.py would hide the standard library's
-
 import argparse
 import copy
 import csv
@@ -30,7 +25,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from quadtree_attention.data.detection import DetectionData
 from quadtree_attention.table import Table
 from quadtree_attention.weights.detection import load_detector
-from training import fit
+from support.training import fit
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "detect_tiny_blood_cells.yaml"
 OURS = ("levels", "topk", "variant", "value_act")  # options that timm's PVTv2 does not have

@@ -8,12 +8,8 @@ At sizes that are no multiple of 32, such as detection's 800x1333, the trees are
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
-
 import argparse
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any

@@ -8,11 +8,6 @@ a floor and three boards, seen by 8 cameras along an arc. Cameras found are comp
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
-
 import argparse
 import platform
 import tempfile

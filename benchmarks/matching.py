@@ -17,13 +17,9 @@ known geometry all that can be said is how many matches agree with one epipolar 
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
-
 import argparse
 import platform
+import sys
 import tempfile
 from datetime import date
 from pathlib import Path

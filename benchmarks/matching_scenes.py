@@ -10,12 +10,8 @@ ScanNet (640x480) and MegaDepth (832, from 800x600) on made-up scenes written in
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
-
 import argparse
+import sys
 import tempfile
 import time
 from itertools import islice

@@ -11,11 +11,6 @@ was cut off goes on from its last checkpoint. Measured on pairs of photographs k
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path[0] += "/support"  # not this folder: its operator.py would hide the standard library's
-
 import argparse
 import json
 import platform
@@ -34,7 +29,7 @@ from quadtree_attention.data.homography import HomographyData
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.weights.matching import load_matcher
-from training import fit
+from support.training import fit
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "loftr_variants.yaml"

@@ -14,11 +14,6 @@ their last checkpoint. Writes OUT.md, OUT_curves.png and OUT_examples.png: of th
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path[0] += "/support"  # not this folder: its operator.py would hide the standard library's
-
 import argparse
 import copy
 import csv
@@ -45,7 +40,7 @@ from quadtree_attention.tasks.segmentation import segmentation_loss, segmentatio
 from quadtree_attention.viz.drawing import save_picture
 from quadtree_attention.viz.segmentation import class_colors, tinted
 from quadtree_attention.weights.segmentation import load_segmenter
-from training import fit
+from support.training import fit
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "segment_tiny_garments.yaml"

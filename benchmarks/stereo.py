@@ -27,16 +27,12 @@ the disparity itself puts behind something in the right view, or out of it; SGBM
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
-
 import argparse
 import json
 import platform
 import resource
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import date, timedelta

@@ -1,4 +1,4 @@
-"""Time and memory of the attentions on this machine's CPU, side by side: what `quadtree bench` and benchmarks/operator.py print.
+"""Time and memory of the attentions on this machine's CPU, side by side: what `quadtree bench` and benchmarks/attention.py print.
 
 All methods of one case see the same tensors, as they come out of a projection (`[B, H, W, heads, dim]`), in turns, in one
 process; the median counts. Memory is measured in a process of its own.

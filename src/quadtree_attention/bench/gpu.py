@@ -1,6 +1,6 @@
 """Time and memory of the attentions on a GPU, side by side.
 
-What benchmarks/operator.py --device cuda prints. A step is captured as a CUDA graph where it can be, so that the host's part does not count, and
+What benchmarks/attention.py --device cuda prints. A step is captured as a CUDA graph where it can be, so that the host's part does not count, and
 timed by the device's own events. Everything but the clock also runs on the CPU, with `WallClock`.
 """
 

@@ -1,28 +1,23 @@
 """The operator, its parts, and whole layers on the CPU, beside dense, linear and spatial-reduction attention.
 
-    python benchmarks/operator.py --out benchmarks/results/operator.md --chart benchmarks/results/operator.png
+    python benchmarks/attention.py --out benchmarks/results/operator.md --chart benchmarks/results/operator.png
 
 8 heads of 32 channels, float32, on features that vary smoothly over the image; times are medians, taken in turns in one process, and hold
 everything from the raster tensors to the raster output. Memory is what a pass holds at most beyond its inputs, gradients and output included.
 "limit@" is the share of the limit in percent: the arithmetic that the method needs, at the rate of a matrix product measured in the same run.
 Run it with nothing else on the machine; it takes about a quarter of an hour and 20 GB (--no-million leaves out what needs most of it).
 
-    python benchmarks/operator.py --device cuda --out benchmarks/results/operator_cuda_measured.md --chart benchmarks/results/operator_cuda.png
+    python benchmarks/attention.py --device cuda --out benchmarks/results/operator_cuda_measured.md --chart benchmarks/results/operator_cuda.png
 
 On a GPU: beside scaled_dot_product_attention on each of its backends, linear attention and the reference backend, in bfloat16 and float32,
 batches of 1 and 8, 32x32 to 512x512 tokens; timed as CUDA graphs by the device's events.
 
-    python benchmarks/operator.py --predict --out benchmarks/results/operator_cuda.md
+    python benchmarks/attention.py --predict --out benchmarks/results/operator_cuda.md
 
 needs no GPU: the bytes and operations of each level, and the time that they would take at a GPU's peak rates.
 """
 
 from __future__ import annotations
-
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose operator.py would hide the standard library's
 
 import argparse
 import statistics
@@ -99,7 +94,7 @@ def main() -> None:
     if options.out:
         settings = "\n".join(f"- {name}: {value}" for name, value in near.settings.items())
         lead = __doc__.partition("\n\n")
-        command = f"`python benchmarks/operator.py --out {options.out} --chart {options.chart}`"
+        command = f"`python benchmarks/attention.py --out {options.out} --chart {options.chart}`"
         with atomic_write(options.out) as temporary:
             temporary.write_text(
                 f"# Operator\n\n{lead[0]}\n\n- command: {command}\n{settings}\n\n" + "\n".join(sections)
@@ -112,7 +107,7 @@ def on_device(device: str, sides: list[int], out: Path | None, chart: Path | Non
     print(table.text())
     if out:
         settings = "\n".join(f"- {name}: {value}" for name, value in table.settings.items())
-        command = f"`python benchmarks/operator.py --device {device} --out {out}" + (
+        command = f"`python benchmarks/attention.py --device {device} --out {out}" + (
             f" --chart {chart}`" if chart else "`"
         )
         title = f"# Operator on {table.settings['machine']}"
