@@ -243,6 +243,7 @@ def test_with_long_side():
     assert pairs.with_long_side((1600, 1199), 832, 8) == (832, 616)
     assert pairs.with_long_side((600, 800), 640, 8) == (480, 640)
     assert pairs.with_long_side((300, 200), 840, 8) == (840, 560)
+    assert pairs.with_long_side((1000, 769), 832, 8) == (832, 640)  # 639.8 is rounded before it is rounded down
     assert pairs.with_long_side((2000, 3), 640, 8) == (640, 8)
 
 

@@ -23,6 +23,7 @@ from quadtree_attention.data.scenes.made import MadeScenes, MadeScenesData, Scen
 from quadtree_attention.data.scenes.write import write_colmap, write_megadepth, write_scannet
 from quadtree_attention.models.loftr import Features
 from quadtree_attention.tasks.matching import metrics
+from quadtree_attention.tasks.matching.loss import coarse_cross_entropy, coarse_focal_loss, coarse_sparse_focal_loss
 from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.tasks.matching.supervision import Supervision
 from quadtree_attention.weights import read_checkpoint
@@ -40,6 +41,12 @@ SMALL = {
     "topk": [4, 4],
 }
 SIZE = (64, 96)
+NOTHING_FOUND = {
+    "keypoints0": torch.zeros(0, 2),
+    "keypoints1": torch.zeros(0, 2),
+    "confidence": torch.zeros(0),
+    "batch_indexes": torch.zeros(0, dtype=torch.int64),
+}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +95,56 @@ def test_every_parameter_learns_from_every_kind(batches, kind, matching, pairs, 
         assert "model.bin_score" not in gradients
     for name in ("model.coarse", "model.fine"):
         assert any(grad.abs().sum() > 0 for key, grad in gradients.items() if key.startswith(name))
+
+
+def test_losses_are_those_that_are_asked_for(batches):
+    """Each option of the coarse loss, by the loss's own function on what the network finds."""
+    batch = batches["padded"]
+
+    def both(options, expected, **network):
+        learner = task(network, **options).eval()
+        features = learner.model.encode(batch["image0"], batch["image1"], batch["mask0"], batch["mask1"])
+        assignment = learner.model.assignment(features)
+        masks = {"mask0": features.mask0, "mask1": features.mask1}
+        truth = learner._truth(batch, masks)[:3]
+        want = expected(assignment, learner.model.without_dustbins(assignment), truth, masks)
+        torch.testing.assert_close(learner.losses(batch)["coarse"], want)
+        return float(want)
+
+    heavy = 1e6  # what does not match hardly counts before training
+    found = [
+        both({}, lambda a, c, truth, masks: coarse_focal_loss(c, truth, **masks)),
+        both(
+            {"negative_weight": heavy},
+            lambda a, c, truth, masks: coarse_focal_loss(c, truth, negative_weight=heavy, **masks),
+        ),
+        both({"confidence_floor": 0.4}, lambda a, c, truth, masks: coarse_focal_loss(c, truth, floor=0.4, **masks)),
+        both({"coarse_loss": "cross_entropy"}, lambda a, c, truth, masks: coarse_cross_entropy(c, truth, **masks)),
+        both(
+            {"coarse_pairs": "sparse"},
+            lambda a, c, truth, masks: coarse_sparse_focal_loss(a, truth, dustbins=True, **masks),
+            matching="optimal_transport",
+        ),
+    ]
+    assert len({round(loss, 4) for loss in found}) == len(found)  # else options could be ignored
+    sparse = {"coarse_pairs": "sparse", "negative_weight": heavy}
+    both(sparse, lambda a, c, truth, masks: coarse_sparse_focal_loss(c, truth, dustbins=False, **masks))
+
+
+def test_a_tolerance_asks_whether_cells_are_in_sight(batches):
+    """A wall before what image 0 shows: without the check, as published, cells match through it."""
+    batch = {key: value[:1].clone() for key, value in batches["made"].items()}
+    batch["depth0"], batch["depth1"] = torch.full_like(batch["depth0"], 4.0), torch.full_like(batch["depth1"], 2.0)
+    batch["K0"] = batch["K1"] = torch.tensor([[[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]]])
+    batch["T_0to1"] = torch.eye(4)[None]
+    nothing = {"mask0": None, "mask1": None}
+    assert len(task(depth_tolerance=0.2)._truth(batch, nothing).b) == 0
+    assert len(task(depth_tolerance=None)._truth(batch, nothing).b) == 8 * 12
+    # What comes to lie behind the other camera is nowhere, checked or not.
+    batch["T_0to1"] = torch.diag(torch.tensor([-1.0, 1, -1, 1]))[None]
+    truth = task(depth_tolerance=None)._truth(batch, nothing)
+    assert len(truth.b) == 0
+    assert truth.places.isinf().all()
 
 
 def test_single_points_say_nothing_of_other_cells(batches):
@@ -149,6 +206,41 @@ def test_refinement_of_what_matching_finds():
     assert drawn == [(1, 2)]
     torch.testing.assert_close(offset, torch.tensor([[(8 + 3 - 16) / 4, 0.0]]))
     assert fine_case([], [], 0.25, 6)[0] == []
+
+
+def test_padding_has_no_share_in_how_many_matches_refinement_gets():
+    learner = task({"threshold": 0.2, "border": 0}, fine_percent=0.25, fine_truths=0)
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[:, :4] = True  # 32 of 64 cells: a quarter is 8
+    maps = torch.zeros(1, 8, 8, 16)
+    i = torch.arange(32)
+    truth = Supervision(torch.zeros_like(i), i, i, torch.zeros(32, 2), torch.zeros(32, 2), torch.zeros(1, 64, 2))
+    features = Features(maps, maps, maps, maps, mask, torch.ones_like(mask))
+    drawn = learner._fine_matches(truth, torch.zeros(1, 64, 64), features, torch.Generator().manual_seed(0))
+    assert len(drawn[0]) == 8
+
+
+def test_what_refinement_learns_from_is_drawn_anew_in_each_epoch(monkeypatch):
+    learner, seeds = task(), []
+    zero = torch.zeros((), requires_grad=True)
+    monkeypatch.setattr(learner, "losses", lambda batch, seed=0: seeds.append(seed) or {"loss": zero})
+    monkeypatch.setattr(learner, "log_dict", lambda *_, **__: None)
+    for epoch, rank, index in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)):
+        learner._trainer = type("Trainer", (), {"current_epoch": epoch, "world_size": 2, "global_rank": rank})
+        learner.training_step({"image0": torch.zeros(1)}, index)
+    assert len(set(seeds)) == 5
+
+
+def test_validation_matches_nothing_in_the_padding(batches, monkeypatch):
+    learner, given = task(), []
+    monkeypatch.setattr(learner.model, "forward", lambda *arguments: given.append(arguments) or NOTHING_FOUND)
+    monkeypatch.setattr(learner, "log_dict", lambda *_, **__: None)
+    learner.eval()
+    with torch.no_grad():
+        learner.validation_step(batches["padded"], 0)
+    ((*_, mask0, mask1),) = given
+    assert torch.equal(mask0, batches["padded"]["mask0"])
+    assert torch.equal(mask1, batches["padded"]["mask1"])
 
 
 def test_validation_measures_poses(photos, tmp_path):
