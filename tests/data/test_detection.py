@@ -9,8 +9,6 @@ from PIL import Image
 
 from quadtree_attention.data.detection import DetectionData, part_crop
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

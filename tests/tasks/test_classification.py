@@ -13,7 +13,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
-from tests.tasks.training import trainer
+from tests.tasks.training import LIGHTNING, trainer
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.classification import ClassificationData
@@ -24,8 +24,10 @@ from quadtree_attention.tasks.optimization import rise_then_cosine
 from quadtree_attention.weights import read_checkpoint
 from quadtree_attention.weights.classification import load_classifier
 
-# What Lightning warns of (few workers, its own use of torch) and timm's unclosed files are not our concern.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [  # the latter two: timm leaves files open
+    LIGHTNING,
+    pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "num_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
 
 

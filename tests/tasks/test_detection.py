@@ -6,15 +6,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
-from tests.tasks.training import trainer
+from tests.tasks.training import LIGHTNING, trainer
 
 from quadtree_attention.data.detection import DetectionData
 from quadtree_attention.models.detection import DetectorConfig
 from quadtree_attention.predict.detection import Detector
 from quadtree_attention.tasks.detection import DetectionTask
 
-# What Lightning warns of (few workers, its own use of torch) is not our concern.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = LIGHTNING
 OPTIONS = {
     "depths": [1, 1, 1, 1],
     "embed_dims": [8, 8, 16, 16],

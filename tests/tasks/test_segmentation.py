@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
-from tests.tasks.training import trainer
+from tests.tasks.training import LIGHTNING, trainer
 
 from quadtree_attention.data.composites import CompositeData, Pasting
 from quadtree_attention.predict.segmentation import Segmenter
@@ -14,7 +14,7 @@ from quadtree_attention.tasks.optimization import polynomial
 from quadtree_attention.tasks.segmentation import SegmentationTask, segmentation_loss, segmentation_scores
 from quadtree_attention.weights.segmentation import load_segmenter
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's, about workers and torch
+pytestmark = LIGHTNING
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "num_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
 
 

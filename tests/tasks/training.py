@@ -1,9 +1,21 @@
-"""A quiet trainer on the CPU, for the tests of all tasks."""
+"""A quiet trainer on the CPU, and the warnings that are not our concern, for the tests of all tasks."""
 
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+# What Lightning says of torch, of jsonargparse, and of how these tests use it; on machines with many cores, that there could be more workers.
+LIGHTNING = pytest.mark.filterwarnings(
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"ignore:(?s).*(deprecated in v4\.|JsonargparseDeprecationWarning)",
+    "ignore:.*does not have many workers",
+    "ignore:Be aware that when using `ckpt_path`",
+    "ignore:The dirpath has changed",
+    "ignore:Checkpoint directory .* exists and is not empty",
+    "ignore:Precision bf16-mixed is not supported by the model summary",
+)
 
 
 def trainer(folder, *callbacks: Callback, **options: Any) -> pl.Trainer:

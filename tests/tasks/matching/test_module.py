@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tests.tasks.training import trainer
+from tests.tasks.training import LIGHTNING, trainer
 
 from quadtree_attention.cli import run
 from quadtree_attention.data.homography import HomographyData
@@ -17,8 +17,7 @@ from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.tasks.optimization import rise_and_cosine
 from quadtree_attention.weights.matching import load_matcher
 
-# What Lightning warns of (few workers, its own use of torch) is not our concern.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = LIGHTNING
 
 SMALL = {
     "initial_dim": 16,

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tests.tasks.training import trainer
+from tests.tasks.training import LIGHTNING, trainer
 from torch.utils.data import default_collate
 
 from quadtree_attention.cli.train import _lightning
@@ -28,8 +28,7 @@ from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.tasks.matching.supervision import Supervision
 from quadtree_attention.weights import read_checkpoint
 
-# What Lightning warns of (few workers, its own use of torch) is not our concern.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = LIGHTNING
 
 # 16 channels at least: torch 2.15 writes beyond its buffers in the gradient of a strided 1x1 convolution of 8, channels last, on a CPU.
 SMALL = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tests.tasks.training import trainer
+from tests.tasks.training import LIGHTNING, trainer
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.stereo import StereoData, Views
@@ -18,8 +18,7 @@ from quadtree_attention.weights.matching import load_matcher
 from quadtree_attention.weights.stereo import load_stereo
 from quadtree_attention.weights.storage import save_model
 
-# What Lightning warns of (few workers, its own use of torch) is not our concern.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = LIGHTNING
 
 SMALL = {
     "stem_dims": [8, 8, 8], "stage_dims": [16, 16], "blocks_per_stage": 1, "pool_dim": 4, "growth": 8, "dense_layers": 2, "dim": 16,
