@@ -171,6 +171,8 @@ class TestPoseList:
         [
             ("a.png a.png 0 0 1 2", "list.txt:1: 6 entries, expected 38"),
             (f"a.png a.png 0 4 {NUMBERS}", "quarter turns"),
+            (f"a.png a.png 0 0 {'0' + NUMBERS[3:]}", "list.txt:1: K0: no camera, expected .* focal lengths above 0"),
+            (f"a.png a.png 0 0 {NUMBERS.replace('1 0 0 .1', '0 0 0 .1')}", "list.txt:1: T_0to1: no pose"),
         ],
     )
     def test_malformed(self, folder, line, message):
@@ -179,119 +181,12 @@ class TestPoseList:
             pairs.pose_list(folder / "list.txt")
 
 
-def pose(seed):
-    T = np.eye(4)
-    T[:3, :3] = cv2.Rodrigues(np.random.default_rng(seed).normal(size=3))[0]
-    T[:3, 3] = [seed, 1, 2]
-    return T
-
-
-class TestScanNet:
-    K = np.array([[577.0, 0, 320], [0, 578, 240], [0, 0, 1]])
-
-    @pytest.fixture
-    def root(self, tmp_path):
-        for frame in (15, 585):
-            image(tmp_path / "scene0707_00" / "color" / f"{frame}.jpg")
-        names = np.array([[707, 0, 15, 585], [707, 0, 585, 15]], dtype=np.uint16)
-        np.savez(tmp_path / "test.npz", name=names, rel_pose=np.stack([pose(s)[:3].ravel() for s in (5, 6)]))
-        np.savez(tmp_path / "intrinsics.npz", scene0707_00=self.K)
-        return tmp_path
-
-    def test_relative_poses_of_the_list(self, root):
-        first, second = pairs.scannet1500(root)
-        assert first.image1 == root / "scene0707_00" / "color" / "585.jpg"
-        assert first.size0 == (640, 480)
-        assert not first.smooth  # as published
-        np.testing.assert_array_equal(first.K1, self.K)
-        np.testing.assert_allclose(first.T_0to1, pose(5))
-        np.testing.assert_allclose(second.T_0to1, pose(6))
-
-    def test_poses_of_the_frames_come_first(self, root):
-        world = {}
-        for frame in (15, 585):
-            world[frame] = pose(frame)  # camera to world
-            (root / "scene0707_00" / "pose").mkdir(exist_ok=True)
-            np.savetxt(root / "scene0707_00" / "pose" / f"{frame}.txt", world[frame])
-        first, _ = pairs.scannet1500(root)
-        point = np.array([1.0, 2, 3, 1])  # in camera 0
-        np.testing.assert_allclose(world[585] @ first.T_0to1 @ point, world[15] @ point)
-
-    def test_a_checkout_of_the_published_code(self, root, tmp_path_factory):
-        checkout = tmp_path_factory.mktemp("LoFTR")
-        (checkout / "assets" / "scannet_test_1500").mkdir(parents=True)
-        for name in ("test.npz", "intrinsics.npz"):
-            (root / name).rename(checkout / "assets" / "scannet_test_1500" / name)
-        (checkout / "data" / "scannet").mkdir(parents=True)
-        (checkout / "data" / "scannet" / "test").symlink_to(root)
-        assert len(pairs.scannet1500(checkout)) == 2
-
-    def test_missing_parts(self, root):
-        (root / "scene0707_00" / "color" / "585.jpg").unlink()
-        with pytest.raises(FileNotFoundError, match=r"test\.npz: pair 0: .*585\.jpg does not exist"):
-            pairs.scannet1500(root)
-        np.savez(root / "intrinsics.npz", scene0001_00=self.K)
-        image(root / "scene0707_00" / "color" / "585.jpg")
-        with pytest.raises(ValueError, match=r"intrinsics\.npz: no entry 'scene0707_00', found scene0001_00"):
-            pairs.scannet1500(root)
-        (root / "test.npz").unlink()
-        with pytest.raises(FileNotFoundError, match=r"test\.npz not found, expected it in one of"):
-            pairs.scannet1500(root)
-
-
 def test_with_long_side():
     assert pairs.with_long_side((1600, 1199), 832, 8) == (832, 616)
     assert pairs.with_long_side((600, 800), 640, 8) == (480, 640)
     assert pairs.with_long_side((300, 200), 840, 8) == (840, 560)
     assert pairs.with_long_side((1000, 769), 832, 8) == (832, 640)  # 639.8 is rounded before it is rounded down
     assert pairs.with_long_side((2000, 3), 640, 8) == (640, 8)
-
-
-class TestMegaDepth:
-    @pytest.fixture
-    def root(self, tmp_path):
-        names = [None, "Undistorted_SfM/0015/images/a.jpg", "Undistorted_SfM/0015/images/b.jpg"]
-        for name in names[1:]:
-            image(tmp_path / name)
-        scene = {
-            "image_paths": np.array(names, dtype=object),
-            "intrinsics": self.objects(None, np.diag([100.0, 100, 1]), np.diag([90.0, 90, 1])),
-            "poses": self.objects(None, pose(1), pose(2)),
-            "pair_infos": [(np.array([1, 2]), 0.3, np.zeros(4)), (np.array([2, 1]), 0.0, np.zeros(4))],
-        }
-        (tmp_path / "0015_0.1_0.3.npz").write_bytes(pickle.dumps(scene))  # as published: a pickle, whatever its suffix
-        (tmp_path / "megadepth_test_1500.txt").write_text("0015_0.1_0.3\n")
-        return tmp_path
-
-    @staticmethod
-    def objects(*values):
-        array = np.empty(len(values), dtype=object)
-        array[:] = values
-        return array
-
-    def test_pairs(self, root):
-        (pair,) = pairs.megadepth1500(root)  # the one without overlap is left out
-        assert pair.image0 == root / "Undistorted_SfM/0015/images/a.jpg"
-        assert (pair.K0[0, 0], pair.K1[0, 0]) == (100, 90)
-        np.testing.assert_allclose(pair.T_0to1 @ pose(1), pose(2), atol=1e-12)
-
-    def test_without_the_list_and_as_a_zip(self, root):
-        (root / "megadepth_test_1500.txt").unlink()
-        path = root / "0015_0.1_0.3.npz"
-        scene = read_arrays(path)
-        infos = self.objects(*scene.pop("pair_infos"))
-        np.savez(path, pair_infos=infos, **scene)
-        assert len(pairs.megadepth1500(root)) == 1
-
-    def test_missing_image(self, root):
-        (root / "Undistorted_SfM/0015/images/b.jpg").unlink()
-        with pytest.raises(FileNotFoundError, match=r"0015_0\.1_0\.3\.npz: pair 0: .*b\.jpg does not exist"):
-            pairs.megadepth1500(root)
-
-    def test_a_list_with_a_scene_that_is_not_there(self, root):
-        (root / "megadepth_test_1500.txt").write_text("0099\n")
-        with pytest.raises(FileNotFoundError, match=r"megadepth_test_1500\.txt: .*0099\.npz does not exist"):
-            pairs.megadepth1500(root)
 
 
 class Touch:

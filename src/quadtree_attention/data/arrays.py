@@ -12,6 +12,10 @@ import numpy as np
 
 from ..extras import require
 
+_ROTATION = (
+    1e-2  # how far the product of a rotation and its transpose may be from the identity: numbers are rounded in text
+)
+
 
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles arrays of arrays, numbers and strings, and nothing that could run code."""
@@ -55,6 +59,33 @@ def entry(arrays: dict[str, Any], key: str, where: Any) -> Any:
     if key not in arrays:
         raise ValueError(f"{where}: no entry {key!r}, found {', '.join(sorted(arrays)[:8])}")
     return arrays[key]
+
+
+def camera_matrix(values: Any, where: str) -> np.ndarray:
+    """Intrinsics ``[3, 3]``, float64, of what a file has at ``where``; ValueError unless these are finite, with focal lengths above 0."""
+    K = _numbers(values)
+    if K.size != 9 or not np.isfinite(K).all() or min(K.flat[0], K.flat[4]) <= 0:
+        raise ValueError(f"{where}: no camera, expected [3, 3] finite numbers with focal lengths above 0")
+    return K.reshape(3, 3)
+
+
+def pose_matrix(values: Any, where: str) -> np.ndarray:
+    """A pose ``[4, 4]``, float64, of what a file has at ``where``, with the last row or without; ValueError unless it is a rotation and a shift."""
+    T = _numbers(values)
+    if T.size in (12, 16):
+        T = np.vstack([T.ravel()[:12].reshape(3, 4), [0, 0, 0, 1]])
+        R = T[:3, :3]
+        if np.isfinite(T).all() and np.abs(R @ R.T - np.eye(3)).max() < _ROTATION and np.linalg.det(R) > 0:
+            return T
+    raise ValueError(f"{where}: no pose, expected [4, 4] finite numbers, a rotation and a shift")
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Float64 numbers; none if there are any others."""
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        return np.zeros(0)
 
 
 def _read_npy(data: bytes) -> Any:

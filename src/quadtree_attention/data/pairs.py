@@ -1,4 +1,4 @@
-"""Lists of image pairs with known geometry, read from the file layouts that benchmarks use.
+"""Image pairs with known geometry, and lists of them as text; sets of pairs with poses are in pose_sets.py.
 
 A list is checked when it is read: a malformed line or a missing image ends in one line that names the file and the
 line. Images themselves are read when a pair is used.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..extras import require
-from .arrays import entry, read_arrays, read_map
+from .arrays import camera_matrix, pose_matrix, read_map
 from .images import read_image
 
 Image = str | Path | np.ndarray
@@ -28,8 +28,8 @@ class Pair:
 
     size0, size1: (width, height) that an image is resized to before anything else, because its geometry is given in
     such pixels; None leaves it as it is. smooth: average what is shrunk by that; else pixels are picked and
-    interpolated. turns0, turns1: quarter turns counterclockwise that show an image upright to a matcher; the geometry
-    belongs to the image before turning.
+    interpolated. upright: apply the EXIF rotation. turns0, turns1: quarter turns counterclockwise that show an image
+    upright to a matcher; the geometry belongs to the image before turning.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Pair:
     size0: Size | None = None
     size1: Size | None = None
     smooth: bool = True
+    upright: bool = True
     turns0: int = 0
     turns1: int = 0
 
@@ -86,18 +87,18 @@ def homography_list(path: str | Path, root: str | Path | None = None) -> list[Ho
     """
     path = Path(path)
     pairs = []
-    for where, words in _lines(path):
+    for where, words in lines_of(path):
         if len(words) not in (3, 11):
             raise ValueError(
                 f"{where}: {len(words)} entries, expected 11: image0 image1 h11 .. h33, or 3: image0 image1 file-of-H"
             )
-        image0, image1 = (_existing(name, root or path.parent, where) for name in words[:2])
+        image0, image1 = (existing(name, root or path.parent, where) for name in words[:2])
         if len(words) == 11:
             H = _matrix(_floats(words[2:], where), where)
         else:
-            H = read_homography(_existing(words[2], root or path.parent, where))
+            H = read_homography(existing(words[2], root or path.parent, where))
         pairs.append(HomographyPair(name=f"{words[0]} {words[1]}", image0=image0, image1=image1, homography=H))
-    return _some(pairs, path)
+    return some(pairs, path)
 
 
 def hpatches(folder: str | Path, short_side: int | None = 480) -> list[HomographyPair]:
@@ -183,12 +184,12 @@ def pose_list(path: str | Path, root: str | Path | None = None) -> list[PosePair
     """
     path = Path(path)
     pairs = []
-    for where, words in _lines(path):
+    for where, words in lines_of(path):
         if len(words) != 38:
             raise ValueError(
                 f"{where}: {len(words)} entries, expected 38: image0 image1 turns0 turns1 K0(9) K1(9) T_0to1(16)"
             )
-        image0, image1 = (_existing(name, root or path.parent, where) for name in words[:2])
+        image0, image1 = (existing(name, root or path.parent, where) for name in words[:2])
         numbers = _floats(words[2:], where)
         if not set(numbers[:2]) <= {0, 1, 2, 3}:
             raise ValueError(f"{where}: turns are {words[2]} and {words[3]}, expected quarter turns 0, 1, 2 or 3")
@@ -199,92 +200,12 @@ def pose_list(path: str | Path, root: str | Path | None = None) -> list[PosePair
                 image1=image1,
                 turns0=int(numbers[0]),
                 turns1=int(numbers[1]),
-                K0=numbers[2:11].reshape(3, 3),
-                K1=numbers[11:20].reshape(3, 3),
-                T_0to1=numbers[20:].reshape(4, 4),
+                K0=camera_matrix(numbers[2:11], f"{where}: K0"),
+                K1=camera_matrix(numbers[11:20], f"{where}: K1"),
+                T_0to1=pose_matrix(numbers[20:], f"{where}: T_0to1"),
             )
         )
-    return _some(pairs, path)
-
-
-def scannet1500(root: str | Path) -> list[PosePair]:
-    """The ScanNet-1500 test pairs in the layout published with LoFTR.
-
-    An index folder holds test.npz ('name' [N, 4]: scene, sub-scene, frame 0, frame 1; 'rel_pose' [N, 12]: T_0to1 row by
-    row) and intrinsics.npz (scene -> K [3, 3], for 640 x 480); images are sceneSSSS_UU/color/FRAME.jpg. Where
-    sceneSSSS_UU/pose/FRAME.txt (camera to world) exists for both frames it is used, as published. root: the folder with
-    all of these, or a checkout of LoFTR with its data linked. Images are resized to 640 x 480 as published, without
-    averaging.
-    """
-    root = Path(root)
-    index = _folder_with(root, ("", "scannet_test_1500", "assets/scannet_test_1500"), "test.npz")
-    test, intrinsics = read_arrays(index / "test.npz"), read_arrays(_existing("intrinsics.npz", index, str(index)))
-    names = entry(test, "name", index / "test.npz")
-    first = "scene{:04d}_{:02d}/color/{}.jpg".format(*names[0][:3])
-    images = _folder_with(root, ("", "scannet_test_1500", "data/scannet/test", "scans_test"), first)
-    pairs = []
-    for row, (scene, sub, *frames) in enumerate(np.asarray(names).tolist()):
-        where, scene = f"{index / 'test.npz'}: pair {row}", f"scene{scene:04d}_{sub:02d}"
-        image0, image1 = (_existing(f"{scene}/color/{f}.jpg", images, where) for f in frames)
-        poses = [images / scene / "pose" / f"{f}.txt" for f in frames]
-        if all(p.is_file() for p in poses):
-            world = [np.linalg.inv(np.loadtxt(p)) for p in poses]
-            T = world[1] @ np.linalg.inv(world[0])
-        else:
-            T = np.vstack([np.reshape(entry(test, "rel_pose", where)[row], (3, 4)), [0, 0, 0, 1]])
-        K = np.asarray(entry(intrinsics, scene, index / "intrinsics.npz"), dtype=np.float64).reshape(3, 3)
-        pairs.append(
-            PosePair(
-                name=f"{scene} {frames[0]} {frames[1]}",
-                image0=image0,
-                image1=image1,
-                size0=(640, 480),
-                size1=(640, 480),
-                smooth=False,
-                K0=K,
-                K1=K,
-                T_0to1=np.asarray(T, dtype=np.float64),
-            )
-        )
-    return pairs
-
-
-def megadepth1500(root: str | Path) -> list[PosePair]:
-    """The MegaDepth-1500 test pairs in the layout published with LoFTR.
-
-    An index folder holds the scenes' .npz and megadepth_test_1500.txt with their names, one a line (without it all
-    .npz are read). A scene has image_paths, intrinsics [3, 3] of the images as stored, poses [4, 4] (world to camera)
-    and pair_infos ((i, j), overlap, ...). root: a folder with the index and the images (Undistorted_SfM/...), or a
-    checkout of LoFTR with its data linked.
-    """
-    root, listing = Path(root), "megadepth_test_1500.txt"
-    places = ("", "megadepth_test_1500_scene_info", "assets/megadepth_test_1500_scene_info", "index", "scene_info")
-    try:
-        index = _folder_with(root, places, listing)
-        scenes = [index / f"{words[0].removesuffix('.npz')}.npz" for _, words in _lines(index / listing)]
-    except FileNotFoundError:
-        index = _folder_with(root, places, "*.npz")
-        scenes = sorted(index.glob("*.npz"))
-    pairs, images = [], None
-    for path in scenes:
-        scene = read_arrays(_existing(path.name, index, str(index / listing)))
-        paths, K, poses, infos = (entry(scene, k, path) for k in ("image_paths", "intrinsics", "poses", "pair_infos"))
-        for row, ((i, j), overlap, *_) in enumerate(infos):
-            if not overlap > 0:
-                continue
-            images = images or _folder_with(root, ("", "data/megadepth/test", "images", ".."), str(paths[i]))
-            image0, image1 = (_existing(str(paths[k]), images, f"{path}: pair {row}") for k in (i, j))
-            pairs.append(
-                PosePair(
-                    name=f"{path.stem} {Path(paths[i]).stem} {Path(paths[j]).stem}",
-                    image0=image0,
-                    image1=image1,
-                    K0=np.asarray(K[i], dtype=np.float64).reshape(3, 3),
-                    K1=np.asarray(K[j], dtype=np.float64).reshape(3, 3),
-                    T_0to1=np.asarray(poses[j] @ np.linalg.inv(poses[i]), dtype=np.float64)[:4, :4],
-                )
-            )
-    return _some(pairs, index)
+    return some(pairs, path)
 
 
 # ---- no geometry ---------------------------------------------------------------------------------
@@ -294,13 +215,13 @@ def image_pairs(path: str | Path, root: str | Path) -> list[tuple[str, str]]:
     """A text list as hloc's, 'image0 image1' a line -> names of images in the folder root; a pair given twice, either way round, counts once."""
     path = Path(path)
     pairs: dict[frozenset[str], tuple[str, str]] = {}
-    for where, words in _lines(path):
+    for where, words in lines_of(path):
         if len(words) != 2 or words[0] == words[1]:
             raise ValueError(f"{where}: {' '.join(words)!r}, expected the names of two images: image0 image1")
         for name in words:
-            _existing(name, root, where)
+            existing(name, root, where)
         pairs.setdefault(frozenset(words), (words[0], words[1]))
-    return _some(list(pairs.values()), path)
+    return some(list(pairs.values()), path)
 
 
 # ---- stereo --------------------------------------------------------------------------------------
@@ -315,22 +236,22 @@ def stereo_list(path: str | Path, root: str | Path | None = None) -> list[Stereo
     """
     path = Path(path)
     pairs = []
-    for where, words in _lines(path):
+    for where, words in lines_of(path):
         if len(words) not in (3, 4):
             raise ValueError(f"{where}: {len(words)} entries, expected 'left right disparity' or '... scale'")
-        left, right, disparity = (_existing(name, root or path.parent, where) for name in words[:3])
+        left, right, disparity = (existing(name, root or path.parent, where) for name in words[:3])
         scale = float(_floats(words[3:], where)[0]) if len(words) == 4 else 1.0
         if not scale > 0:
             raise ValueError(f"{where}: scale is {words[3]}, expected a positive number, such as 256 for KITTI's PNG")
         name = f"{words[0]} {words[1]}"
         pairs.append(StereoPair(name=name, image0=left, image1=right, disparity=disparity, scale=scale))
-    return _some(pairs, path)
+    return some(pairs, path)
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
+def lines_of(path: Path) -> Iterator[tuple[str, list[str]]]:
     """('file:line', words) of each line of a text list that holds anything."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -348,14 +269,14 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
             yield where, words
 
 
-def _existing(name: str, folder: str | Path, where: str) -> Path:
+def existing(name: str, folder: str | Path, where: str) -> Path:
     path = Path(folder) / name
     if not path.is_file():
         raise FileNotFoundError(f"{where}: {path} does not exist")
     return path
 
 
-def _folder_with(root: Path, places: Iterable[str], name: str) -> Path:
+def folder_with(root: Path, places: Iterable[str], name: str) -> Path:
     """The first of the places under root that has a file of this name or pattern."""
     places = tuple(places)
     for place in places:
@@ -392,7 +313,7 @@ def _image_size(path: Path) -> Size:
         return width, height
 
 
-def _some(pairs: list[Any], path: Path) -> list[Any]:
+def some(pairs: list[Any], path: Path) -> list[Any]:
     if not pairs:
         raise ValueError(f"{path}: no pairs in it, expected one a line")
     return pairs

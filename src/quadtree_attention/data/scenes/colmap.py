@@ -15,7 +15,7 @@ from ..pairs import with_long_side
 from .posed import fits, joined, posed_image
 
 _MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
-_PLACES = ("", "sparse", "sparse/0")  # of a model under its folder
+MODEL_PLACES = ("", "sparse", "sparse/0")  # of a model under its folder
 
 
 class ColmapScene(Dataset):
@@ -48,11 +48,7 @@ class ColmapScene(Dataset):
     ) -> None:
         fits(longest, multiple)
         self.root, self.longest, self.multiple, self.pad, self.points = Path(root), longest, multiple, pad, points
-        model = self._read()
-        self.views = [_View(model, image) for _, image in sorted(model.images.items()) if image.has_pose]
-        for view in self.views:
-            if not (self.root / "images" / view.name).is_file():
-                raise FileNotFoundError(f"{self.root / 'images' / view.name} does not exist, but the model has it")
+        self.views = read_views(self.root)
         mapped = [view for view in self.views if self._depth_file(view).is_file()]
         self.dense = bool(mapped)
         if self.dense and len(mapped) < len(self.views):
@@ -61,14 +57,7 @@ class ColmapScene(Dataset):
                 f"{root}: {left_out} of {len(self.views)} images have no depth map and are left out", stacklevel=2
             )
             self.views = mapped
-        self.pairs = [
-            (i, j)
-            for i, first in enumerate(self.views)
-            for j, second in enumerate(self.views[i + 1 :], i + 1)
-            if min_overlap < first.overlap(second) <= max_overlap
-        ]
-        if not self.pairs:
-            raise ValueError(f"{root}: no pair of images with an overlap above {min_overlap} and up to {max_overlap}")
+        self.pairs = pairs_by_overlap(self.views, min_overlap, max_overlap, self.root)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -90,27 +79,15 @@ class ColmapScene(Dataset):
                 part["points"] = self._points(view, shared, part["K"].numpy().astype(np.float64))
         return joined(*parts, views[1].pose @ np.linalg.inv(views[0].pose))
 
-    def _read(self) -> Any:
-        pycolmap = require("pycolmap", "scenes")
-        for place in _PLACES:
-            folder = self.root / place
-            if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
-                try:
-                    return pycolmap.Reconstruction(folder)
-                except (ValueError, RuntimeError, OSError) as error:
-                    raise ValueError(f"{folder}: not a COLMAP model ({' '.join(str(error).split())})") from None
-        tried = ", ".join(str(self.root / place) for place in _PLACES)
-        raise FileNotFoundError(f"no COLMAP model (cameras.bin or cameras.txt) found in {tried}")
-
-    def _depth_file(self, view: _View) -> Path:
+    def _depth_file(self, view: View) -> Path:
         return self.root / "stereo" / "depth_maps" / f"{view.name}.geometric.bin"
 
-    def _depth(self, view: _View) -> np.ndarray:
+    def _depth(self, view: View) -> np.ndarray:
         depth = require("pycolmap", "scenes").DepthMap()
         depth.read(self._depth_file(view))
         return np.asarray(depth.to_array())
 
-    def _points(self, view: _View, shared: np.ndarray, K: np.ndarray) -> torch.Tensor:
+    def _points(self, view: View, shared: np.ndarray, K: np.ndarray) -> torch.Tensor:
         points = np.zeros((self.points, 3), np.float32)
         if len(shared):
             there = np.stack([view.points[k] for k in shared]) @ view.pose[:3, :3].T + view.pose[:3, 3]
@@ -119,7 +96,30 @@ class ColmapScene(Dataset):
         return torch.from_numpy(points)
 
 
-class _View:
+def read_views(root: Path) -> list[View]:
+    """The images of a model that have a pose and whose files are there, in COLMAP's order; raises as `ColmapScene`."""
+    model = _read(root)
+    views = [View(model, image) for _, image in sorted(model.images.items()) if image.has_pose]
+    for view in views:
+        if not (root / "images" / view.name).is_file():
+            raise FileNotFoundError(f"{root / 'images' / view.name} does not exist, but the model has it")
+    return views
+
+
+def pairs_by_overlap(views: list[View], least: float, most: float, root: Path) -> list[tuple[int, int]]:
+    """Numbers of views whose overlap is above ``least`` and up to ``most``; ValueError if there are none."""
+    pairs = [
+        (i, j)
+        for i, first in enumerate(views)
+        for j, second in enumerate(views[i + 1 :], i + 1)
+        if least < first.overlap(second) <= most
+    ]
+    if not pairs:
+        raise ValueError(f"{root}: no pair of images with an overlap above {least} and up to {most}")
+    return pairs
+
+
+class View:
     """What is needed of one image of a model, free of pycolmap's objects, which cannot be sent to other processes."""
 
     def __init__(self, model: Any, image: Any) -> None:
@@ -137,6 +137,19 @@ class _View:
         self.pose[:3] = image.cam_from_world().matrix()
         self.points = {p.point3D_id: model.points3D[p.point3D_id].xyz for p in image.get_observation_points2D()}
 
-    def overlap(self, other: _View) -> float:
+    def overlap(self, other: View) -> float:
         fewer = min(len(self.points), len(other.points))
         return len(self.points.keys() & other.points.keys()) / fewer if fewer else 0.0
+
+
+def _read(root: Path) -> Any:
+    pycolmap = require("pycolmap", "scenes")
+    for place in MODEL_PLACES:
+        folder = root / place
+        if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
+            try:
+                return pycolmap.Reconstruction(folder)
+            except (ValueError, RuntimeError, OSError) as error:
+                raise ValueError(f"{folder}: not a COLMAP model ({' '.join(str(error).split())})") from None
+    tried = ", ".join(str(root / place) for place in MODEL_PLACES)
+    raise FileNotFoundError(f"no COLMAP model (cameras.bin or cameras.txt) found in {tried}")

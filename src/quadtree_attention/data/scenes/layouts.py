@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 from ...extras import require
-from ..arrays import entry, read_arrays, read_map
+from ..arrays import camera_matrix, entry, pose_matrix, read_arrays, read_map
 from ..pairs import with_long_side
-from .posed import Size, fits, joined, matrix, posed_image
+from ..pose_sets import overlapping, read_pose
+from .posed import Size, fits, joined, posed_image
 
 
 class ScanNetScene(Dataset):
@@ -64,13 +65,13 @@ class ScanNetScene(Dataset):
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         scene, sub, *frames = self.names[number].tolist()
         scene = f"scene{scene:04d}_{sub:02d}"
-        K = matrix(entry(self.intrinsics, scene, "intrinsics"), 3, f"intrinsics: {scene}")
+        K = camera_matrix(entry(self.intrinsics, scene, "intrinsics"), f"intrinsics: {scene}")
         parts, poses = [], []
         for frame in frames:
             depth = _checked_depth(read_map, self.root / scene / "depth" / f"{frame}.png") / 1000
             image = self.root / scene / "color" / f"{frame}.jpg"
             parts.append(posed_image(image, K, (640, 480), self.size, depth=depth))
-            poses.append(_read_pose(self.poses / scene / "pose" / f"{frame}.txt"))
+            poses.append(read_pose(self.poses / scene / "pose" / f"{frame}.txt"))
         return joined(*parts, np.linalg.inv(poses[1]) @ poses[0])
 
 
@@ -106,18 +107,11 @@ class MegaDepthScene(Dataset):
         arrays = read_arrays(index)
         keys = ("image_paths", "depth_paths", "intrinsics", "poses")
         self.images, self.depths, self.intrinsics, self.camera = (entry(arrays, key, index) for key in keys)
-        try:
-            pairs = [(*map(int, info[0]), float(info[1])) for info in entry(arrays, "pair_infos", index)]
-            pairs = [(i, j) for i, j, overlap in pairs if overlap > min_overlap]
-        except (TypeError, ValueError, IndexError):
-            raise ValueError(
-                f"{index}: 'pair_infos' is of another form, expected ((i, j), overlap, ...) each"
-            ) from None
+        count = min(map(len, (self.images, self.depths, self.intrinsics, self.camera)))
+        infos = overlapping(entry(arrays, "pair_infos", index), count, index)
+        pairs = [(i, j) for i, j, overlap in infos if overlap > min_overlap]
         self.pairs = np.array(pairs, np.int32).reshape(-1, 2)
         _some(self.pairs, index, min_overlap)
-        count = min(map(len, (self.images, self.depths, self.intrinsics, self.camera)))
-        if self.pairs.min() < 0 or self.pairs.max() >= count:
-            raise ValueError(f"{index}: 'pair_infos' names image {self.pairs.max()}, but there are {count}")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -130,10 +124,10 @@ class MegaDepthScene(Dataset):
             stored = depth.shape[::-1]  # depth maps are as large as the images
             size = with_long_side(stored, self.longest, self.multiple)
             side = self.longest // self.multiple * self.multiple if self.pad else None
-            K = matrix(self.intrinsics[k], 3, f"{self.index}: entry {k} of 'intrinsics'")
+            K = camera_matrix(self.intrinsics[k], f"{self.index}: entry {k} of 'intrinsics'")
             K[:2, 2] -= 0.5
             parts.append(posed_image(self._image(k), K, stored, size, side, depth))
-        world = [matrix(self.camera[k], 4, f"{self.index}: entry {k} of 'poses'") for k in pair]
+        world = [pose_matrix(self.camera[k], f"{self.index}: entry {k} of 'poses'") for k in pair]
         return joined(*parts, world[1] @ np.linalg.inv(world[0]))
 
     def _image(self, k: int) -> Path:
@@ -145,17 +139,6 @@ class MegaDepthScene(Dataset):
         if not own.is_file():
             raise FileNotFoundError(f"{undistorted} does not exist, nor does {own}; expected one of them")
         return own
-
-
-def _read_pose(path: Path) -> np.ndarray:
-    """A matrix ``[4, 4]`` of text, finite."""
-    try:
-        pose = np.loadtxt(path)
-    except OSError as error:
-        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}, expected 4 x 4 numbers") from None
-    return matrix(pose, 4, str(path))
 
 
 def _checked_depth(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:

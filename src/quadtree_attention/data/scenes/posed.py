@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -62,21 +61,6 @@ def posed_image(
     if pad is not None:
         sample["mask"] = torch.from_numpy(_padded(np.ones(image.shape, bool), pad))
     return sample
-
-
-def matrix(values: Any, side: int, where: str) -> np.ndarray:
-    """A camera's matrix or pose ``[side, side]``, float64, of what a file has at ``where``.
-
-    Raises:
-        ValueError: it is of another size, not finite, or has no inverse.
-    """
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        array = np.zeros(0)
-    if array.size != side**2 or not np.isfinite(array).all() or not np.linalg.det(array.reshape(side, side)):
-        raise ValueError(f"{where} is no matrix [{side}, {side}] of finite numbers that has an inverse")
-    return array.reshape(side, side)
 
 
 def fits(longest: int, multiple: int) -> None:
