@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from .app import TOPK, app, numbers, typer
+from .app import DEVICE, TOPK, app, numbers, typer
+from .progress import PairProgress
 
 
 @app.command()
@@ -20,14 +21,15 @@ def evaluate(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="list, hpatches, synthetic; superglue, scannet, megadepth; stereo. By default told from the source.",
+            help="list, hpatches, synthetic; superglue, scannet, megadepth, colmap; stereo. By default told from the source.",
             show_default=False,
         ),
     ] = None,
     max_size: Annotated[
         int | None,
         typer.Option(
-            help="Shrink images until their longer side has this many pixels.", show_default="640, megadepth 832"
+            help="Shrink images until their longer side has this many pixels; those of megadepth are enlarged to it too.",
+            show_default="640, hpatches 1024, megadepth 832",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first pairs.", show_default=False)] = None,
@@ -37,7 +39,7 @@ def evaluate(
     curve: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw the share of pairs over their error: .png, .svg or .pdf.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of synthetic homographies.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of synthetic homographies.", show_default="0")] = None,
     estimators: Annotated[
         str | None,
         typer.Option(
@@ -59,6 +61,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    device: DEVICE = None,
 ) -> None:
     """Measure matchers on pairs with known geometry: AUC of homographies, of poses, or of stereo matches.
 
@@ -71,23 +74,25 @@ def evaluate(
         missing = "pip install 'quadtree-attention[poses]' adds the columns of PoseLib's LO-RANSAC"
         print(f"quadtree: only OpenCV's RANSAC is used; {missing}", file=sys.stderr)
 
-    def progress(done: int, pairs: int) -> None:
-        print(f"\r{done}/{pairs} pairs", end="" if done < pairs else "\n", file=sys.stderr, flush=True)
-
-    table = evaluate_pairs(
-        protocol,
-        source,
-        models=models.split(","),
-        layout=layout,
-        max_size=max_size,
-        limit=limit,
-        out=out,
-        curve=curve,
-        seed=seed,
-        estimators=None if estimators is None else estimators.split(","),
-        topk=numbers(topk, "--topk"),
-        padding=padding,
-        align=align,
-        progress=progress,
-    )
+    names = [name.strip() for name in models.split(",")]
+    if not all(names):
+        raise ValueError(f"--models is {models!r}, expected names or files with commas, such as tiny,sift")
+    with PairProgress() as progress:
+        table = evaluate_pairs(
+            protocol,
+            source,
+            models=names,
+            layout=layout,
+            max_size=max_size,
+            limit=limit,
+            out=out,
+            curve=curve,
+            seed=seed,
+            estimators=None if estimators is None else estimators.split(","),
+            topk=numbers(topk, "--topk"),
+            padding=padding,
+            align=align,
+            device=device,
+            progress=progress,
+        )
     print(table.text())

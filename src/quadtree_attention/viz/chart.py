@@ -60,7 +60,7 @@ def save_error_curves(errors: Mapping[str, Sequence[float]], path: str | Path, *
         x = np.concatenate([[0], known, [end]])
         y = 100 * np.concatenate([np.arange(len(known) + 1), [len(known)]]) / max(len(values), 1)
         axes.plot(x, y, label=name, color=colour, linestyle="--" if variant else "-")
-    axes.set(xlabel=label, ylabel="pairs, %", xlim=(0, end), ylim=(0, 100))
+    axes.set(xlabel=label, ylabel="pairs, %", xlim=(0, end), ylim=(0, 102))  # a line at 100 % is seen
     axes.grid(True, alpha=0.25)
     axes.legend(loc="lower right", fontsize=9)
     with atomic_write(path) as temporary:

@@ -176,7 +176,7 @@ class TestRun:
             progress=lambda *numbers: done.append(numbers),
         )
         assert [row["model"] for row in table.rows] == [str(random_weights), "sift"]
-        assert done == [(1, 2), (2, 2)]
+        assert done == [(1, 2, True), (2, 2, True)]
         saved = json.loads((tmp_path / "t.json").read_text())
         assert saved["results"] == table.rows
         assert saved["settings"]["layout"] == "synthetic"
@@ -235,12 +235,31 @@ class TestRun:
         assert asked == [want]
         assert table.settings["align"] is want
 
-    def test_other_settings_start_anew(self, source, tmp_path):
-        out = tmp_path / "t.json"
-        log = evaluation.PairLog(out, {"seed": 0})
+    def test_other_settings_are_refused(self, tmp_path):
+        out, weights = tmp_path / "t.json", {"sift": "sift"}
+        evaluation.PairLog(out, {"max_size": 640}, weights)
+        log = evaluation.PairLog(out, {"max_size": 320}, weights)  # nothing was measured yet
         log.add({"model": "sift", "index": 0, "pair": "p", "corner_error": np.inf})
-        assert evaluation.PairLog(out, {"seed": 0}).done[("sift", 0)]["corner_error"] == np.inf
-        assert evaluation.PairLog(out, {"seed": 1}).done == {}
+        again = evaluation.PairLog(out, {"max_size": 320}, weights)
+        assert again.done["sift", 0]["corner_error"] == np.inf
+        with pytest.raises(
+            ValueError, match=r"t\.partial\.jsonl holds 1 results of other settings \(max_size 320, now 640\)"
+        ):
+            evaluation.PairLog(out, {"max_size": 640}, weights)
+        assert evaluation.PairLog(out, {"max_size": 320}, weights).done == again.done
+
+    def test_other_models_and_weights_leave_rows_alone(self, tmp_path):
+        out, row = tmp_path / "t.json", {"index": 0, "pair": "p", "corner_error": 1.0}
+        evaluation.PairLog(out, {}, {"tiny": "old"}).add({"model": "tiny", **row})
+        log = evaluation.PairLog(out, {}, {"tiny": "new", "sift": "sift"})
+        assert log.done == {}  # those of other weights do not count, but are kept
+        log.add({"model": "sift", **row})
+        assert set(evaluation.PairLog(out, {}, {"tiny": "old", "sift": "sift"}).done) == {("tiny", 0), ("sift", 0)}
+        last = evaluation.PairLog(out, {}, {"tiny": "old"})
+        last.finish(Table([row]))
+        lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+        assert [line.get("weights") for line in lines] == [None, "old"]
+        assert not last.partial.exists()
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -252,9 +271,13 @@ class TestRun:
             (dict(models=["sift", "sift"]), "each once"),
             (dict(limit=0), "limit is 0"),
             (dict(protocol="stereo"), "is a folder, expected a list"),
-            (dict(protocol="pose"), "not found, expected it in one of"),
+            (dict(protocol="pose"), "no pairs with poses found, expected ScanNet-1500"),
             (dict(out="t.xyz"), "unknown suffix"),
             (dict(max_size=0), "max_size"),
+            (dict(topk=(8, 8)), "topk is for networks, but models are sift"),
+            (dict(padding="masked"), "padding is for networks"),
+            (dict(align=False), "align is for networks"),
+            (dict(layout="hpatches", seed=1), "seed is for the layout synthetic, got hpatches"),
         ],
     )
     def test_mistakes_end_in_one_line(self, source, options, message):
@@ -272,6 +295,7 @@ class TestRun:
         ("pose", ["test.npz"], "scannet"),
         ("pose", ["assets/scannet_test_1500/test.npz"], "scannet"),
         ("pose", ["0015.npz"], "megadepth"),
+        ("pose", ["sparse/0/cameras.bin"], "colmap"),
     ],
 )
 def test_layouts_are_told_from_folders(tmp_path, protocol, files, layout):

@@ -189,13 +189,13 @@ def test_a_run_cut_off_anywhere_gives_the_same_table(scannet, tmp_path):
         assert (json.loads(rows[0])["ms"] == done) == (cut >= len(lines[0] + lines[1])), "which pairs were matched anew"
 
 
-def test_other_estimators_start_anew(scannet, tmp_path):
+def test_other_estimators_are_refused(scannet, tmp_path):
     out = tmp_path / "t.json"
     evaluation.run("pose", scannet, models=["sift"], out=out, estimators=["opencv"], max_size=200)
     (tmp_path / "t.jsonl").rename(tmp_path / "t.partial.jsonl")
-    table = evaluation.run("pose", scannet, models=["sift"], out=out, estimators=["poselib"], max_size=200)
-    assert "auc@5" not in table.rows[0]
-    assert "lo_auc@5" in table.rows[0]
+    with pytest.raises(ValueError, match=r"other settings \(estimators \['opencv'\], now \['poselib'\]\); remove it"):
+        evaluation.run("pose", scannet, models=["sift"], out=out, estimators=["poselib"], max_size=200)
+    assert len((tmp_path / "t.partial.jsonl").read_text().splitlines()) == 3
 
 
 def test_curve(scannet, tmp_path):

@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...data import pairs as layouts
+from ... import __version__
+from ...data import pairs as lists
+from ...data import pose_sets
 from ...data.pairs import HomographyPair, Pair, PosePair, StereoPair
+from ...data.scenes.colmap import MODEL_PLACES
 from ...data.synthetic import SyntheticHomographies
 from ...extras import require
 from ...files import check_output
@@ -112,12 +115,13 @@ def load_matcher(
     padding: str = "none",
     pad_to: int | None = None,
     align: bool = False,
+    device: str | None = None,
 ) -> MatchFunction:
     """A match function by name: "sift", or any name or path that Matcher.from_pretrained takes.
 
     options: fields of LoFTRConfig to change. padding: "masked" and "attended" pad both images to a square of pad_to
     pixels, as the published MegaDepth evaluation does; "attended" lets attention see the padding, as the published
-    quadtree network does. align: see Matcher.match. SIFT has neither.
+    quadtree network does. align: see Matcher.match. device: see Matcher. SIFT has none of these.
     """
     if name == "sift":
         return sift_matcher()
@@ -127,7 +131,7 @@ def load_matcher(
     if padding != "none":
         options["respect_masks"] = padding == "masked"
     pad_to = None if padding == "none" else pad_to
-    return match_function(Matcher.from_pretrained(name, **options), pad_to=pad_to, align=align)
+    return match_function(Matcher.from_pretrained(name, device=device, **options), pad_to=pad_to, align=align)
 
 
 def match_function(matcher: Any, *, pad_to: int | None = None, align: bool = False) -> MatchFunction:
@@ -158,14 +162,15 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "list": Layout("homography", layouts.homography_list, 640),
+    "list": Layout("homography", lists.homography_list, 640),
     # Resized to 480 on the shorter side by its protocol.
-    "hpatches": Layout("homography", layouts.hpatches, 1024, align=False),
+    "hpatches": Layout("homography", lists.hpatches, 1024, align=False),
     "synthetic": Layout("homography", SyntheticHomographies, 640),
-    "superglue": Layout("pose", layouts.pose_list, 640, align=False),
-    "scannet": Layout("pose", layouts.scannet1500, 640, align=False),
-    "megadepth": Layout("pose", layouts.megadepth1500, 832, multiple=8, align=False),
-    "stereo": Layout("stereo", layouts.stereo_list, 640),
+    "superglue": Layout("pose", lists.pose_list, 640, align=False),
+    "scannet": Layout("pose", pose_sets.scannet1500, 640, align=False),
+    "megadepth": Layout("pose", pose_sets.megadepth1500, 832, multiple=8, align=False),
+    "colmap": Layout("pose", pose_sets.colmap_pairs, 640, align=False),
+    "stereo": Layout("stereo", lists.stereo_list, 640),
 }
 
 
@@ -182,8 +187,17 @@ def find_layout(protocol: str, source: str | Path) -> str:
         return "hpatches" if any(p.is_dir() for p in source.glob("[iv]_*")) else "synthetic"
     if protocol == "pose":
         here = [source, *(p for p in source.iterdir() if p.is_dir())]
-        scannet = any((p / "test.npz").is_file() for p in [*here, source / "assets" / "scannet_test_1500"])
-        return "scannet" if scannet else "megadepth"
+        if any((p / "test.npz").is_file() for p in [*here, source / "assets" / "scannet_test_1500"]):
+            return "scannet"
+        if any((source / place / f"cameras.{kind}").is_file() for place in MODEL_PLACES for kind in ("bin", "txt")):
+            return "colmap"
+        places = [*here, source / "assets" / "megadepth_test_1500_scene_info"]
+        if any(p.is_dir() and any(p.glob("*.npz")) for p in places):
+            return "megadepth"
+        raise ValueError(
+            f"{source}: no pairs with poses found, expected ScanNet-1500 (test.npz), MegaDepth-1500 (.npz of scenes), a COLMAP model "
+            "(sparse/), or a list as SuperGlue's instead of a folder"
+        )
     raise ValueError(f"{source} is a folder, expected a list for the protocol stereo: left right disparity [scale]")
 
 
@@ -197,12 +211,13 @@ def run(
     limit: int | None = None,
     out: str | Path | None = None,
     curve: str | Path | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     estimators: Sequence[str] | None = None,
     topk: Sequence[int] | None = None,
     padding: str = "none",
     align: bool | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    device: str | None = None,
+    progress: Callable[[int, int, bool], None] | None = None,
 ) -> Table:
     """Measure models by a protocol on a folder or list of pairs, all on the same images.
 
@@ -212,7 +227,8 @@ def run(
     .csv or .md for the table; beside it every pair's figures go to a .jsonl, as they come: what a run that was cut off had
     done is not done again. curve: a picture of the share of pairs over their error. estimators: of poses, see
     pose_estimators. topk: of quadtree attention, in place of the models' own; padding: see load_matcher. align: see
-    Matcher.match; None: not for poses and HPatches, as published. progress: called with (pairs done, pairs) after each.
+    Matcher.match; None: not for poses and HPatches, as published. seed: of the layout "synthetic"; None: 0. device: see
+    Matcher. progress: called with (pairs done, pairs, whether anything was left to do) after each.
 
     A last row has what is published for the layout, where that is known.
 
@@ -230,6 +246,12 @@ def run(
         raise ValueError(f"limit is {limit}, expected 1 or more pairs")
     if padding not in PADDINGS:
         raise ValueError(f"padding is {padding!r}, expected {' or '.join(PADDINGS)}")
+    networks = [name for name in models if name != "sift"]
+    for option, value in (("topk", topk), ("padding", None if padding == "none" else padding), ("align", align)):
+        if value is not None and not networks:
+            raise ValueError(f"{option} is for networks, but models are {', '.join(models)}; leave it out")
+    if seed is not None and layout != "synthetic":
+        raise ValueError(f"seed is for the layout synthetic, got {layout}; leave it out")
     if protocol != "pose" and estimators is not None:
         raise ValueError(f"estimators are for the protocol pose, got {protocol}; leave them out")
     if curve is not None:
@@ -239,38 +261,52 @@ def run(
         require("matplotlib", "bench")
     max_size = LAYOUTS[layout].max_size if max_size is None else max_size
     align = LAYOUTS[layout].align if align is None else align
-    settings: Row = {"protocol": protocol, "source": str(source), "layout": layout, "max_size": max_size, "seed": seed}
+    settings: Row = {
+        "version": __version__,
+        "protocol": protocol,
+        "source": str(Path(source).resolve()),
+        "layout": layout,
+    }
+    settings |= {"max_size": max_size} | ({"seed": seed or 0} if layout == "synthetic" else {})
     settings |= {"topk": None if topk is None else list(topk), "padding": padding, "align": align}
     judge, names = PROTOCOLS[protocol].judge, ()
     if protocol == "pose":
         names = pose_estimators(estimators)
         judge, settings["estimators"] = partial(judge, estimators=names), list(names)
-    pairs = LAYOUTS[layout].read(source, **({"seed": seed} if layout == "synthetic" else {}))
+    pairs = LAYOUTS[layout].read(source, **({"seed": seed or 0} if layout == "synthetic" else {}))
     total = len(pairs) if limit is None else min(limit, len(pairs))  # type: ignore[arg-type]
     options = {} if topk is None else {"topk": tuple(topk)}
+    pad_to = padded_side(max_size, LAYOUTS[layout].multiple)
+    log = PairLog(out, settings, {name: weights_identity(name) for name in models})
     matchers = {
-        name: load_matcher(name, options=options, padding=padding, pad_to=max_size, align=align) for name in models
+        name: load_matcher(name, options=options, padding=padding, pad_to=pad_to, align=align, device=device)
+        for name in models
     }
-    log = PairLog(out, {**settings, "models": {name: weights_identity(name) for name in models}})
     rows: dict[str, list[Row]] = {name: [] for name in models}
     for index, pair in enumerate(pairs):
         if index == total:
             break
+        fresh = False
         for name, matcher in matchers.items():
             row = log.done.get((name, index))
             if row is None or row["pair"] != pair.name:
                 found = find_matches(matcher, pair, max_size, LAYOUTS[layout].multiple)
-                row = {"model": name, "index": index, "pair": pair.name, "ms": found.ms, **judge(pair, found)}
-                log.add(row)
+                row = log.add({"model": name, "index": index, "pair": pair.name, "ms": found.ms, **judge(pair, found)})
+                fresh = True
             rows[name].append(row)
         if progress is not None:
-            progress(index + 1, total)
+            progress(index + 1, total, fresh)
     summaries = [{"model": name, **PROTOCOLS[protocol].summarise(rows[name])} for name in models]
     table = Table(with_published(summaries, layout), {**settings, "pairs": total})
     if curve is not None:
         save_error_curves(_curves(protocol, rows, names), curve, degrees=protocol == "pose")
     log.finish(table)
     return table
+
+
+def padded_side(max_size: int, multiple: int | None) -> int:
+    """Side of the squares that images of up to ``max_size`` pixels are padded to: as those, a multiple of what the layout asks for."""
+    return max_size - max_size % (multiple or 1)
 
 
 def _curves(protocol: str, rows: Mapping[str, Sequence[Row]], estimators: Sequence[str]) -> dict[str, list[float]]:

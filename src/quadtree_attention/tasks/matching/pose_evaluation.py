@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from ...predict.matching import Matcher
 from ...table import Table
 from ...weights.matching import load_matcher
-from .evaluation import LAYOUTS, PADDINGS, find_layout, match_function
+from .evaluation import LAYOUTS, PADDINGS, find_layout, match_function, padded_side
 from .protocols import Row, find_matches, judge_pose, pose_estimators, pose_row_names, summarise_pose, with_published
 
 
@@ -24,7 +24,7 @@ class PosePairs(LightningDataModule):
 
     Args:
         source: folder or list of pairs.
-        layout: "scannet", "megadepth" or "superglue"; by default told from the source.
+        layout: "scannet", "megadepth", "superglue" or "colmap"; by default told from the source.
         limit: only the first pairs.
 
     Raises:
@@ -115,7 +115,8 @@ class PoseEvaluation(LightningModule):
         pair = self.trainer.datamodule.pairs[number]
         layout = LAYOUTS[self.trainer.datamodule.layout]
         max_size = self.max_size or layout.max_size
-        match = match_function(Matcher(self.model, self.device), pad_to=None if self.padding == "none" else max_size)
+        pad_to = None if self.padding == "none" else padded_side(max_size, layout.multiple)
+        match = match_function(Matcher(self.model, self.device), pad_to=pad_to)
         found = find_matches(match, pair, max_size, layout.multiple)
         self.rows.update(number, {**judge_pose(pair, found, self.estimators), "ms": found.ms})
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...data import pairs as layouts
 from ...data.images import read_image, resize_longest
 from ...data.pairs import HomographyPair, Pair, PosePair, StereoPair, resize_matrix, with_long_side
 from ...extras import require
@@ -54,8 +53,8 @@ def find_matches(matcher: MatchFunction, pair: Pair, max_size: int, multiple: in
     max_size: larger images are shrunk to it. multiple: as published for MegaDepth, smaller ones are enlarged to it too, and both sides are
     rounded down to a multiple of this.
     """
-    image0, to_matched0, size0 = _prepare(pair.image0, pair.size0, pair.smooth, pair.turns0, max_size, multiple)
-    image1, to_matched1, _ = _prepare(pair.image1, pair.size1, pair.smooth, pair.turns1, max_size, multiple)
+    image0, to_matched0, size0 = _prepare(pair, 0, max_size, multiple)
+    image1, to_matched1, _ = _prepare(pair, 1, max_size, multiple)
     start = time.perf_counter()
     kpts0, kpts1, _ = matcher(image0, image1)
     ms = 1000 * (time.perf_counter() - start)
@@ -116,14 +115,15 @@ def judge_stereo(pair: Pair, found: Found) -> Row:
 
 
 def _prepare(
-    image: layouts.Image, size: layouts.Size | None, smooth: bool, turns: int, max_size: int, multiple: int | None
+    pair: Pair, side: int, max_size: int, multiple: int | None
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """The image to match, the [3, 3] map of geometry pixels to its pixels, and (height, width) of the geometry."""
+    """Image ``side`` of a pair to match, the [3, 3] map of geometry pixels to its pixels, and (height, width) of the geometry."""
+    image, size, turns = (pair.image0, pair.size0, pair.turns0) if side == 0 else (pair.image1, pair.size1, pair.turns1)
     name = str(image) if isinstance(image, str | Path) else "image"
     cv2 = require("cv2", "vision")
-    pixels = read_image(image)
+    pixels = read_image(image, upright=pair.upright)
     if size is not None and size != pixels.shape[1::-1]:
-        shrinks = smooth and size[0] < pixels.shape[1]
+        shrinks = pair.smooth and size[0] < pixels.shape[1]
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     height, width = pixels.shape[:2]
     A = {  # np.rot90 turns counterclockwise: the right edge comes to the top
