@@ -103,14 +103,15 @@ def megadepth1500(root: str | Path) -> list[PosePair]:
     return some(pairs, index)
 
 
-def colmap_pairs(root: str | Path, min_overlap: float = 0.1, max_overlap: float = 0.9) -> list[PosePair]:
-    """The pairs of a COLMAP model without distortion whose images show enough of the same points, but not nearly all.
+def colmap_pairs(root: str | Path, min_overlap: float = 0.1) -> list[PosePair]:
+    """The pairs of a COLMAP model without distortion whose images show enough of the same points.
 
-    root: as of `scenes.colmap.ColmapScene`, and so are the overlaps. Cameras are of the pixels as stored: EXIF rotations are not applied.
+    root, min_overlap: as of `scenes.colmap.ColmapScene`. Cameras are of the pixels as stored: EXIF rotations are not applied.
     """
     from .scenes.colmap import pairs_by_overlap, read_views
 
-    root, views = Path(root), read_views(root)
+    root = Path(root)
+    views = read_views(root)
     return [
         PosePair(
             name=f"{views[i].name} {views[j].name}",
@@ -123,7 +124,7 @@ def colmap_pairs(root: str | Path, min_overlap: float = 0.1, max_overlap: float 
             K1=views[j].K,
             T_0to1=views[j].pose @ np.linalg.inv(views[i].pose),
         )
-        for i, j in pairs_by_overlap(views, min_overlap, max_overlap, root)
+        for i, j in pairs_by_overlap(views, min_overlap, 1.0, root)
     ]
 
 
