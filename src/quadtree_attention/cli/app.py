@@ -9,7 +9,6 @@ from typing import Annotated
 from .. import __version__
 from ..extras import require
 from ..files import check_output
-from ..formats import PICTURE_SUFFIXES as PICTURE_SUFFIXES
 
 typer = require("typer", "vision")
 

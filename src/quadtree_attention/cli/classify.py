@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from ..formats import CLASSIFICATION_SUFFIXES
-from .app import DEVICE, PICTURE_SUFFIXES, app, check_outputs, typer
+from ..formats import CLASSIFICATION_SUFFIXES, PICTURE_SUFFIXES
+from .app import DEVICE, app, check_outputs, typer
 from .images import ImageFile, each_image, find_images
 
 if TYPE_CHECKING:

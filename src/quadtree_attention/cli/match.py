@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from .app import DEVICE, PICTURE_SUFFIXES, TOPK, app, check_outputs, numbers, typer
+from ..formats import MATCH_SUFFIXES, PICTURE_SUFFIXES
+from .app import DEVICE, TOPK, app, check_outputs, numbers, typer
 
 GEOMETRIES = ("none", "homography", "fundamental", "essential")
-
-MATCH_SUFFIXES = (".npz", ".json", ".csv")
 
 
 @app.command()

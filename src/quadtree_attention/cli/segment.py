@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from ..formats import MASK_SUFFIXES
-from .app import DEVICE, PICTURE_SUFFIXES, app, typer
+from ..formats import MASK_SUFFIXES, PICTURE_SUFFIXES
+from .app import DEVICE, app, typer
 from .images import ImageFile, each_image, find_images, result_paths
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import time
 import warnings
 from typing import Annotated
 
-from ..formats import DISPARITY_SUFFIXES
-from .app import DEVICE, PICTURE_SUFFIXES, app, check_outputs, typer
+from ..formats import DISPARITY_SUFFIXES, PICTURE_SUFFIXES
+from .app import DEVICE, app, check_outputs, typer
 
 
 @app.command()

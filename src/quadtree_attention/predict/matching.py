@@ -16,12 +16,11 @@ import torch
 from ..data.images import read_image
 from ..extras import require
 from ..files import atomic_write
+from ..formats import MATCH_SUFFIXES
 from ..models.loftr import LoFTR
 from ..weights.hub import HubMixin
 from .alignment import View, aligned_views, whole_view
 from .device import check_device
-
-MATCH_SUFFIXES = (".npz", ".json", ".csv")
 
 # kind -> (fewest matches, default threshold in matched pixels)
 GEOMETRIES = {"homography": (4, 3.0), "fundamental": (8, 1.0), "essential": (6, 1.0)}

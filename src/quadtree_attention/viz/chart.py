@@ -9,7 +9,6 @@ import numpy as np
 
 from ..extras import require
 from ..files import atomic_write
-from ..formats import CHART_SUFFIXES as CHART_SUFFIXES
 from ..table import Table
 
 

@@ -22,8 +22,9 @@ from ...data.scenes.colmap import MODEL_PLACES
 from ...data.synthetic import SyntheticHomographies
 from ...extras import require
 from ...files import check_output
+from ...formats import CHART_SUFFIXES
 from ...table import Table
-from ...viz.chart import CHART_SUFFIXES, save_error_curves
+from ...viz.chart import save_error_curves
 from ...weights.registry import weights_identity
 from .pair_log import PairLog
 from .protocols import (
