@@ -1,4 +1,5 @@
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -165,3 +166,21 @@ def test_atomic_write_is_all_or_nothing(tmp_path):
     assert target.read_text() == "new"
     assert (tmp_path / "link.txt").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "link.txt"]
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path, monkeypatch):
+    """In containers, numbers of processes come again."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with atomic_write(tmp_path / "a.txt") as left, atomic_write(tmp_path / "a.txt") as temporary:
+        assert temporary != left
+        assert temporary.suffix == ".txt"
+        temporary.write_text("new")
+        left.unlink()
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_outputs_may_be_read_by_whom_the_umask_says(tmp_path):
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("")
+    (tmp_path / "b.txt").touch()
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode

@@ -34,7 +34,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     The temporary file has the suffix of ``path`` and exists, empty. If the body removes it, ``path`` stays as it was.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # By chance: in a container, a process that was killed had the same number. tempfile's own files are closed to all but their owner.
+    temporary = path.with_name(f".{path.stem}.{os.urandom(6).hex()}{path.suffix}")
     try:
         temporary.touch(exist_ok=False)
     except OSError as error:

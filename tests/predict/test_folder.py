@@ -261,16 +261,44 @@ os.kill(os.getpid(), signal.SIGKILL)
         store.remove()
         assert not (tmp_path / "s").exists()
 
-    def test_other_settings_begin_anew(self, tmp_path):
-        store = MatchStore(tmp_path / "s", {"max_size": 640})
+    def test_other_settings_are_refused_and_nothing_is_lost(self, tmp_path):
+        store = MatchStore(tmp_path / "s", {"max_size": 640, "align": True})
         store.add(("a", "b"), "", PairMatches(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1)))
         store.close()
-        again = MatchStore(tmp_path / "s", {"max_size": 640})
+        with pytest.raises(
+            ValueError, match=r"s holds 1 pair matched with other settings \(max_size, version\); remove it"
+        ):
+            MatchStore(tmp_path / "s", {"max_size": 320, "align": True, "version": "1"})
+        again = MatchStore(tmp_path / "s", {"align": True, "max_size": 640})
         assert again.has(("a", "b"), "")
         again.close()
-        other = MatchStore(tmp_path / "s", {"max_size": 320})
-        assert not other.has(("a", "b"), "")
-        other.close()
+
+    def test_a_store_without_matches_leaves_nothing(self, tmp_path):
+        MatchStore(tmp_path / "s", {"max_size": 640}).close()
+        assert not list(tmp_path.iterdir())
+
+    def test_one_run_at_a_time(self, tmp_path):
+        store = MatchStore(tmp_path / "s", {})
+        script = f"""
+from pathlib import Path
+from quadtree_attention.predict.match_store import MatchStore
+try:
+    MatchStore(Path({str(tmp_path / "s")!r}), {{}})
+except OSError as error:
+    print(error)
+"""
+
+        def other():
+            return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+        refused = f"{tmp_path / 's'} is in use by another run; wait for its end, or choose another --out\n"
+        assert other() == refused
+        store.add(("a", "b"), "", PairMatches(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1)))
+        assert other() == refused
+        assert store.has(("a", "b"), "")
+        store.close()
+        assert other() == ""
+        assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
     def test_an_image_that_changed_is_matched_anew(self, folder, tmp_path):
         scene = Scene()

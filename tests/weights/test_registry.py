@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from quadtree_attention import Classifier, Detector, Matcher, Segmenter, StereoMatcher
-from quadtree_attention.weights.registry import PRETRAINED, located
+from quadtree_attention.weights.registry import PRETRAINED, located, weights_identity
 
 EMBEDDED = [row for row in PRETRAINED.values() if row.url is None]
 CLASSES = {
@@ -46,3 +46,23 @@ def test_names_of_other_tasks_and_unknown_ones(tmp_path):
     (tmp_path / "weights.txt").write_text("")
     with pytest.raises(ValueError, match=r"unknown suffix '.txt', expected .safetensors, .ckpt, .pth, .pt"):
         located(tmp_path / "weights.txt", "matching")
+
+
+def test_identity_is_of_the_content(tmp_path, monkeypatch):
+    assert (
+        weights_identity("tiny")
+        == f"tiny.safetensors {hashlib.sha256(PRETRAINED['tiny'].path.read_bytes()).hexdigest()}"
+    )
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    assert weights_identity("outdoor") == "outdoor"  # not downloaded
+    path = PRETRAINED["outdoor"].path
+    path.parent.mkdir(parents=True)
+    seen = set()
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        seen.add(weights_identity("outdoor"))
+        assert weights_identity(str(path)) in seen
+        (tmp_path / "model.safetensors").write_bytes(content)
+        seen.add(weights_identity(str(tmp_path)))
+    assert len(seen) == 4
+    assert weights_identity("sift") == "sift"

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS settings (content TEXT);
-CREATE TABLE IF NOT EXISTS matches (name0 TEXT, name1 TEXT, stamp TEXT, points0 BLOB, points1 BLOB, confidence BLOB, PRIMARY KEY (name0, name1));
-"""
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS settings (content TEXT)",
+    "CREATE TABLE IF NOT EXISTS matches (name0 TEXT, name1 TEXT, stamp TEXT, points0 BLOB, points1 BLOB, confidence BLOB, "
+    "PRIMARY KEY (name0, name1))",
+)
 
 
 class PairMatches(NamedTuple):
@@ -26,28 +27,53 @@ class PairMatches(NamedTuple):
 
 
 class MatchStore:
-    """A file of matches (SQLite); each pair is there whole or not at all.
+    """A file of matches (SQLite); each pair is there whole or not at all. One process at a time has it.
 
     Args:
-        path: the file; made where there is none, begun anew where its settings differ.
+        path: the file; made where there is none.
         settings: what must be the same for its matches to be of use.
 
     Raises:
-        ValueError: the file is of another kind. OSError: it cannot be written.
+        ValueError: the file is of another kind, or holds matches of other settings; it stays as it was.
+        OSError: it cannot be written, or another process has it.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
         with self._plain_errors():
-            self._base = sqlite3.connect(path, isolation_level=None)
-            self._base.executescript(_TABLES)
-            content = json.dumps(settings, sort_keys=True)
-            if self._base.execute("SELECT content FROM settings").fetchone() != (content,):
-                self._base.execute("BEGIN")
-                self._base.execute("DELETE FROM matches")
-                self._base.execute("DELETE FROM settings")
-                self._base.execute("INSERT INTO settings VALUES (?)", (content,))
+            self._base = sqlite3.connect(path, isolation_level=None, timeout=0)
+        try:
+            with self._plain_errors():
+                self._base.execute("PRAGMA locking_mode = EXCLUSIVE")  # until it is closed
+                self._base.execute("BEGIN EXCLUSIVE")
+                for table in _TABLES:
+                    self._base.execute(table)
+                self._settle(settings)
                 self._base.execute("COMMIT")
+        except BaseException:
+            self._base.close()
+            raise
+
+    def _settle(self, settings: dict[str, Any]) -> None:
+        """Make sure that all matches are of these settings."""
+        content = json.dumps(settings, sort_keys=True)
+        found = self._base.execute("SELECT content FROM settings").fetchone()
+        if found == (content,):
+            return
+        if count := self.count():
+            settings, before = json.loads(content), json.loads(found[0]) if found else {}
+            names = sorted(key for key in {**settings, **before} if settings.get(key) != before.get(key))
+            raise ValueError(
+                f"{self.path} holds {count} pair{'s' * (count != 1)} matched with other settings ({', '.join(names)}); "
+                "remove it, or choose another --out"
+            )
+        self._base.execute("DELETE FROM settings")
+        self._base.execute("INSERT INTO settings VALUES (?)", (content,))
+
+    def count(self) -> int:
+        """How many pairs it holds."""
+        with self._plain_errors():
+            return self._base.execute("SELECT COUNT(*) FROM matches").fetchone()[0]
 
     def has(self, pair: tuple[str, str], stamp: str) -> bool:
         """Whether the pair's matches are there, of images with this stamp."""
@@ -69,18 +95,26 @@ class MatchStore:
         return PairMatches(arrays[0].reshape(-1, 2), arrays[1].reshape(-1, 2), arrays[2])
 
     def close(self) -> None:
-        self._base.close()
+        """Let others have the file; one without matches is deleted."""
+        if self.count():
+            self._base.close()
+        else:
+            self.remove()
 
     def remove(self) -> None:
         """Close and delete the file."""
-        self.close()
-        self.path.unlink()
+        self._base.close()
+        self.path.unlink(missing_ok=True)
 
     @contextmanager
     def _plain_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise OSError(f"{self.path} cannot be used ({error}); is another run writing to it?") from None
+            if "locked" in str(error):
+                raise OSError(
+                    f"{self.path} is in use by another run; wait for its end, or choose another --out"
+                ) from None
+            raise OSError(f"{self.path} cannot be used: {error}") from None
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is not a file of matches, or is damaged ({error}); remove it") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from urllib.error import URLError
 
 import torch
 
-from .hub import find_weights, in_hub_or_folder
+from .hub import PREFIX, WEIGHTS, find_weights, in_hub_or_folder
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".pth", ".pt")
 WEIGHT_SUFFIXES = (".safetensors", *CHECKPOINT_SUFFIXES)
@@ -133,13 +134,20 @@ def find(name: str, task: str) -> Pretrained | None:
     return row if row is not None and row.task == task else None
 
 
-def weights_identity(name_or_path: str) -> str:
-    """What must be the same for results of a model to go together: a file of weights by its size and time too, others by name."""
-    path = Path(name_or_path)
-    if not path.is_file():
-        return name_or_path
-    stat = path.stat()
-    return f"{name_or_path} {stat.st_size} {stat.st_mtime_ns}"
+def weights_identity(name_or_path: str, task: str = "matching") -> str:
+    """What must be the same for results of a model to go together: name and sha256 of its file of weights, or its name where there is no file here.
+
+    Weights that are to be downloaded have no file before that: load the model first.
+    """
+    row = find(name_or_path, task)
+    if row is not None:
+        path = row.path
+    elif name_or_path.startswith(PREFIX):
+        path = find_weights(name_or_path)
+    else:
+        path = Path(name_or_path)
+        path = path / WEIGHTS if path.is_dir() else path
+    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else name_or_path
 
 
 def downloaded(row: Pretrained) -> Path:
