@@ -20,7 +20,7 @@ from quadtree_attention.data.classification import ClassificationData
 from quadtree_attention.models.classifier import level_weights
 from quadtree_attention.predict.classification import Classifier
 from quadtree_attention.tasks.classification import ClassificationTask, classification_loss
-from quadtree_attention.tasks.optimization import rise_then_cosine
+from quadtree_attention.tasks.optimization import timm_cosine
 from quadtree_attention.weights import read_checkpoint
 from quadtree_attention.weights.classification import load_classifier
 
@@ -68,10 +68,10 @@ def test_loss_is_cross_entropy():
 
 
 def test_rate_rises_and_falls_as_in_timm():
-    assert rise_then_cosine(0, 5, 300, 1e-3, 1e-2) == pytest.approx(1e-3)
-    assert rise_then_cosine(2.5, 5, 300, 0.0, 0.0) == pytest.approx(0.5)
-    assert rise_then_cosine(150, 5, 300, 0.0, 0.1) == pytest.approx(0.55)
-    assert rise_then_cosine(300, 5, 300, 0.0, 0.1) == rise_then_cosine(400, 5, 300, 0.0, 0.1) == pytest.approx(0.1)
+    assert timm_cosine(0, 5, 300, 1e-3, 1e-2) == pytest.approx(1e-3)
+    assert timm_cosine(2.5, 5, 300, 0.0, 0.0) == pytest.approx(0.5)
+    assert timm_cosine(150, 5, 300, 0.0, 0.1) == pytest.approx(0.55)
+    assert timm_cosine(300, 5, 300, 0.0, 0.1) == timm_cosine(400, 5, 300, 0.0, 0.1) == pytest.approx(0.1)
 
 
 def test_it_learns_and_its_checkpoint_classifies(folder, tmp_path):

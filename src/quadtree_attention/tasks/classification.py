@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ..data.loading import processes, seeded
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
 from ..weights.classification import load_backbone
-from .optimization import decaying, rise_then_cosine
+from .optimization import decaying, timm_cosine
 
 
 class ClassificationTask(LightningModule):
@@ -133,7 +133,7 @@ class ClassificationTask(LightningModule):
         checkpoint["classifier"] = asdict(config)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW, with the learning rate of `rise_then_cosine`."""
+        """AdamW, with the learning rate of `timm_cosine`."""
         h = self.hparams
         levels = level_weights(self.model)
         apart = {id(p) for p in levels}
@@ -153,7 +153,7 @@ class ClassificationTask(LightningModule):
             return start if h["warmup_epochs"] > 0 else 1.0
         total, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or -1
         warmup = h["warmup_epochs"] * total / epochs if epochs > 0 else 0
-        return rise_then_cosine(step, warmup, total, start, low)
+        return timm_cosine(step, warmup, total, start, low)
 
     def _class_names(self) -> list[str] | None:
         asked = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)

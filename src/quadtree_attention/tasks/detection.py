@@ -16,7 +16,7 @@ from ..extras import require
 from ..models.classifier import level_weights
 from ..models.detection import DetectorConfig, coco_detector
 from ..weights.detection import load_body
-from .optimization import rise_then_cosine
+from .optimization import timm_cosine
 
 
 class DetectionTask(LightningModule):
@@ -135,7 +135,7 @@ class DetectionTask(LightningModule):
             return rise
         if h["schedule"] == "step":
             return rise * 0.1 ** sum(self.current_epoch >= epoch for epoch in h["milestones"])
-        return rise_then_cosine(step, warmup, self.trainer.estimated_stepping_batches, 0.001, 0.01)
+        return timm_cosine(step, warmup, self.trainer.estimated_stepping_batches, 0.001, 0.01)
 
     def _check(self, targets: list[Target]) -> None:
         highest = max((int(target["labels"].max()) for target in targets if len(target["labels"])), default=-1)

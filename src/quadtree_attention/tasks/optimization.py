@@ -25,7 +25,7 @@ def rise_and_cosine(step: int, warmup: int, total: float, start: float = 0.0) ->
     return rise if math.isinf(total) else rise * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
 
-def rise_then_cosine(step: int, warmup: float, total: float, start: float, low: float) -> float:
+def timm_cosine(step: int, warmup: float, total: float, start: float, low: float) -> float:
     """Share of the highest learning rate at a step: a linear rise from ``start`` over ``warmup`` steps, then a cosine down to ``low`` at ``total``.
 
     As in timm and PVTv2 the cosine counts from the first step, not from the end of the rise.
