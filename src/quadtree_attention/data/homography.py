@@ -14,11 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from .appearance import Appearance, change_appearance, occlude
-from .loading import SeededDataset, StreamLoader, loader_options, stream_loader
+from .loading import SeededData, SeededDataset
 from .photos import Photographs, list_photographs, read_gray
 from .warp import shift_matrix, warped_view
 
@@ -214,7 +212,7 @@ def _random_crop(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, i
     return cv2.resize(photo[top : top + height, left : left + width], size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-class HomographyData(LightningDataModule):
+class HomographyData(SeededData):
     """Synthetic pairs for training and validation, each from a folder of photographs.
 
     Args:
@@ -243,34 +241,22 @@ class HomographyData(LightningDataModule):
         difficulty: tuple[float, float] = (1.0, 1.0),
         ramp: int = 0,
     ) -> None:
-        super().__init__()
-        self.train_folder, self.val_folder = train_folder, val_folder
-        self.size, self.batch_size, self.num_workers = size, batch_size, num_workers
+        super().__init__(batch_size, num_workers)
+        self.train_folder, self.val_folder, self.size = train_folder, val_folder, size
         self.length, self.val_length, self.seed = length, val_length, seed
         self.warp, self.appearance, self.collage = warp, appearance, collage
         self.difficulty, self.ramp = difficulty, ramp
 
-    def train_dataloader(self) -> StreamLoader:
-        """Pairs of an endless stream, the next ``length`` in each epoch."""
-        dataset = self._dataset(self.train_folder, self.length, self.seed, self.difficulty, self.ramp)
-        return stream_loader(dataset, self.batch_size, self.num_workers)
-
-    def val_dataloader(self) -> DataLoader:
-        """The same pairs each time, of other photographs and another seed than those of training."""
-        dataset = self._dataset(self.val_folder, self.val_length, self.seed + 1, self.difficulty[1], 0)
-        return DataLoader(dataset, **loader_options(self.batch_size, self.num_workers))
-
-    test_dataloader = val_dataloader
-
-    def _dataset(self, folder: str, length: int, seed: int, difficulty: Any, ramp: int) -> HomographyDataset:
+    def dataset(self, training: bool) -> HomographyDataset:
+        """The pairs of training or of validation."""
         return HomographyDataset(
-            list_photographs(folder),
+            list_photographs(self.train_folder if training else self.val_folder),
             self.size,
-            length,
-            seed,
+            self.length if training else self.val_length,
+            self.seed if training else self.seed + 1,
             self.warp,
             self.appearance,
             self.collage,
-            difficulty,
-            ramp,
+            self.difficulty if training else self.difficulty[1],
+            self.ramp if training else 0,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 
@@ -124,6 +125,33 @@ def stream_loader(dataset: Dataset, batch_size: int, num_workers: int) -> Stream
         raise ValueError(f"length is {len(dataset)}, expected at least one batch of {batch_size}")
     options = loader_options(batch_size, num_workers)
     return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **options)
+
+
+class SeededData(LightningDataModule):
+    """Samples made by chance for training and validation; a subclass makes both datasets in `dataset`.
+
+    Args:
+        batch_size: samples a device and step.
+        num_workers: processes that make them; the samples do not depend on it.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def dataset(self, training: bool) -> SeededDataset:
+        """The samples of training or of validation."""
+        raise TypeError(f"{type(self).__name__} defines no dataset()")
+
+    def train_dataloader(self) -> StreamLoader:
+        """Samples of an endless stream, the next ``length`` in each epoch."""
+        return stream_loader(self.dataset(True), self.batch_size, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """The same samples each time, of other photographs and another seed than those of training."""
+        return DataLoader(self.dataset(False), **loader_options(self.batch_size, self.num_workers))
+
+    test_dataloader = val_dataloader
 
 
 def processes() -> tuple[int, int]:

@@ -13,10 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
-from .loading import SeededDataset, StreamLoader, loader_options, stream_loader
+from .loading import SeededData, SeededDataset
 from .photos import Photographs, list_photographs
 
 _SAME = 0.75  # pixels of disparity within which what the other view shows is the same surface
@@ -279,7 +277,7 @@ def _rectification(rng: np.random.Generator, size: tuple[int, int], views: Views
     return np.array([[1, 0, 0], [tilt, 1, shift - tilt * size[1] / 2], [0, 0, 1.0]])
 
 
-class StereoData(LightningDataModule):
+class StereoData(SeededData):
     """Synthetic pairs for training and validation, each from a folder of photographs.
 
     Args:
@@ -305,23 +303,16 @@ class StereoData(LightningDataModule):
         scene: Scene | None = None,
         views: Views | None = None,
     ) -> None:
-        super().__init__()
-        self.train_folder, self.val_folder = train_folder, val_folder
-        self.size, self.batch_size, self.num_workers = size, batch_size, num_workers
+        super().__init__(batch_size, num_workers)
+        self.train_folder, self.val_folder, self.size = train_folder, val_folder, size
         self.length, self.val_length, self.seed = length, val_length, seed
         self.scene, self.views = scene, views
 
-    def train_dataloader(self) -> StreamLoader:
-        """Pairs of an endless stream, the next ``length`` in each epoch."""
-        dataset = self._dataset(self.train_folder, self.length, self.seed)
-        return stream_loader(dataset, self.batch_size, self.num_workers)
-
-    def val_dataloader(self) -> DataLoader:
-        """The same pairs each time, of other photographs and another seed than those of training."""
-        dataset = self._dataset(self.val_folder, self.val_length, self.seed + 1)
-        return DataLoader(dataset, **loader_options(self.batch_size, self.num_workers))
-
-    test_dataloader = val_dataloader
-
-    def _dataset(self, folder: str, length: int, seed: int) -> StereoDataset:
+    def dataset(self, training: bool) -> StereoDataset:
+        """The pairs of training or of validation."""
+        folder, length, seed = (
+            (self.train_folder, self.length, self.seed)
+            if training
+            else (self.val_folder, self.val_length, self.seed + 1)
+        )
         return StereoDataset(list_photographs(folder), self.size, length, seed, self.scene, self.views)

@@ -13,12 +13,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from ..appearance import Appearance, change_appearance
 from ..homography import HomographyDataset
-from ..loading import SeededDataset, StreamLoader, loader_options, stream_loader
+from ..loading import SeededData, SeededDataset
 from ..pairs import PosePair
 from ..photos import Photographs, list_photographs, read_gray
 from .render import Rectangle, Scene, View, look_at, overlap
@@ -233,7 +231,7 @@ class MadeScenes(SeededDataset):
         return (cameras, *(place.scene.render(cameras.K, pose, self.size) for pose in (cameras.pose0, cameras.pose1)))
 
 
-class MadeScenesData(LightningDataModule):
+class MadeScenesData(SeededData):
     """Made-up scenes for training and validation, each from a folder of photographs.
 
     Args:
@@ -262,31 +260,18 @@ class MadeScenesData(LightningDataModule):
         pairs: int = 2,
         homographies: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers)
         self.train_folder, self.val_folder = train_folder, val_folder
         self.length, self.val_length, self.seed, self.homographies = length, val_length, seed, homographies
-        self.batch_size, self.num_workers = batch_size, num_workers
         self.options = {"motion": motion, "appearance": appearance, "difficulty": difficulty, "pairs": pairs}
         self.options["size"] = size
 
-    def train_dataloader(self) -> StreamLoader:
-        """Pairs of an endless stream, the next ``length`` in each epoch."""
-        dataset = MadeScenes(
-            list_photographs(self.train_folder),
-            length=self.length,
-            seed=self.seed,
-            homographies=self.homographies,
-            **self.options,
-        )
-        return stream_loader(dataset, self.batch_size, self.num_workers)
-
-    def val_dataloader(self) -> DataLoader:
-        """The same pairs each time, of other photographs and another seed than those of training."""
-        photos = list_photographs(self.val_folder)
-        dataset = MadeScenes(photos, length=self.val_length, seed=self.seed + 1, **self.options)
-        return DataLoader(dataset, **loader_options(self.batch_size, self.num_workers))
-
-    test_dataloader = val_dataloader
+    def dataset(self, training: bool) -> MadeScenes:
+        """The pairs of training or of validation."""
+        if training:
+            photos, homographies = list_photographs(self.train_folder), self.homographies
+            return MadeScenes(photos, length=self.length, seed=self.seed, homographies=homographies, **self.options)
+        return MadeScenes(list_photographs(self.val_folder), length=self.val_length, seed=self.seed + 1, **self.options)
 
 
 def as_posed(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
