@@ -108,7 +108,7 @@ def test_losses_are_those_that_are_asked_for(batches):
         truth = learner._truth(batch, masks)[:3]
         want = expected(assignment, learner.model.without_dustbins(assignment), truth, masks)
         torch.testing.assert_close(learner.losses(batch)["coarse"], want)
-        return float(want)
+        return float(want.detach())
 
     heavy = 1e6  # what does not match hardly counts before training
     found = [
