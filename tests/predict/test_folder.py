@@ -44,7 +44,7 @@ class Scene:
         x = self.points @ R.T + t
         return x[:, :2] / x[:, 2:] * FOCAL + CENTRE
 
-    def match(self, image0, image1, *, max_size, threshold):
+    def match(self, image0, image1, *, max_size, threshold, align):
         names = [next(n for n, grey in GREYS.items() if grey == image[0, 0, 0]) for image in (image0, image1)]
         self.calls.append(tuple(names))
         if len(self.calls) == self.stop_at:
@@ -311,6 +311,18 @@ except OSError as error:
         assert scene.calls[3:] == [("a.png", "b.png"), ("b.png", "c.png")]
 
 
+class TestPairs:
+    def test_progress_tells_what_this_run_matched(self, folder, tmp_path):
+        scene, told = Scene(), []
+        names = ["a.png", "b.png", "c.png"]
+        scene.stop_at = 2
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, tmp_path / "m.h5", scene, names)
+        scene.stop_at = None
+        run(folder, tmp_path / "m.h5", scene, names, progress=lambda *numbers: told.append(numbers))
+        assert told == [(0, 3, 0), (1, 3, 0), (2, 3, 1), (3, 3, 2)]
+
+
 class TestMistakes:
     def test_a_broken_image_is_left_out(self, photo, tmp_path, capsys):
         images = tmp_path / "images"
@@ -326,7 +338,7 @@ class TestMistakes:
             printed = capsys.readouterr()
             assert status == 1
             assert f"{out}" in printed.out
-            assert "2 images, 1 pairs, " in printed.out
+            assert "2 images, 1 pair, " in printed.out
             last = printed.err.splitlines()[-1]
             assert last.startswith("quadtree: left out: ")
             assert "broken.jpg" in last
@@ -343,6 +355,8 @@ class TestMistakes:
             (dict(out="d.db", features="f.h5"), "features is f.h5, which belongs to .h5"),
             (dict(out="features.h5"), "is to hold both matches and features"),
             (dict(out="m.h5", radius=-1.0), "radius is -1.0, expected 0 or more pixels"),
+            (dict(out="m.h5", max_size=20), "max_size is 20, expected at least 32 pixels"),
+            (dict(out="d.db", threshold=5.0), r"threshold is 5.0, expected 0..1"),
         ],
     )
     def test_options(self, folder, tmp_path, monkeypatch, options, message):
@@ -359,7 +373,7 @@ class TestMistakes:
             (folder / name).write_bytes(b"broken")
         with pytest.raises(ValueError, match=r"no pair of images that can both be read; the first: .*a\.png"):
             run(folder, tmp_path / "d.db", Scene(), ["a.png", "b.png"])
-        assert not (tmp_path / "d.db").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
     @pytest.mark.parametrize(
         ("line", "message"),

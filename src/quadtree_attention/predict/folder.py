@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..data.images import read_image, resize_longest, stored_pixels
+from .. import __version__
+from ..data.images import MIN_SIDE, fitted_size, read_image, resize_longest, stored_pixels
 from ..extras import require
 from ..files import atomic_write, check_output
 from .match_store import MatchStore, PairMatches
@@ -21,7 +23,7 @@ SUFFIXES = (".h5", ".db")
 CAMERAS = ("auto", "single", "per-folder", "per-image")
 
 Pairs = Sequence[tuple[str, str]]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ def match_folder(
     out: str | Path,
     *,
     matcher: Callable[[], Matcher],
-    identity: str = "",
+    identity: Callable[[], dict[str, Any]] = dict,
     max_size: int = 640,
     threshold: float | None = None,
+    align: bool = True,
     radius: float = 1.0,
     features: str | Path | None = None,
     cameras: str = "auto",
@@ -56,18 +59,19 @@ def match_folder(
 ) -> FolderMatches:
     """Match pairs of images of a folder.
 
-    While it lasts, matches are kept in OUT.partial: what a run that was cut off had matched is not matched again, unless the images, the
-    model or its options are others.
+    While it lasts, matches are kept in OUT.partial: what a run that was cut off had matched is not matched again, unless the images are
+    others. If they were matched with other settings, another model or another version of this package, the run is refused.
 
     Args:
         folder: of images; pairs: of their names in it.
         out: .h5 for hloc's matches, or .db for a COLMAP database with verified matches.
-        matcher: gives the `Matcher` when there is something to match; identity: what tells its results from another's.
-        max_size, threshold: as of `Matcher.match`.
+        matcher: gives the `Matcher`; called once, after the other options have been checked.
+        identity: gives what tells this matcher's results from another's, for JSON; called after ``matcher``.
+        max_size, threshold, align: as of `Matcher.match`. Images are shrunk before it sees them, so that ``align`` has no more pixels to take from.
         radius: points of an image nearer to each other than this, in pixels of the images as matched, become one keypoint.
         features: of .h5, hloc's file of keypoints; by default features.h5 beside ``out``.
         cameras: of .db, which images share a camera: "auto", as their EXIF says, "single", "per-folder", "per-image".
-        progress: called with (pairs done, pairs) after each.
+        progress: called with (pairs done, pairs, of those done the ones that this run matched) before the first and after each.
 
     Raises:
         ValueError, OSError, ImportError: in one line. Single broken images are left out instead.
@@ -89,10 +93,15 @@ def match_folder(
         raise ValueError(f"{out} is to hold both matches and features, expected two names")
     if not pairs:
         raise ValueError(f"{folder}: no pairs to match, expected at least two images")
-    settings = {"model": identity, "max_size": max_size, "threshold": threshold}
+    fitted_size((MIN_SIDE, MIN_SIDE), max_size)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, expected 0..1")
+    made = matcher()
+    settings = {"version": __version__, "max_size": max_size, "threshold": threshold, "align": align, **identity()}
     store = MatchStore(out.with_name(out.name + ".partial"), settings)
     try:
-        done, broken, scales = _match_all(folder, pairs, store, matcher, max_size, threshold, progress)
+        options = {"max_size": max_size, "threshold": threshold, "align": align}
+        done, broken, scales = _match_all(folder, pairs, store, made, options, progress)
         if not done:
             raise ValueError(f"{folder}: no pair of images that can both be read; the first: {broken[0]}")
         tracks = Tracks(store, done, {name: radius * scale for name, scale in scales.items()})
@@ -174,21 +183,19 @@ def _match_all(
     folder: Path,
     pairs: Pairs,
     store: MatchStore,
-    make_matcher: Callable[[], Matcher],
-    max_size: int,
-    threshold: float | None,
+    matcher: Matcher,
+    options: dict[str, Any],
     progress: Progress | None,
 ) -> tuple[list[tuple[str, str]], list[str], dict[str, float]]:
     """Match what the store lacks -> pairs that are done, a line for each broken image, pixels a matched pixel of the others."""
     broken: dict[str, str] = {}
     stamps: dict[str, str] = {}
     scales: dict[str, float] = {}
-    matcher: Matcher | None = None
 
     @lru_cache(maxsize=32)
     def read(name: str) -> tuple[np.ndarray, tuple[float, float], tuple[int, int]]:
         image = read_image(folder / name)
-        return *resize_longest(image, max_size, str(folder / name)), image.shape[:2]
+        return *resize_longest(image, options["max_size"], str(folder / name)), image.shape[:2]
 
     def known(name: str) -> bool:
         """Whether the image is sound; told once."""
@@ -201,22 +208,25 @@ def _match_all(
                 broken[name] = str(error)
         return name in scales
 
-    done = []
+    done, matched = set(), 0
     for number, pair in enumerate(pairs):
-        if all(map(known, pair)):
-            stamp = " ".join(stamps[name] for name in pair)
-            if not store.has(pair, stamp):
-                matcher = matcher or make_matcher()
-                (image0, scale0, size0), (image1, scale1, size1) = (read(name) for name in pair)
-                found = matcher.match(image0, image1, max_size=max_size, threshold=threshold)
-                points = [
-                    stored_pixels(folder / name, (points + 0.5) / scale - 0.5, size)
-                    for name, points, scale, size in zip(
-                        pair, (found.keypoints0, found.keypoints1), (scale0, scale1), (size0, size1), strict=True
-                    )
-                ]
-                store.add(pair, stamp, PairMatches(*points, found.confidence))
-            done.append(pair)
         if progress is not None:
-            progress(number + 1, len(pairs))
-    return done, list(broken.values()), scales
+            progress(number, len(pairs), matched)
+        if not all(map(known, pair)):
+            continue
+        stamp = " ".join(stamps[name] for name in pair)
+        if not store.has(pair, stamp):
+            (image0, scale0, size0), (image1, scale1, size1) = (read(name) for name in pair)
+            found = matcher.match(image0, image1, **options)
+            points = [
+                stored_pixels(folder / name, (points + 0.5) / scale - 0.5, size)
+                for name, points, scale, size in zip(
+                    pair, (found.keypoints0, found.keypoints1), (scale0, scale1), (size0, size1), strict=True
+                )
+            ]
+            store.add(pair, stamp, PairMatches(*points, found.confidence))
+            matched += 1
+        done.add(pair)
+    if progress is not None:
+        progress(len(pairs), len(pairs), matched)
+    return [pair for pair in pairs if pair in done], list(broken.values()), scales
