@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import h5py
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.pairs import image_pairs
-from quadtree_attention.predict.folder import all_pairs, match_folder
+from quadtree_attention.predict.folder import Tracks, all_pairs, match_folder
 from quadtree_attention.predict.match_store import MatchStore, PairMatches
 from quadtree_attention.predict.matching import Matches
 
@@ -115,6 +116,62 @@ class TestHloc:
             unmatched = group["matches0"][:] == -1
             assert (group["matching_scores0"][:][unmatched] == 0).all()
         np.testing.assert_allclose(hloc_matches(tmp_path / "m.h5", "a.png", "b.png")[1], 0.9, atol=1e-3)
+
+    def test_names_that_are_one_in_hlocs_files(self, folder, tmp_path):
+        Image.new("RGB", SIZE, (20, 20, 20)).save(folder / "sub-f.png")
+        names, scene = ["a.png", "sub-f.png", "sub/f.png"], Scene()
+        with pytest.raises(
+            ValueError, match=r"^sub-f.png and sub/f.png are both called sub-f.png in hloc's matches; rename"
+        ):
+            run(folder, tmp_path / "m.h5", scene, names)
+        assert scene.calls == []
+        assert run(folder, tmp_path / "d.db", scene, names).images == 3
+
+    def test_both_files_or_neither(self, folder, tmp_path, monkeypatch):
+        """What ends while the second is written leaves the first as it was."""
+        run(folder, tmp_path / "m.h5", Scene(), ["a.png", "b.png"])
+        before = {path.name: path.read_bytes() for path in tmp_path.glob("*.h5")}
+        assert set(before) == {"m.h5", "features.h5"}
+        monkeypatch.setattr(Tracks, "__iter__", lambda tracks: iter([("a.png", "none", np.zeros((0, 3), np.int64))]))
+        with pytest.raises(TypeError):
+            run(folder, tmp_path / "m.h5", Scene(), ["a.png", "c.png"])
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.h5")} == before
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+    def test_a_run_killed_between_its_two_files_can_be_repeated(self, folder, tmp_path, monkeypatch):
+        """Were the keypoints there alone, they would be taken for those of other matches."""
+        replaced, replace = [], Path.replace
+        monkeypatch.setattr(Path, "replace", lambda old, new: replaced.append(new.name) or replace(old, new))
+        run(folder, tmp_path / "m.h5", Scene(), ["a.png", "b.png"])
+        assert replaced == ["m.h5", "features.h5"]
+
+    def test_keypoints_of_other_matches_stay(self, folder, tmp_path):
+        two = ["a.png", "b.png"]
+        run(folder, tmp_path / "m.h5", Scene(), two)
+        before, scene = (tmp_path / "features.h5").read_bytes(), Scene()
+        with pytest.raises(
+            ValueError, match=r"features.h5 exists and .*other.h5 does not: it belongs to other matches"
+        ):
+            run(folder, tmp_path / "other.h5", scene, ["c.png", "d.png"])
+        assert scene.calls == []
+        assert (tmp_path / "features.h5").read_bytes() == before
+        run(folder, tmp_path / "other.h5", scene, ["c.png", "d.png"], features=tmp_path / "f.h5")
+        run(folder, tmp_path / "m.h5", scene, ["c.png", "d.png"])  # its own
+
+    def test_keypoints_that_came_while_matching_stay(self, folder, tmp_path):
+        features = tmp_path / "features.h5"
+
+        class Slow(Scene):
+            def match(self, *images, **options):
+                features.write_text("of another run")
+                return super().match(*images, **options)
+
+        with pytest.raises(ValueError, match=r"features.h5 exists and"):
+            run(folder, tmp_path / "m.h5", Slow(), ["a.png", "b.png"])
+        assert features.read_text() == "of another run"
+        scene = Scene()
+        run(folder, tmp_path / "m.h5", scene, ["a.png", "b.png"], features=tmp_path / "f.h5")
+        assert scene.calls == []  # nothing is lost
 
 
 class TestColmap:

@@ -91,8 +91,12 @@ def match_folder(
     feature_file = None if colmap else check_output(features or out.with_name("features.h5"), (".h5",))
     if feature_file is not None and feature_file.resolve() == out.resolve():
         raise ValueError(f"{out} is to hold both matches and features, expected two names")
+    if features is None:
+        _refuse_strange(feature_file, out)
     if not pairs:
         raise ValueError(f"{folder}: no pairs to match, expected at least two images")
+    if not colmap:
+        _refuse_ambiguous(pairs)
     fitted_size((MIN_SIDE, MIN_SIDE), max_size)
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, expected 0..1")
@@ -112,6 +116,8 @@ def match_folder(
             broken.extend(unread)
         else:
             verified = None
+            if features is None:
+                _refuse_strange(feature_file, out)
             write_hloc(tracks, out, feature_file)
         matches = sum(len(rows) for _, _, rows in tracks)
     except BaseException:
@@ -163,20 +169,49 @@ class Tracks:
 
 
 def write_hloc(tracks: Tracks, matches: Path, features: Path) -> None:
-    """Write the two files of hloc: keypoints by image, and by pair matches0 and matching_scores0 (-1 and 0 where there is none)."""
+    """Write the two files of hloc: keypoints by image, and by pair matches0 and matching_scores0 (-1 and 0 where there is none).
+
+    Both are whole before either takes its name.
+    """
     h5py = require("h5py", "sfm")
-    with atomic_write(features) as temporary, h5py.File(temporary, "w") as file:
-        for name, keypoints in tracks.keypoints.items():
-            file.create_group(name).create_dataset("keypoints", data=keypoints)
-    with atomic_write(matches) as temporary, h5py.File(temporary, "w") as file:
-        for name0, name1, rows in tracks:
-            found = tracks.store.get((name0, name1))
-            matches0 = np.full(len(tracks.keypoints[name0]), -1, np.int32)
-            scores0 = np.zeros(len(matches0), np.float16)
-            matches0[rows[:, 0]], scores0[rows[:, 0]] = rows[:, 1], found.confidence[rows[:, 2]]
-            group = file.create_group("/".join(name.replace("/", "-") for name in (name0, name1)))
-            group.create_dataset("matches0", data=matches0)
-            group.create_dataset("matching_scores0", data=scores0)
+    # Matches take theirs first: see _refuse_strange.
+    with atomic_write(features) as features_written, atomic_write(matches) as matches_written:
+        with h5py.File(features_written, "w") as file:
+            for name, keypoints in tracks.keypoints.items():
+                file.create_group(name).create_dataset("keypoints", data=keypoints)
+        with h5py.File(matches_written, "w") as file:
+            for name0, name1, rows in tracks:
+                found = tracks.store.get((name0, name1))
+                matches0 = np.full(len(tracks.keypoints[name0]), -1, np.int32)
+                scores0 = np.zeros(len(matches0), np.float16)
+                matches0[rows[:, 0]], scores0[rows[:, 0]] = rows[:, 1], found.confidence[rows[:, 2]]
+                group = file.create_group(f"{_hloc_name(name0)}/{_hloc_name(name1)}")
+                group.create_dataset("matches0", data=matches0)
+                group.create_dataset("matching_scores0", data=scores0)
+
+
+def _hloc_name(name: str) -> str:
+    """What hloc calls an image in a file of matches."""
+    return name.replace("/", "-")
+
+
+def _refuse_ambiguous(pairs: Pairs) -> None:
+    """Make sure that hloc's files of matches can tell the images apart."""
+    names: dict[str, str] = {}
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        other = names.setdefault(_hloc_name(name), name)
+        if other != name:
+            raise ValueError(
+                f"{other} and {name} are both called {_hloc_name(name)} in hloc's matches; rename one of them, or write a .db"
+            )
+
+
+def _refuse_strange(features: Path | None, out: Path) -> None:
+    """Make sure that no one else's keypoints are replaced."""
+    if features is not None and features.exists() and not out.exists():
+        raise ValueError(
+            f"{features} exists and {out} does not: it belongs to other matches; choose another name with --features, or remove it"
+        )
 
 
 def _match_all(
