@@ -369,6 +369,34 @@ except OSError as error:
 
 
 class TestPairs:
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (
+                ("a.png", "../outside.png"),
+                r"'../outside.png' is not in .*images, expected names of images in that folder",
+            ),
+            (("a.png", "/outside.png"), r"'/outside.png' is not in"),
+            (("a.png", "sub/.."), r"'sub/..' is not in"),
+            (("a.png", "./a.png"), r"'a.png' and './a.png' are the same image, expected a pair of two"),
+        ],
+    )
+    def test_names_that_will_not_do(self, folder, tmp_path, names, message):
+        Image.new("RGB", SIZE).save(tmp_path / "outside.png")
+        with pytest.raises(ValueError, match=message):
+            match_folder(folder, [names], tmp_path / "m.h5", matcher=Scene)
+        assert not list(tmp_path.glob("m.h5*"))
+
+    def test_an_image_has_one_name(self, folder, tmp_path):
+        scene = Scene()
+        pairs = [("a.png", "b.png"), ("./b.png", "a.png"), ("sub/../a.png", str(folder / "sub" / "f.png"))]
+        found = match_folder(folder, pairs, tmp_path / "m.h5", matcher=lambda: scene)
+        assert (found.images, found.pairs) == (3, 2)
+        assert scene.calls == [("a.png", "b.png"), ("a.png", "sub/f.png")]
+        with h5py.File(tmp_path / "features.h5") as file:
+            assert set(file) == {"a.png", "b.png", "sub"}
+            assert set(file["sub"]) == {"f.png"}
+
     def test_progress_tells_what_this_run_matched(self, folder, tmp_path):
         scene, told = Scene(), []
         names = ["a.png", "b.png", "c.png"]

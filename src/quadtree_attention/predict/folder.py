@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def match_folder(
     others. If they were matched with other settings, another model or another version of this package, the run is refused.
 
     Args:
-        folder: of images; pairs: of their names in it.
+        folder: of images; pairs: of their names in it, each pair once.
         out: .h5 for hloc's matches, or .db for a COLMAP database with verified matches.
         matcher: gives the `Matcher`; called once, after the other options have been checked.
         identity: gives what tells this matcher's results from another's, for JSON; called after ``matcher``.
@@ -95,6 +96,7 @@ def match_folder(
         _refuse_strange(feature_file, out)
     if not pairs:
         raise ValueError(f"{folder}: no pairs to match, expected at least two images")
+    pairs = _inside(folder, pairs)
     if not colmap:
         _refuse_ambiguous(pairs)
     fitted_size((MIN_SIDE, MIN_SIDE), max_size)
@@ -212,6 +214,22 @@ def _refuse_strange(features: Path | None, out: Path) -> None:
         raise ValueError(
             f"{features} exists and {out} does not: it belongs to other matches; choose another name with --features, or remove it"
         )
+
+
+def _inside(folder: Path, pairs: Pairs) -> list[tuple[str, str]]:
+    """Pairs of names in a folder, each name in its one form; of pairs given twice, either way round, the first."""
+    names = {}
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        names[name] = PurePath(os.path.relpath(folder / name, folder)).as_posix()
+        if names[name].split("/")[0] in ("..", "."):
+            raise ValueError(f"{name!r} is not in {folder}, expected names of images in that folder")
+    found: dict[frozenset[str], tuple[str, str]] = {}
+    for name0, name1 in pairs:
+        one, other = names[name0], names[name1]
+        if one == other:
+            raise ValueError(f"{name0!r} and {name1!r} are the same image, expected a pair of two")
+        found.setdefault(frozenset((one, other)), (one, other))
+    return list(found.values())
 
 
 def _match_all(
