@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.pairs import image_pairs
+from quadtree_attention.predict import folder as folder_module
 from quadtree_attention.predict.folder import Tracks, all_pairs, match_folder
 from quadtree_attention.predict.match_store import MatchStore, PairMatches
 from quadtree_attention.predict.matching import Matches
@@ -396,6 +398,29 @@ class TestPairs:
         with h5py.File(tmp_path / "features.h5") as file:
             assert set(file) == {"a.png", "b.png", "sub"}
             assert set(file["sub"]) == {"f.png"}
+
+    def test_images_of_a_large_folder_are_read_a_few_times(self, tmp_path, monkeypatch):
+        """A pass over all others for each image would read them anew each time, as they do not fit into memory together."""
+        monkeypatch.setattr(folder_module, "BLOCK", 2)
+        read, most = [], []
+
+        class Nothing:
+            def match(self, image0, image1, **options):
+                most.append(sum(image() is not None for image in read))
+                return Matches(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
+
+        def read_image(path):
+            image = np.zeros((32, 32, 3), np.uint8)
+            read.append(weakref.ref(image))
+            return image
+
+        monkeypatch.setattr(folder_module, "read_image", read_image)
+        names = [f"{n}.png" for n in range(10)]
+        for name in names:
+            Image.new("L", (32, 32)).save(tmp_path / name)
+        assert match_folder(tmp_path, all_pairs(names), tmp_path / "m.h5", matcher=Nothing).pairs == 45
+        assert len(read) <= 2 * (5 + 4 + 3 + 2 + 1)  # each of 5 blocks of 2 with itself and the later ones
+        assert max(most) <= 3 * 2 + 1
 
     def test_progress_tells_what_this_run_matched(self, folder, tmp_path):
         scene, told = Scene(), []

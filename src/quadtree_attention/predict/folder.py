@@ -26,6 +26,9 @@ CAMERAS = ("auto", "single", "per-folder", "per-image")
 Pairs = Sequence[tuple[str, str]]
 Progress = Callable[[int, int, int], None]
 
+# Images of a side of a block of pairs. Three sides are kept in memory: the block's two, and one that is being replaced.
+BLOCK = 50
+
 
 @dataclass(frozen=True)
 class FolderMatches:
@@ -62,6 +65,8 @@ def match_folder(
 
     While it lasts, matches are kept in OUT.partial: what a run that was cut off had matched is not matched again, unless the images are
     others. If they were matched with other settings, another model or another version of this package, the run is refused.
+
+    At most 150 images are in memory, as shrunk: 0.14 GB where they have 640x480 pixels, 0.9 GB at 1600x1200.
 
     Args:
         folder: of images; pairs: of their names in it, each pair once.
@@ -232,6 +237,15 @@ def _inside(folder: Path, pairs: Pairs) -> list[tuple[str, str]]:
     return list(found.values())
 
 
+def _in_blocks(pairs: Pairs) -> list[tuple[str, str]]:
+    """The pairs in an order in which each image has to be read only a few times: those of `BLOCK` images with `BLOCK` others at a time."""
+    blocks: dict[str, int] = {}
+    for pair in pairs:
+        for name in pair:
+            blocks.setdefault(name, len(blocks) // BLOCK)
+    return sorted(pairs, key=lambda pair: sorted(blocks[name] for name in pair))
+
+
 def _match_all(
     folder: Path,
     pairs: Pairs,
@@ -245,7 +259,7 @@ def _match_all(
     stamps: dict[str, str] = {}
     scales: dict[str, float] = {}
 
-    @lru_cache(maxsize=32)
+    @lru_cache(maxsize=3 * BLOCK)
     def read(name: str) -> tuple[np.ndarray, tuple[float, float], tuple[int, int]]:
         image = read_image(folder / name)
         return *resize_longest(image, options["max_size"], str(folder / name)), image.shape[:2]
@@ -262,7 +276,7 @@ def _match_all(
         return name in scales
 
     done, matched = set(), 0
-    for number, pair in enumerate(pairs):
+    for number, pair in enumerate(_in_blocks(pairs)):
         if progress is not None:
             progress(number, len(pairs), matched)
         if not all(map(known, pair)):
