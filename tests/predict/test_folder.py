@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
+from pathlib import Path
 
 import cv2
 import h5py
@@ -14,7 +16,8 @@ from PIL import Image, ImageOps
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.pairs import image_pairs
-from quadtree_attention.predict.folder import all_pairs, match_folder
+from quadtree_attention.predict import folder as folder_module
+from quadtree_attention.predict.folder import Tracks, all_pairs, match_folder
 from quadtree_attention.predict.match_store import MatchStore, PairMatches
 from quadtree_attention.predict.matching import Matches
 
@@ -44,7 +47,7 @@ class Scene:
         x = self.points @ R.T + t
         return x[:, :2] / x[:, 2:] * FOCAL + CENTRE
 
-    def match(self, image0, image1, *, max_size, threshold):
+    def match(self, image0, image1, *, max_size, threshold, align):
         names = [next(n for n, grey in GREYS.items() if grey == image[0, 0, 0]) for image in (image0, image1)]
         self.calls.append(tuple(names))
         if len(self.calls) == self.stop_at:
@@ -115,6 +118,62 @@ class TestHloc:
             unmatched = group["matches0"][:] == -1
             assert (group["matching_scores0"][:][unmatched] == 0).all()
         np.testing.assert_allclose(hloc_matches(tmp_path / "m.h5", "a.png", "b.png")[1], 0.9, atol=1e-3)
+
+    def test_names_that_are_one_in_hlocs_files(self, folder, tmp_path):
+        Image.new("RGB", SIZE, (20, 20, 20)).save(folder / "sub-f.png")
+        names, scene = ["a.png", "sub-f.png", "sub/f.png"], Scene()
+        with pytest.raises(
+            ValueError, match=r"^sub-f.png and sub/f.png are both called sub-f.png in hloc's matches; rename"
+        ):
+            run(folder, tmp_path / "m.h5", scene, names)
+        assert scene.calls == []
+        assert run(folder, tmp_path / "d.db", scene, names).images == 3
+
+    def test_both_files_or_neither(self, folder, tmp_path, monkeypatch):
+        """What ends while the second is written leaves the first as it was."""
+        run(folder, tmp_path / "m.h5", Scene(), ["a.png", "b.png"])
+        before = {path.name: path.read_bytes() for path in tmp_path.glob("*.h5")}
+        assert set(before) == {"m.h5", "features.h5"}
+        monkeypatch.setattr(Tracks, "__iter__", lambda tracks: iter([("a.png", "none", np.zeros((0, 3), np.int64))]))
+        with pytest.raises(TypeError):
+            run(folder, tmp_path / "m.h5", Scene(), ["a.png", "c.png"])
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.h5")} == before
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+    def test_a_run_killed_between_its_two_files_can_be_repeated(self, folder, tmp_path, monkeypatch):
+        """Were the keypoints there alone, they would be taken for those of other matches."""
+        replaced, replace = [], Path.replace
+        monkeypatch.setattr(Path, "replace", lambda old, new: replaced.append(new.name) or replace(old, new))
+        run(folder, tmp_path / "m.h5", Scene(), ["a.png", "b.png"])
+        assert replaced == ["m.h5", "features.h5"]
+
+    def test_keypoints_of_other_matches_stay(self, folder, tmp_path):
+        two = ["a.png", "b.png"]
+        run(folder, tmp_path / "m.h5", Scene(), two)
+        before, scene = (tmp_path / "features.h5").read_bytes(), Scene()
+        with pytest.raises(
+            ValueError, match=r"features.h5 exists and .*other.h5 does not: it belongs to other matches"
+        ):
+            run(folder, tmp_path / "other.h5", scene, ["c.png", "d.png"])
+        assert scene.calls == []
+        assert (tmp_path / "features.h5").read_bytes() == before
+        run(folder, tmp_path / "other.h5", scene, ["c.png", "d.png"], features=tmp_path / "f.h5")
+        run(folder, tmp_path / "m.h5", scene, ["c.png", "d.png"])  # its own
+
+    def test_keypoints_that_came_while_matching_stay(self, folder, tmp_path):
+        features = tmp_path / "features.h5"
+
+        class Slow(Scene):
+            def match(self, *images, **options):
+                features.write_text("of another run")
+                return super().match(*images, **options)
+
+        with pytest.raises(ValueError, match=r"features.h5 exists and"):
+            run(folder, tmp_path / "m.h5", Slow(), ["a.png", "b.png"])
+        assert features.read_text() == "of another run"
+        scene = Scene()
+        run(folder, tmp_path / "m.h5", scene, ["a.png", "b.png"], features=tmp_path / "f.h5")
+        assert scene.calls == []  # nothing is lost
 
 
 class TestColmap:
@@ -311,6 +370,69 @@ except OSError as error:
         assert scene.calls[3:] == [("a.png", "b.png"), ("b.png", "c.png")]
 
 
+class TestPairs:
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (
+                ("a.png", "../outside.png"),
+                r"'../outside.png' is not in .*images, expected names of images in that folder",
+            ),
+            (("a.png", "/outside.png"), r"'/outside.png' is not in"),
+            (("a.png", "sub/.."), r"'sub/..' is not in"),
+            (("a.png", "./a.png"), r"'a.png' and './a.png' are the same image, expected a pair of two"),
+        ],
+    )
+    def test_names_that_will_not_do(self, folder, tmp_path, names, message):
+        Image.new("RGB", SIZE).save(tmp_path / "outside.png")
+        with pytest.raises(ValueError, match=message):
+            match_folder(folder, [names], tmp_path / "m.h5", matcher=Scene)
+        assert not list(tmp_path.glob("m.h5*"))
+
+    def test_an_image_has_one_name(self, folder, tmp_path):
+        scene = Scene()
+        pairs = [("a.png", "b.png"), ("./b.png", "a.png"), ("sub/../a.png", str(folder / "sub" / "f.png"))]
+        found = match_folder(folder, pairs, tmp_path / "m.h5", matcher=lambda: scene)
+        assert (found.images, found.pairs) == (3, 2)
+        assert scene.calls == [("a.png", "b.png"), ("a.png", "sub/f.png")]
+        with h5py.File(tmp_path / "features.h5") as file:
+            assert set(file) == {"a.png", "b.png", "sub"}
+            assert set(file["sub"]) == {"f.png"}
+
+    def test_images_of_a_large_folder_are_read_a_few_times(self, tmp_path, monkeypatch):
+        """A pass over all others for each image would read them anew each time, as they do not fit into memory together."""
+        monkeypatch.setattr(folder_module, "BLOCK", 2)
+        read, most = [], []
+
+        class Nothing:
+            def match(self, image0, image1, **options):
+                most.append(sum(image() is not None for image in read))
+                return Matches(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
+
+        def read_image(path):
+            image = np.zeros((32, 32, 3), np.uint8)
+            read.append(weakref.ref(image))
+            return image
+
+        monkeypatch.setattr(folder_module, "read_image", read_image)
+        names = [f"{n}.png" for n in range(10)]
+        for name in names:
+            Image.new("L", (32, 32)).save(tmp_path / name)
+        assert match_folder(tmp_path, all_pairs(names), tmp_path / "m.h5", matcher=Nothing).pairs == 45
+        assert len(read) <= 2 * (5 + 4 + 3 + 2 + 1)  # each of 5 blocks of 2 with itself and the later ones
+        assert max(most) <= 3 * 2 + 1
+
+    def test_progress_tells_what_this_run_matched(self, folder, tmp_path):
+        scene, told = Scene(), []
+        names = ["a.png", "b.png", "c.png"]
+        scene.stop_at = 2
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, tmp_path / "m.h5", scene, names)
+        scene.stop_at = None
+        run(folder, tmp_path / "m.h5", scene, names, progress=lambda *numbers: told.append(numbers))
+        assert told == [(0, 3, 0), (1, 3, 0), (2, 3, 1), (3, 3, 2)]
+
+
 class TestMistakes:
     def test_a_broken_image_is_left_out(self, photo, tmp_path, capsys):
         images = tmp_path / "images"
@@ -326,7 +448,7 @@ class TestMistakes:
             printed = capsys.readouterr()
             assert status == 1
             assert f"{out}" in printed.out
-            assert "2 images, 1 pairs, " in printed.out
+            assert "2 images, 1 pair, " in printed.out
             last = printed.err.splitlines()[-1]
             assert last.startswith("quadtree: left out: ")
             assert "broken.jpg" in last
@@ -343,6 +465,8 @@ class TestMistakes:
             (dict(out="d.db", features="f.h5"), "features is f.h5, which belongs to .h5"),
             (dict(out="features.h5"), "is to hold both matches and features"),
             (dict(out="m.h5", radius=-1.0), "radius is -1.0, expected 0 or more pixels"),
+            (dict(out="m.h5", max_size=20), "max_size is 20, expected at least 32 pixels"),
+            (dict(out="d.db", threshold=5.0), r"threshold is 5.0, expected 0..1"),
         ],
     )
     def test_options(self, folder, tmp_path, monkeypatch, options, message):
@@ -359,7 +483,7 @@ class TestMistakes:
             (folder / name).write_bytes(b"broken")
         with pytest.raises(ValueError, match=r"no pair of images that can both be read; the first: .*a\.png"):
             run(folder, tmp_path / "d.db", Scene(), ["a.png", "b.png"])
-        assert not (tmp_path / "d.db").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
     @pytest.mark.parametrize(
         ("line", "message"),

@@ -38,12 +38,15 @@ def match_folder(
     cameras: Annotated[
         str, typer.Option(help="Of COLMAP, which images share one: auto (by EXIF), single, per-folder, per-image.")
     ] = "auto",
+    align: Annotated[
+        bool, typer.Option(help="Match again, brought to one scale and turn, images that turn out to differ in these.")
+    ] = True,
     topk: TOPK = None,
     device: DEVICE = None,
 ) -> int:
     """Match the images of a folder, for structure from motion with hloc or COLMAP.
 
-    A run that was cut off goes on where it was. Broken images are named and left out; the exit status is then 1.
+    A run that was cut off goes on where it was, if its options are the same. Broken images are named and left out; the exit status is then 1.
     """
     from pathlib import Path
 
@@ -53,7 +56,6 @@ def match_folder(
     from ..predict.matching import Matcher
     from ..weights.registry import weights_identity
 
-    start = time.perf_counter()
     kept = numbers(topk, "--topk")
     options = {} if kept is None else {"topk": kept}
     if pairs is None:
@@ -61,27 +63,57 @@ def match_folder(
     else:
         chosen = image_pairs(pairs, folder)
 
-    def progress(done: int, total: int) -> None:
-        rate = (time.perf_counter() - start) / done
-        line = f"\r{done}/{total} pairs, {rate:.1f} s each"
-        print(line, end="" if done < total else "\n", file=sys.stderr, flush=True)
-
-    found = match_folder(
-        folder,
-        chosen,
-        out,
-        matcher=lambda: Matcher.from_pretrained(model, device=device, **options),
-        identity=f"{weights_identity(model)} {kept or ''}".strip(),
-        max_size=max_size,
-        threshold=threshold,
-        radius=radius,
-        features=features,
-        cameras=cameras,
-        progress=progress,
-    )
+    progress = _Progress()
+    try:
+        found = match_folder(
+            folder,
+            chosen,
+            out,
+            matcher=lambda: Matcher.from_pretrained(model, device=device, **options),
+            identity=lambda: {"model": weights_identity(model), "topk": kept},
+            max_size=max_size,
+            threshold=threshold,
+            align=align,
+            radius=radius,
+            features=features,
+            cameras=cameras,
+            progress=progress,
+        )
+    finally:  # what follows, an error too, stands on a line of its own
+        progress.end()
     for line in found.broken:
         print(f"quadtree: left out: {line}", file=sys.stderr)
     verified = "" if found.verified is None else f", {found.verified} of them verified"
     files = " and ".join(str(path) for path in found.files)
-    print(f"{files}: {found.images} images, {found.pairs} pairs, {found.matches} matches{verified}")
+    pairs_matches = f"{found.pairs} pair{'s' * (found.pairs != 1)}, {found.matches} match{'es' * (found.matches != 1)}"
+    print(f"{files}: {found.images} images, {pairs_matches}{verified}")
     return 1 if found.broken else 0
+
+
+class _Progress:
+    """A line on stderr: pairs done, what one takes, and the time left. Pairs that an earlier run matched do not count in it."""
+
+    def __init__(self) -> None:
+        self._start, self._width = 0.0, 0
+
+    def __call__(self, done: int, total: int, matched: int) -> None:
+        now = time.perf_counter()
+        line = f"{done}/{total} pairs"
+        if not matched:
+            self._start = now
+        else:
+            each = (now - self._start) / matched
+            line += f", {each:.1f} s each" + (f", {_duration(each * (total - done))} left" if done < total else "")
+        print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
+        self._width = len(line)
+
+    def end(self) -> None:
+        """End the line, if there is one."""
+        if self._width:
+            print(file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
-from ..data.images import read_image, resize_longest, stored_pixels
+from .. import __version__
+from ..data.images import MIN_SIDE, fitted_size, read_image, resize_longest, stored_pixels
 from ..extras import require
 from ..files import atomic_write, check_output
 from .match_store import MatchStore, PairMatches
@@ -21,7 +24,10 @@ SUFFIXES = (".h5", ".db")
 CAMERAS = ("auto", "single", "per-folder", "per-image")
 
 Pairs = Sequence[tuple[str, str]]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, int], None]
+
+# Images of a side of a block of pairs. Three sides are kept in memory: the block's two, and one that is being replaced.
+BLOCK = 50
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,10 @@ def match_folder(
     out: str | Path,
     *,
     matcher: Callable[[], Matcher],
-    identity: str = "",
+    identity: Callable[[], dict[str, Any]] = dict,
     max_size: int = 640,
     threshold: float | None = None,
+    align: bool = True,
     radius: float = 1.0,
     features: str | Path | None = None,
     cameras: str = "auto",
@@ -56,18 +63,21 @@ def match_folder(
 ) -> FolderMatches:
     """Match pairs of images of a folder.
 
-    While it lasts, matches are kept in OUT.partial: what a run that was cut off had matched is not matched again, unless the images, the
-    model or its options are others.
+    While it lasts, matches are kept in OUT.partial: what a run that was cut off had matched is not matched again, unless the images are
+    others. If they were matched with other settings, another model or another version of this package, the run is refused.
+
+    At most 150 images are in memory, as shrunk: 0.14 GB where they have 640x480 pixels, 0.9 GB at 1600x1200.
 
     Args:
-        folder: of images; pairs: of their names in it.
+        folder: of images; pairs: of their names in it, each pair once.
         out: .h5 for hloc's matches, or .db for a COLMAP database with verified matches.
-        matcher: gives the `Matcher` when there is something to match; identity: what tells its results from another's.
-        max_size, threshold: as of `Matcher.match`.
+        matcher: gives the `Matcher`; called once, after the other options have been checked.
+        identity: gives what tells this matcher's results from another's, for JSON; called after ``matcher``.
+        max_size, threshold, align: as of `Matcher.match`. Images are shrunk before it sees them, so that ``align`` has no more pixels to take from.
         radius: points of an image nearer to each other than this, in pixels of the images as matched, become one keypoint.
         features: of .h5, hloc's file of keypoints; by default features.h5 beside ``out``.
         cameras: of .db, which images share a camera: "auto", as their EXIF says, "single", "per-folder", "per-image".
-        progress: called with (pairs done, pairs) after each.
+        progress: called with (pairs done, pairs, of those done the ones that this run matched) before the first and after each.
 
     Raises:
         ValueError, OSError, ImportError: in one line. Single broken images are left out instead.
@@ -87,12 +97,22 @@ def match_folder(
     feature_file = None if colmap else check_output(features or out.with_name("features.h5"), (".h5",))
     if feature_file is not None and feature_file.resolve() == out.resolve():
         raise ValueError(f"{out} is to hold both matches and features, expected two names")
+    if features is None:
+        _refuse_strange(feature_file, out)
     if not pairs:
         raise ValueError(f"{folder}: no pairs to match, expected at least two images")
-    settings = {"model": identity, "max_size": max_size, "threshold": threshold}
+    pairs = _inside(folder, pairs)
+    if not colmap:
+        _refuse_ambiguous(pairs)
+    fitted_size((MIN_SIDE, MIN_SIDE), max_size)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, expected 0..1")
+    made = matcher()
+    settings = {"version": __version__, "max_size": max_size, "threshold": threshold, "align": align, **identity()}
     store = MatchStore(out.with_name(out.name + ".partial"), settings)
     try:
-        done, broken, scales = _match_all(folder, pairs, store, matcher, max_size, threshold, progress)
+        options = {"max_size": max_size, "threshold": threshold, "align": align}
+        done, broken, scales = _match_all(folder, pairs, store, made, options, progress)
         if not done:
             raise ValueError(f"{folder}: no pair of images that can both be read; the first: {broken[0]}")
         tracks = Tracks(store, done, {name: radius * scale for name, scale in scales.items()})
@@ -103,6 +123,8 @@ def match_folder(
             broken.extend(unread)
         else:
             verified = None
+            if features is None:
+                _refuse_strange(feature_file, out)
             write_hloc(tracks, out, feature_file)
         matches = sum(len(rows) for _, _, rows in tracks)
     except BaseException:
@@ -154,41 +176,93 @@ class Tracks:
 
 
 def write_hloc(tracks: Tracks, matches: Path, features: Path) -> None:
-    """Write the two files of hloc: keypoints by image, and by pair matches0 and matching_scores0 (-1 and 0 where there is none)."""
+    """Write the two files of hloc: keypoints by image, and by pair matches0 and matching_scores0 (-1 and 0 where there is none).
+
+    Both are whole before either takes its name.
+    """
     h5py = require("h5py", "sfm")
-    with atomic_write(features) as temporary, h5py.File(temporary, "w") as file:
-        for name, keypoints in tracks.keypoints.items():
-            file.create_group(name).create_dataset("keypoints", data=keypoints)
-    with atomic_write(matches) as temporary, h5py.File(temporary, "w") as file:
-        for name0, name1, rows in tracks:
-            found = tracks.store.get((name0, name1))
-            matches0 = np.full(len(tracks.keypoints[name0]), -1, np.int32)
-            scores0 = np.zeros(len(matches0), np.float16)
-            matches0[rows[:, 0]], scores0[rows[:, 0]] = rows[:, 1], found.confidence[rows[:, 2]]
-            group = file.create_group("/".join(name.replace("/", "-") for name in (name0, name1)))
-            group.create_dataset("matches0", data=matches0)
-            group.create_dataset("matching_scores0", data=scores0)
+    # Matches take theirs first: see _refuse_strange.
+    with atomic_write(features) as features_written, atomic_write(matches) as matches_written:
+        with h5py.File(features_written, "w") as file:
+            for name, keypoints in tracks.keypoints.items():
+                file.create_group(name).create_dataset("keypoints", data=keypoints)
+        with h5py.File(matches_written, "w") as file:
+            for name0, name1, rows in tracks:
+                found = tracks.store.get((name0, name1))
+                matches0 = np.full(len(tracks.keypoints[name0]), -1, np.int32)
+                scores0 = np.zeros(len(matches0), np.float16)
+                matches0[rows[:, 0]], scores0[rows[:, 0]] = rows[:, 1], found.confidence[rows[:, 2]]
+                group = file.create_group(f"{_hloc_name(name0)}/{_hloc_name(name1)}")
+                group.create_dataset("matches0", data=matches0)
+                group.create_dataset("matching_scores0", data=scores0)
+
+
+def _hloc_name(name: str) -> str:
+    """What hloc calls an image in a file of matches."""
+    return name.replace("/", "-")
+
+
+def _refuse_ambiguous(pairs: Pairs) -> None:
+    """Make sure that hloc's files of matches can tell the images apart."""
+    names: dict[str, str] = {}
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        other = names.setdefault(_hloc_name(name), name)
+        if other != name:
+            raise ValueError(
+                f"{other} and {name} are both called {_hloc_name(name)} in hloc's matches; rename one of them, or write a .db"
+            )
+
+
+def _refuse_strange(features: Path | None, out: Path) -> None:
+    """Make sure that no one else's keypoints are replaced."""
+    if features is not None and features.exists() and not out.exists():
+        raise ValueError(
+            f"{features} exists and {out} does not: it belongs to other matches; choose another name with --features, or remove it"
+        )
+
+
+def _inside(folder: Path, pairs: Pairs) -> list[tuple[str, str]]:
+    """Pairs of names in a folder, each name in its one form; of pairs given twice, either way round, the first."""
+    names = {}
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        names[name] = PurePath(os.path.relpath(folder / name, folder)).as_posix()
+        if names[name].split("/")[0] in ("..", "."):
+            raise ValueError(f"{name!r} is not in {folder}, expected names of images in that folder")
+    found: dict[frozenset[str], tuple[str, str]] = {}
+    for name0, name1 in pairs:
+        one, other = names[name0], names[name1]
+        if one == other:
+            raise ValueError(f"{name0!r} and {name1!r} are the same image, expected a pair of two")
+        found.setdefault(frozenset((one, other)), (one, other))
+    return list(found.values())
+
+
+def _in_blocks(pairs: Pairs) -> list[tuple[str, str]]:
+    """The pairs in an order in which each image has to be read only a few times: those of `BLOCK` images with `BLOCK` others at a time."""
+    blocks: dict[str, int] = {}
+    for pair in pairs:
+        for name in pair:
+            blocks.setdefault(name, len(blocks) // BLOCK)
+    return sorted(pairs, key=lambda pair: sorted(blocks[name] for name in pair))
 
 
 def _match_all(
     folder: Path,
     pairs: Pairs,
     store: MatchStore,
-    make_matcher: Callable[[], Matcher],
-    max_size: int,
-    threshold: float | None,
+    matcher: Matcher,
+    options: dict[str, Any],
     progress: Progress | None,
 ) -> tuple[list[tuple[str, str]], list[str], dict[str, float]]:
     """Match what the store lacks -> pairs that are done, a line for each broken image, pixels a matched pixel of the others."""
     broken: dict[str, str] = {}
     stamps: dict[str, str] = {}
     scales: dict[str, float] = {}
-    matcher: Matcher | None = None
 
-    @lru_cache(maxsize=32)
+    @lru_cache(maxsize=3 * BLOCK)
     def read(name: str) -> tuple[np.ndarray, tuple[float, float], tuple[int, int]]:
         image = read_image(folder / name)
-        return *resize_longest(image, max_size, str(folder / name)), image.shape[:2]
+        return *resize_longest(image, options["max_size"], str(folder / name)), image.shape[:2]
 
     def known(name: str) -> bool:
         """Whether the image is sound; told once."""
@@ -201,22 +275,25 @@ def _match_all(
                 broken[name] = str(error)
         return name in scales
 
-    done = []
-    for number, pair in enumerate(pairs):
-        if all(map(known, pair)):
-            stamp = " ".join(stamps[name] for name in pair)
-            if not store.has(pair, stamp):
-                matcher = matcher or make_matcher()
-                (image0, scale0, size0), (image1, scale1, size1) = (read(name) for name in pair)
-                found = matcher.match(image0, image1, max_size=max_size, threshold=threshold)
-                points = [
-                    stored_pixels(folder / name, (points + 0.5) / scale - 0.5, size)
-                    for name, points, scale, size in zip(
-                        pair, (found.keypoints0, found.keypoints1), (scale0, scale1), (size0, size1), strict=True
-                    )
-                ]
-                store.add(pair, stamp, PairMatches(*points, found.confidence))
-            done.append(pair)
+    done, matched = set(), 0
+    for number, pair in enumerate(_in_blocks(pairs)):
         if progress is not None:
-            progress(number + 1, len(pairs))
-    return done, list(broken.values()), scales
+            progress(number, len(pairs), matched)
+        if not all(map(known, pair)):
+            continue
+        stamp = " ".join(stamps[name] for name in pair)
+        if not store.has(pair, stamp):
+            (image0, scale0, size0), (image1, scale1, size1) = (read(name) for name in pair)
+            found = matcher.match(image0, image1, **options)
+            points = [
+                stored_pixels(folder / name, (points + 0.5) / scale - 0.5, size)
+                for name, points, scale, size in zip(
+                    pair, (found.keypoints0, found.keypoints1), (scale0, scale1), (size0, size1), strict=True
+                )
+            ]
+            store.add(pair, stamp, PairMatches(*points, found.confidence))
+            matched += 1
+        done.add(pair)
+    if progress is not None:
+        progress(len(pairs), len(pairs), matched)
+    return [pair for pair in pairs if pair in done], list(broken.values()), scales
