@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from ..extras import require
 
 SLACK = 1.0  # pixels by which a box may stick out of its image; it is clipped then
+T = TypeVar("T")
 IMAGE_FOLDERS, XML_FOLDERS = ("JPEGImages", "images"), ("Annotations", "annotations")
 
 
@@ -70,12 +71,13 @@ class Checker:
     """What happens to bad entries: the first one raises, or all are dropped and counted."""
 
     def __init__(self, drop: bool) -> None:
-        self.drop, self.dropped = drop, []
+        self.drop = drop
+        self.dropped: list[BadEntry] = []
 
-    def __call__(self, make: Callable[[], Any]) -> Any:
-        """What ``make`` returns; None if it raises `BadEntry` and those are dropped."""
+    def __call__(self, make: Callable[..., T], *arguments: Any) -> T | None:
+        """What ``make(*arguments)`` returns; None if it raises `BadEntry` and those are dropped."""
         try:
-            return make()
+            return make(*arguments)
         except BadEntry as error:
             if not self.drop:
                 raise
@@ -122,7 +124,7 @@ def read_coco(path: Path, images: Path, *, drop: bool = False) -> Annotations:
             raise ValueError(f"{place}: id {entry['id']} is there twice, expected one image of that number")
         name = entry["file_name"]
         if name not in here and not (images / name).is_file():
-            check(lambda place=place, name=name: _bad(f"{place}: image {images / name} does not exist"))
+            check(_bad, f"{place}: image {images / name} does not exist")
             continue
         found[entry["id"]] = entry, []
     known = {entry.get("id") for entry in content["images"]}
@@ -130,15 +132,15 @@ def read_coco(path: Path, images: Path, *, drop: bool = False) -> Annotations:
         place = f"{path}: annotations[{n}]"
         image = _get(entry, "image_id", place)
         if image in found:
-            values = check(lambda entry=entry, place=place, image=image: _coco(entry, place, found[image][0], numbers))
+            values = check(_coco, entry, place, found[image][0], numbers)
             if values is not None:
                 found[image][1].append(values)
         elif image not in known:
-            check(lambda place=place, image=image: _bad(f"{place}: image_id {image!r} is not among the images"))
+            check(_bad, f"{place}: image_id {image!r} is not among the images")
     check.warn(path)
     out = []
-    for image_id, (entry, values) in found.items():
-        boxes, labels, crowd, areas, outlines = zip(*values, strict=True) if values else ((),) * 5
+    for image_id, (entry, objects) in found.items():
+        boxes, labels, crowd, areas, outlines = zip(*objects, strict=True) if objects else ((),) * 5
         whole = list(outlines) if all(one is not None for one in outlines) else None
         size, place = (entry["height"], entry["width"]), images / entry["file_name"]
         out.append(AnnotatedImage(place, size, image_id, *_arrays(boxes, labels, crowd, areas), whole))
@@ -175,7 +177,7 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
         path = xmls / f"{name}.xml"
         image = files.get(name)
         if image is None:
-            check(lambda path=path, name=name: _bad(f"{path}: image {pictures / name}.* does not exist"))
+            check(_bad, f"{path}: image {pictures / name}.* does not exist")
             continue
         size, objects = _voc(path, check)
         read.append((image, size, objects))
@@ -183,7 +185,7 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
     numbers = {name: n for n, name in enumerate(known)}
     out = []
     for n, (image, size, objects) in enumerate(read):
-        kept = [one for one in objects if check(lambda one=one: _known(one, numbers)) is not None]
+        kept = [one for one in objects if check(_known, one, numbers) is not None]
         boxes, crowd = [one[1] for one in kept], [one[2] for one in kept]
         areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in boxes]
         out.append(AnnotatedImage(image, size, n, *_arrays(boxes, [numbers[one[0]] for one in kept], crowd, areas)))
@@ -207,7 +209,7 @@ def _get(entry: Any, key: str, place: str) -> Any:
     return entry[key]
 
 
-def _bad(message: str) -> None:
+def _bad(message: str) -> NoReturn:
     raise BadEntry(message)
 
 
@@ -286,15 +288,15 @@ def _voc(path: Path, check: Checker) -> tuple[tuple[int, int], list[tuple[str, t
         place = f"{place} ({name})"
         values = [node.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         try:
-            box = tuple(float(value) for value in values)
-        except (TypeError, ValueError):
+            box = tuple(float(value or "") for value in values)
+        except ValueError:
             raise BadEntry(f"{place}: bndbox is {values}, expected 4 numbers: xmin, ymin, xmax, ymax") from None
         crowd = (node.findtext("difficult") or "0").strip() not in ("0", "")
         return name, _box(box, (height, width), place), crowd, place
 
     objects = []
     for n, node in enumerate(tree.findall("object"), 1):
-        found = check(lambda node=node, n=n: one(node, f"{path}: object {n}"))
+        found = check(one, node, f"{path}: object {n}")
         if found is not None:
             objects.append(found)
     return (height, width), objects

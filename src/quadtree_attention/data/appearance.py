@@ -82,7 +82,7 @@ def change_appearance(
     length = 2 * int(rng.uniform(0, appearance.motion) * difficulty / 2) + 1
     if rng.random() < appearance.moved and length > 1:
         image = cv2.filter2D(image, -1, _motion_kernel(length, rng.uniform(0, np.pi)))
-    changed = cv2.LUT(image, curve.clip(0, 1).astype(np.float32))
+    changed: np.ndarray = cv2.LUT(image, curve.clip(0, 1).astype(np.float32))
     depth = difficulty * appearance.shade * rng.uniform()
     light = (1 - depth * rng.uniform(0, 1, (3, 3))).astype(np.float32)
     changed *= cv2.resize(light, image.shape[::-1], interpolation=cv2.INTER_LINEAR)
@@ -91,7 +91,7 @@ def change_appearance(
     if rng.random() < appearance.compressed:
         quality = round(95 - (95 - appearance.jpeg) * difficulty * rng.uniform())
         _, code = cv2.imencode(".jpg", (changed * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
-        changed = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+        changed = np.asarray(cv2.imdecode(code, cv2.IMREAD_GRAYSCALE), np.float32) / 255
     return changed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a file of arrays ({message}), expected .npz with numbers and strings") from None
 
 
-def entry(arrays: dict[str, Any], key: str, where: Any) -> Any:
+def entry(arrays: Mapping[str, Any], key: str, where: Any) -> Any:
     """One of the arrays of a file; ValueError with what there is if it is missing."""
     if key not in arrays:
         raise ValueError(f"{where}: no entry {key!r}, found {', '.join(sorted(arrays)[:8])}")

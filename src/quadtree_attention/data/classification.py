@@ -97,13 +97,13 @@ class ClassificationData(LightningDataModule):
         self._names = _class_names(dataset)
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, drop_last=True, **self._options())
-        dataset = Augmented(dataset, self.hparams["seed"])
-        sampler = EpochSampler(dataset, self.hparams["seed"], self.hparams["repeats"])
+        augmented = Augmented(dataset, self.hparams["seed"])
+        sampler = EpochSampler(augmented, self.hparams["seed"], self.hparams["repeats"])
         if len(sampler) < self.hparams["batch_size"]:
             raise ValueError(
                 f"{self.hparams['root']} has {len(sampler)} training images a device, expected at least one batch of {self.hparams['batch_size']}"
             )
-        return StreamLoader(dataset, sampler=sampler, drop_last=True, **self._options())
+        return StreamLoader(augmented, sampler=sampler, drop_last=True, **self._options())
 
     def val_dataloader(self) -> DataLoader:
         """Images of ``val_split``, as they are, but for size."""

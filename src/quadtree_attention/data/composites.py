@@ -65,7 +65,7 @@ class CompositeDataset(SeededDataset):
     ) -> None:
         super().__init__(length, seed)
         self.labels = class_names(cutouts)
-        self.size, self.pasting = tuple(size), pasting
+        self.size, self.pasting = (size[0], size[1]), pasting
         self.cutouts = [
             [read_cutout(path) for path in list_photographs(Path(cutouts) / name)] for name in self.labels[1:]
         ]
@@ -203,7 +203,8 @@ class CompositeData(LightningDataModule):
         pasting: Pasting = Pasting(),
     ) -> None:
         super().__init__()
-        self.cutouts, self.photos, self.size, self.seed, self.pasting = cutouts, photos, tuple(size), seed, pasting
+        self.cutouts, self.photos, self.seed, self.pasting = cutouts, photos, seed, pasting
+        self.size = (size[0], size[1])
         self.lengths = {"train": length, "validation": val_length, "test": test_length}
         self.batch_size, self.num_workers, self.mean, self.std = batch_size, num_workers, tuple(mean), tuple(std)
 
@@ -234,10 +235,9 @@ class CompositeData(LightningDataModule):
 
     def _dataset(self, split: str) -> Dataset:
         seed = 3 * self.seed + list(self.lengths).index(split)
-        folders = (Path(root).expanduser() / split for root in (self.cutouts, self.photos))
-        return _Normalised(
-            CompositeDataset(*folders, self.size, self.lengths[split], seed, self.pasting), self.mean, self.std
-        )
+        cutouts, photos = (Path(root).expanduser() / split for root in (self.cutouts, self.photos))
+        dataset = CompositeDataset(cutouts, photos, self.size, self.lengths[split], seed, self.pasting)
+        return _Normalised(dataset, self.mean, self.std)
 
 
 @dataclass

@@ -194,7 +194,7 @@ def part_crop(low: int, high: int) -> Any:
     """A transform that cuts out a part of ``low`` to ``high`` pixels a side, or the whole side if it is shorter (mmdetection's "absolute_range")."""
     v2 = require("torchvision.transforms.v2", "detect")
 
-    class PartCrop(v2.Transform):
+    class PartCrop(v2.Transform):  # type: ignore[name-defined]  # torchvision is imported where it is used
         def make_params(self, flat_inputs: list[Any]) -> dict[str, int]:
             height, width = v2.functional.get_size(flat_inputs[0])
             sides = [int(torch.randint(min(low, side), min(high, side) + 1, ())) for side in (height, width)]

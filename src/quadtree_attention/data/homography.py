@@ -95,10 +95,9 @@ class HomographyDataset(SeededDataset):
         homography = np.linalg.inv(views[1]) @ views[0]
         homography /= homography[2, 2]
         sample: dict[str, Any] = {"homography": torch.from_numpy(homography.astype(np.float32))}
-        other = None
         behind = rng.random() < self.warp.background
         counts = self.appearance.occluder_counts(rng, difficulty)
-        if behind or sum(counts):
+        if behind or any(counts):
             other = self._photograph(rng)
         for k, (view, count) in enumerate(zip(views, counts, strict=True)):
             image = warped_view(photo, view, self.size, cv2.BORDER_REFLECT_101)

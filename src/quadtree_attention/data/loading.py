@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -64,7 +64,9 @@ class EpochSampler(DistributedSampler):
     Being a DistributedSampler it is left as it is by Lightning. ``first``: how many samples the next iteration leaves out.
     """
 
-    def __init__(self, dataset: Dataset, seed: int = 0, repeats: int = 1) -> None:
+    dataset: Augmented
+
+    def __init__(self, dataset: Augmented, seed: int = 0, repeats: int = 1) -> None:
         super().__init__(dataset, *processes(), shuffle=True, seed=seed, drop_last=True)
         self.first, self.repeats = 0, repeats
 
@@ -82,11 +84,20 @@ class Augmented(Dataset):
         self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]  # torch's Dataset declares no length
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
         with seeded(self.seed, *place):
             return self.dataset[place[1]]
+
+
+class ResumableSampler(Protocol):
+    """What `StreamLoader` needs to know of its sampler: the epoch, and how many samples the next iteration leaves out."""
+
+    epoch: int
+    first: int
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 class StreamLoader(DataLoader):
@@ -95,10 +106,12 @@ class StreamLoader(DataLoader):
     Its sampler has an ``epoch``, and leaves out the ``first`` samples of the next iteration.
     """
 
+    sampler: ResumableSampler
+    batch_size: int
     _done = 0  # batches of this epoch that were handed out
     _restored: int | None = None  # epoch that the sampler's ``first`` is of
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names a class of its own
         if self._restored is not None and self.sampler.epoch != self._restored:
             self.sampler.first = (
                 0  # the training stopped at the end of an epoch, which may come before that of the samples
@@ -121,8 +134,9 @@ class StreamLoader(DataLoader):
 
 def stream_loader(dataset: Dataset, batch_size: int, num_workers: int) -> StreamLoader:
     """Batches of an endless stream of samples, ``len(dataset)`` of them an epoch; a last one that is not full is left out."""
-    if len(dataset) < batch_size:
-        raise ValueError(f"length is {len(dataset)}, expected at least one batch of {batch_size}")
+    length = len(dataset)  # type: ignore[arg-type]  # torch's Dataset declares no length
+    if length < batch_size:
+        raise ValueError(f"length is {length}, expected at least one batch of {batch_size}")
     options = loader_options(batch_size, num_workers)
     return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **options)
 

@@ -101,7 +101,8 @@ def normalised(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     """``[H, W, 3]`` uint8 RGB to ``[3, H, W]`` float32, less the mean and over the deviation of each channel, of 0..1."""
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
-    return torch.from_numpy(image * np.float32(scale) + np.float32(shift)).permute(2, 0, 1).contiguous()
+    image = image * np.asarray(scale, np.float32) + np.asarray(shift, np.float32)
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
 def check_sides(long_side: int, short_side: int, divisor: int) -> None:
@@ -134,7 +135,8 @@ def seen(
     """An image ``[H, W, 3]`` uint8 as the network sees it, ``[3, h, w]``: brought to its `fitted_sizes`, bilinearly and without antialiasing as
     published, and normalised."""
     cv2 = require("cv2", "vision")
-    for size in fitted_sizes(*image.shape[:2], long_side, short_side, divisor):
+    height, width = image.shape[:2]
+    for size in fitted_sizes(height, width, long_side, short_side, divisor):
         if size != image.shape[:2]:
             image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     return normalised(image, mean, std)

@@ -31,8 +31,8 @@ def scannet1500(root: str | Path) -> list[PosePair]:
         raise ValueError(
             f"{index / 'test.npz'}: 'name' has shape {names.shape} of {names.dtype}, expected whole numbers [N, 4]: scene, sub-scene, two frames"
         )
-    first = "scene{:04d}_{:02d}/color/{}.jpg".format(*names[0][:3])
-    images = folder_with(root, ("", "scannet_test_1500", "data/scannet/test", "scans_test"), first)
+    one = "scene{:04d}_{:02d}/color/{}.jpg".format(*names[0][:3])
+    images = folder_with(root, ("", "scannet_test_1500", "data/scannet/test", "scans_test"), one)
     pairs = []
     for row, (scene, sub, *frames) in enumerate(names.tolist()):
         where, scene = f"{index / 'test.npz'}: pair {row}", f"scene{scene:04d}_{sub:02d}"

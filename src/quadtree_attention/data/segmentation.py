@@ -213,10 +213,10 @@ class _Augmentation:
         self.steps = steps
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:
-        image, mask = self.steps(
+        changed, labels = self.steps(
             tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(mask))
         )
-        return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
+        return changed.as_subclass(Tensor), labels.as_subclass(Tensor).long()
 
 
 class _Transformed(Dataset):

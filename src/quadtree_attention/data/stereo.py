@@ -142,7 +142,7 @@ def random_surfaces(
             outline = _outline(rng, min(size), rng.random() < scene.thin) + centre
         flat = rng.uniform(0.9, 1.0) if rng.random() < scene.flat else 0.0
         plane = np.array([*slope, depth - slope @ centre])
-        photo = photos[rng.integers(len(photos))]
+        photo = photos[int(rng.integers(len(photos)))]
         surfaces.append(_Surface(plane, outline, _texture(rng, photo.shape, size), photo, flat))
     return surfaces
 

@@ -174,6 +174,8 @@ class StereoSetData(LightningDataModule):
         seed, views: see `StereoSet`; of training.
     """
 
+    name: str  # Lightning's may be None
+
     def __init__(
         self,
         name: str,

@@ -46,8 +46,8 @@ def knows_backbone(name: str) -> bool:
     return ":" in name or _timm().is_model(name.partition(".")[0])
 
 
-def build_backbone(name: str, **options: Any) -> nn.Module:
-    """A network of timm's by name, with what is wrong said in one line."""
+def build_backbone(name: str, **options: Any) -> Any:
+    """A network of timm's by name, with what is wrong said in one line: an `nn.Module` that has what timm gives its models, such as feature_info."""
     timm = _timm()
     if not knows_backbone(name):
         ours = ", ".join(timm.list_models("quadtree*"))

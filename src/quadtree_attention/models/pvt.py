@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -18,6 +18,7 @@ from timm.models.pvt_v2 import MlpWithDepthwiseConv, OverlapPatchEmbed, PyramidV
 from torch import Tensor, nn
 
 from ..nn import QuadtreeAttention
+from ..ops.dispatch import Backend, Variant
 from ..ops.memory import is_plain
 from ..weights import convert_published, read_checkpoint
 from ..weights.registry import PRETRAINED, downloaded
@@ -39,7 +40,7 @@ class BlockAttention(QuadtreeAttention):
         super().__init__(dim, num_heads, **options)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, feat_size: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, feat_size: list[int]) -> Tensor:  # type: ignore[override]  # called as timm's
         """``[B, H*W, dim]`` and (H, W) to ``[B, H*W, dim]``."""
         return self.proj_drop(super().forward(x.unflatten(1, tuple(feat_size))).flatten(1, 2))
 
@@ -50,7 +51,7 @@ class Mlp(MlpWithDepthwiseConv):
     The hidden maps of the first stages are larger than the caches, and fetching fresh memory for them takes longer than the arithmetic.
     """
 
-    def forward(self, x: Tensor, feat_size: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, feat_size: list[int]) -> Tensor:
         """``[B, H*W, dim]`` and (H, W) to ``[B, H*W, dim]``."""
         height, width = feat_size
         row = width * self.fc1.out_features
@@ -109,6 +110,8 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
         ValueError: options that do not fit together.
     """
 
+    stages: Any  # an nn.Sequential of timm's PyramidVisionTransformerStage
+
     def __init__(
         self,
         *,
@@ -117,11 +120,11 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
         num_heads: Sequence[int] = (1, 2, 5, 8),
         levels: Sequence[int] = LEVELS,
         topk: int | Sequence[int] = 8,
-        variant: str = "b",
-        value_act: str = "gelu",
-        value: str | None = None,
+        variant: Variant = "b",
+        value_act: Literal["gelu", "relu"] = "gelu",
+        value: Literal["pool", "conv"] | None = None,
         lepe: bool | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
         qkv_bias: bool = True,
         **arguments: Any,
     ) -> None:
@@ -148,8 +151,8 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
             qkv_bias=qkv_bias,
             **arguments,
         )
-        factory = {key: arguments.get(key) for key in ("device", "dtype")}
-        self.patch_embed = PatchEmbed(7, 4, self.in_chans, embed_dims[0], **factory)
+        device, dtype = arguments.get("device"), arguments.get("dtype")
+        self.patch_embed = PatchEmbed(7, 4, self.in_chans, embed_dims[0], device=device, dtype=dtype)
         for stage, dim, heads, stage_levels in zip(self.stages, embed_dims, num_heads, levels, strict=True):
             for block in stage.blocks:
                 block.attn = BlockAttention(
@@ -164,7 +167,7 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
                     lepe=variant == "b" if lepe is None else lepe,
                     qkv_bias=qkv_bias,
                     backend=backend,
-                ).to(**factory)
+                ).to(device=device, dtype=dtype)
                 block.mlp.__class__ = Mlp  # the same parts, called otherwise
         self.patch_embed.apply(self._init_weights)
         self.stages.apply(self._init_weights)
@@ -219,7 +222,7 @@ def _create(name: str, pretrained: bool, /, **kwargs: Any) -> nn.Module:
     ):
         # Read here, since timm's reader refuses checkpoints that hold more than tensors.
         overlay["state_dict"] = read_checkpoint(cfg.file or downloaded(PRETRAINED[name]))
-    model = build_model_with_cfg(
+    model: Any = build_model_with_cfg(  # with features_only timm's wrapper, else a QuadtreeTransformer
         partial(
             QuadtreeTransformer, variant=kwargs.pop("variant", "b")
         ),  # timm's function has an argument of that name

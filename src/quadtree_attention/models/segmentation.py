@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from ..extras import require
 from .classifier import build_backbone
 
 STRIDES = (4, 8, 16, 32)
-NORMS = ("batch", "group")
+Norm = Literal["batch", "group"]
+NORMS = get_args(Norm)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SegmenterConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     neck_channels: int = 256
     head_channels: int = 128
-    norm: str = "batch"
+    norm: Norm = "batch"
     dropout: float = 0.1
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
@@ -129,7 +130,7 @@ class SemanticFPN(nn.Module):
 class SemanticHead(nn.Module):
     """Each map of the pyramid brought to 1/4 by 3x3 convolutions and doublings; their sum to logits by a 1x1 convolution."""
 
-    def __init__(self, in_channels: int, channels: int, classes: int, norm: str, dropout: float) -> None:
+    def __init__(self, in_channels: int, channels: int, classes: int, norm: Norm, dropout: float) -> None:
         super().__init__()
         layer = require("torchvision.ops", "classify").Conv2dNormActivation
         norm_layer = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 32)
@@ -147,7 +148,7 @@ class SemanticHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)
+        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]  # convolutions may lack one
 
     def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
         """Maps ``[B, C, H/s, W/s]`` to logits ``[B, classes, H/4, W/4]``; sides are rounded up, and doubled maps brought to the finest's size."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import quadtree_attention, token_pyramid
+from ..ops.dispatch import Backend, Variant
 from ..ops.tree import build_valid, from_tree, level_grids, stretch
 from .base import Attention
 
@@ -37,6 +39,10 @@ class QuadtreeAttention(Attention):
         ValueError: options that do not fit together.
     """
 
+    level_weights: nn.Parameter | None
+    lepe: Any  # an nn.ModuleList of one nn.Conv2d a level, or None
+    value_branches: Any  # an nn.ModuleList of one nn.Sequential a level but the last, or None
+
     def __init__(
         self,
         dim: int,
@@ -44,13 +50,13 @@ class QuadtreeAttention(Attention):
         *,
         levels: int = 3,
         topk: int | Sequence[int] = (32, 16),
-        variant: str = "b",
-        value: str = "pool",
-        value_act: str = "gelu",
+        variant: Variant = "b",
+        value: Literal["pool", "conv"] = "pool",
+        value_act: Literal["gelu", "relu"] = "gelu",
         lepe: bool = False,
         qkv_bias: bool = True,
         proj_bias: bool = True,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
         if levels < 1:
@@ -104,24 +110,27 @@ class QuadtreeAttention(Attention):
             )
         query, key, value = self.q_proj(x), self.k_proj(context), self.v_proj(context)
         weights = self.level_weights.softmax(0) if self.level_weights is not None else None
-        options = dict(
+        values: Tensor | list[Tensor]
+        if self.lepe is None and self.value == "pool":
+            values = self.heads(value)  # the operator averages them
+        else:
+            maps = self._value_pyramid(value, context_mask)
+            values = [self.heads(level).to(query.dtype) for level in maps]
+        out = quadtree_attention(
+            self.heads(query),
+            self.heads(key),
+            values,
             topk=self.topk,
+            levels=self.levels,
             variant=self.variant,
             level_weights=weights,
             query_mask=mask,
             key_mask=context_mask,
             backend=self.backend,
-        )
-        if self.lepe is None and self.value == "pool":
-            out = quadtree_attention(
-                self.heads(query), self.heads(key), self.heads(value), levels=self.levels, **options
-            )
-            return out.flatten(-2)
-        values = self._value_pyramid(value, context_mask)
-        out = quadtree_attention(
-            self.heads(query), self.heads(key), [self.heads(v).to(query.dtype) for v in values], **options
         ).flatten(-2)
-        return out if self.lepe is None else self._add_positions(out, values, weights)
+        if self.lepe is None or weights is None:  # variant "a", without weights, has no LePE
+            return out
+        return self._add_positions(out, maps, weights)
 
     def _value_pyramid(self, value: Tensor, mask: Tensor | None) -> list[Tensor]:
         """``levels`` maps ``[B, *grid_l, dim]``, coarse to fine, zero at invalid tokens."""
@@ -131,8 +140,8 @@ class QuadtreeAttention(Attention):
             return [level.flatten(-2) for level in token_pyramid(self.heads(value), self.levels, mask=mask)]
         grids = level_grids(value.shape[1:-1], self.levels)
         masks: list[Tensor | None] = [None] * self.levels
-        if mask is not None:
-            valid = build_valid(mask, grids, value.shape[0], value.device)
+        valid = None if mask is None else build_valid(mask, grids, value.shape[0], value.device)
+        if valid is not None:
             masks = [
                 from_tree(v[:, None, :, None], grids[0], level, grids[level])[..., 0, 0]
                 for level, v in enumerate(valid)
@@ -144,21 +153,23 @@ class QuadtreeAttention(Attention):
 
     def _add_positions(self, out: Tensor, values: list[Tensor], weights: Tensor) -> Tensor:
         """``out`` ``[B, H, W, dim]`` plus the weighted depthwise convolution of each level's values, copied to all descendants."""
-        total = None
-        for weight, conv, value in zip(weights, self.lepe, values, strict=True):
+        for level, (weight, conv, value) in enumerate(zip(weights, self.lepe, values, strict=True)):
             # The weight goes into the kernel: one pass over the map less.
             local = F.conv2d(
                 value.permute(0, 3, 1, 2), conv.weight * weight, conv.bias * weight, padding=1, groups=self.dim
             )
             local = local.permute(0, 2, 3, 1)
-            total = local if total is None else _add_to_children(total, local)
+            if level == 0:
+                total = local
+            else:
+                total = _add_to_children(total, local)
         return total + out
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, levels={self.levels}, topk={self.topk}, variant={self.variant!r}, value={self.value!r}"
 
 
-def _value_branch(branch: nn.Sequential, x: Tensor, fine_mask: Tensor | None, mask: Tensor | None) -> Tensor:
+def _value_branch(branch: Iterable[Any], x: Tensor, fine_mask: Tensor | None, mask: Tensor | None) -> Tensor:
     """One step of the conv pyramid, ``[B, C, H, W]`` to ``[B, C, ceil(H/2), ceil(W/2)]``; masked tokens take no part."""
     norm1, act1, down, norm2, act2, mix = branch
     x = _hide(act1(_group_norm(norm1, x, fine_mask)), fine_mask)

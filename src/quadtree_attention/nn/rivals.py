@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,19 +58,26 @@ class SpatialReductionAttention(Attention):
 
     def _reduce(self, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Means over the cells of the fixed grid, of valid tokens only: ``[B, *pooled, dim]`` and bool ``[B, *pooled]``."""
-        axes = context.dim() - 2
-        pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[axes - 1]
-        size = tuple(min(self.pool, n) for n in context.shape[1:-1])
+        size = [min(self.pool, n) for n in context.shape[1:-1]]
         x = context.movedim(-1, 1)
         if mask is None:
-            return pool(x, size if axes > 1 else size[0]).movedim(1, -1), None
+            return _pooled(x, size).movedim(1, -1), None
         weight = mask[:, None].to(x.dtype)
-        share = pool(weight, size if axes > 1 else size[0])
-        pooled = pool(x * weight, size if axes > 1 else size[0]) / share.clamp(min=1e-6)
+        share = _pooled(weight, size)
+        pooled = _pooled(x * weight, size) / share.clamp(min=1e-6)
         return pooled.movedim(1, -1), share[:, 0] > 0
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, pool={self.pool}"
+
+
+def _pooled(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Means of ``[B, C, *grid]`` over the cells of a grid of that size, of 1, 2 or 3 axes."""
+    if len(size) == 1:
+        return F.adaptive_avg_pool1d(x, size[0])
+    if len(size) == 2:
+        return F.adaptive_avg_pool2d(x, (size[0], size[1]))
+    return F.adaptive_avg_pool3d(x, (size[0], size[1], size[2]))
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:

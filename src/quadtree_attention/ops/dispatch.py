@@ -6,11 +6,20 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-BACKENDS = ("reference", "cpu", "cuda")
+from .tree import Tree
+
+Variant = Literal["a", "b"]
+Backend = Literal["reference", "cpu", "cuda"]
+Attend: TypeAlias = Callable[
+    [Tree, Tree, Tree, tuple[int, ...], Variant, Tensor | None], tuple[Tensor, list[Tensor]]
+]  # see reference.attend
+
+BACKENDS = get_args(Backend)
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 CUDA_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -58,7 +67,7 @@ def _cuda(query: Tensor, value: Tensor, keep: int) -> tuple[bool, str]:
     return True, ""
 
 
-def choose(backend: str | None, query: Tensor, value: Tensor, keep: int) -> Callable:
+def choose(backend: Backend | None, query: Tensor, value: Tensor, keep: int) -> Attend:
     """The ``attend`` function of the backend asked for, or of the best one for tensors like these.
 
     Raises:
@@ -70,7 +79,8 @@ def choose(backend: str | None, query: Tensor, value: Tensor, keep: int) -> Call
             raise ValueError(f"backend {backend!r} cannot be used: {reason}")
     else:
         backend = "reference"
-        best = {"cpu": "cpu", "cuda": "cuda"}.get(query.device.type)
+        by_device: dict[str, Backend] = {"cpu": "cpu", "cuda": "cuda"}
+        best = by_device.get(query.device.type)
         if best is not None:
             ok, reason = supports(best, query, value, keep)
             if ok:
@@ -78,12 +88,12 @@ def choose(backend: str | None, query: Tensor, value: Tensor, keep: int) -> Call
             elif not torch.compiler.is_exporting():
                 _warn_once(reason)
     if backend == "cpu":
-        from . import cpu as module
+        from .cpu import attend
     elif backend == "cuda":
-        from . import cuda as module
+        from .cuda import attend
     else:
-        from . import reference as module
-    return module.attend
+        from .reference import attend
+    return attend
 
 
 def _warn_once(reason: str) -> None:

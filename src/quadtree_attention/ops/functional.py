@@ -8,7 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from .dispatch import choose
+from .dispatch import Backend, Variant, choose
 from .tree import Tree, build_tree, build_valid, check_mask, from_tree, level_grids, row_major_index
 
 
@@ -20,11 +20,11 @@ def quadtree_attention(
     *,
     topk: int | Sequence[int],
     levels: int | None = None,
-    variant: str = "b",
+    variant: Variant = "b",
     level_weights: Tensor | None = None,
     query_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
     return_candidates: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -37,11 +37,11 @@ def quadtree_attention(
     *,
     topk: int | Sequence[int],
     levels: int | None = None,
-    variant: str = "b",
+    variant: Variant = "b",
     level_weights: Tensor | None = None,
     query_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
     return_candidates: Literal[True],
 ) -> tuple[Tensor, list[Tensor]]: ...
 
@@ -53,11 +53,11 @@ def quadtree_attention(
     *,
     topk: int | Sequence[int],
     levels: int | None = None,
-    variant: str = "b",
+    variant: Variant = "b",
     level_weights: Tensor | None = None,
     query_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
     return_candidates: bool = False,
 ) -> Tensor | tuple[Tensor, list[Tensor]]:
     """Attention whose cost grows linearly with the number of tokens (QuadTree Attention, Tang et al., ICLR 2022, section 3).
@@ -121,7 +121,13 @@ def _candidates(kept: Tensor, query: Tree, key: Tree, level: int) -> Tensor:
     return from_tree(kept, query.grids[0], level, query.grids[level])
 
 
-def _as_levels(query, key, value, levels, topk) -> tuple[list[Tensor], list[Tensor], list[Tensor], int]:
+def _as_levels(
+    query: Tensor | Sequence[Tensor],
+    key: Tensor | Sequence[Tensor],
+    value: Tensor | Sequence[Tensor],
+    levels: int | None,
+    topk: int | Sequence[int],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], int]:
     """Levels given of each, and how many there are to be; a single tensor is the finest level alone."""
     given = {"query": query, "key": key, "value": value}
     lists = {name: [x] if isinstance(x, Tensor) else list(x) for name, x in given.items()}
@@ -139,13 +145,13 @@ def _as_levels(query, key, value, levels, topk) -> tuple[list[Tensor], list[Tens
             levels = len(topk) + 1
         if levels < 1:
             raise ValueError(f"levels is {levels}, expected at least 1")
-        return *lists.values(), levels
+        return lists["query"], lists["key"], lists["value"], levels
     count = min(counts.values())
     if len(set(counts.values())) > 1 or not count:
         raise ValueError(f"got {counts} levels, expected the same number, at least one, for each sequence")
     if levels is not None and levels != count:
         raise ValueError(f"levels is {levels}, but {count} levels were given; leave levels out for sequences")
-    return *lists.values(), count
+    return lists["query"], lists["key"], lists["value"], count
 
 
 def _check_topk(topk: int | Sequence[int], levels: int) -> tuple[int, ...]:
@@ -160,7 +166,7 @@ def _check_topk(topk: int | Sequence[int], levels: int) -> tuple[int, ...]:
     return topk
 
 
-def _check_weights(level_weights: Tensor | None, levels: int, variant: str) -> None:
+def _check_weights(level_weights: Tensor | None, levels: int, variant: Variant) -> None:
     if level_weights is None:
         return
     if variant == "a":
@@ -202,7 +208,14 @@ def _check_pyramid(name: str, pyramid: list[Tensor], levels: int) -> list[tuple[
     return grids
 
 
-def _check_together(queries, keys, values, query_grids, key_grids, value_grids) -> None:
+def _check_together(
+    queries: list[Tensor],
+    keys: list[Tensor],
+    values: list[Tensor],
+    query_grids: list[tuple[int, ...]],
+    key_grids: list[tuple[int, ...]],
+    value_grids: list[tuple[int, ...]],
+) -> None:
     query, key, value = queries[-1], keys[-1], values[-1]
     if key_grids != value_grids:
         raise ValueError(f"value has grid {value_grids[-1]}, expected the key's, {key_grids[-1]}")

@@ -30,26 +30,24 @@ def attend(
     levels, children = len(query.tokens), query.children
     dtype = query.tokens[-1].dtype
     work = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    out: Tensor | None = None
-    kept: Tensor | None = None
-    share: Tensor | None = None
     candidates = []
+    keep: int | torch.SymInt = 0
     for level in range(levels):
         q, k, v = (tree.tokens[level].to(work) for tree in (query, key, value))  # [B, heads, N, dim]
         q = q * (1 / math.sqrt(q.shape[-1]))
         k_valid = key.valid[level] if key.valid is not None else None
-        keep = (
-            torch.sym_min(topk[level], children * kept.shape[-1] if kept is not None else k.shape[2])
-            if level < levels - 1
-            else 0
-        )
-        if kept is None:
+        found = k.shape[2] if level == 0 else children * keep
+        keep = torch.sym_min(topk[level], found) if level < levels - 1 else 0
+        if level == 0:
             message, kept, share = _root_level(q, k, v, k_valid, keep, variant)
         else:
             message, kept, share = _fine_level(q, k, v, k_valid, keep, variant, children, kept, share)
         if level_weights is not None:
             message = message * level_weights[level].to(work)
-        out = message if out is None else message + out.repeat_interleave(children, 2)
+        if level == 0:
+            out = message
+        else:
+            out = message + out.repeat_interleave(children, 2)
         if level < levels - 1:
             candidates.append(kept)
     if query.valid is not None:
@@ -60,7 +58,7 @@ def attend(
 
 
 def _root_level(
-    q: Tensor, k: Tensor, v: Tensor, k_valid: Tensor | None, keep: int, variant: str
+    q: Tensor, k: Tensor, v: Tensor, k_valid: Tensor | None, keep: int | torch.SymInt, variant: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Every query attends to every key. Returns message ``[B, H, N, dim_v]``, kept keys and their scores ``[B, H, N, keep]``."""
 
@@ -83,7 +81,7 @@ def _fine_level(
     k: Tensor,
     v: Tensor,
     k_valid: Tensor | None,
-    keep: int,
+    keep: int | torch.SymInt,
     variant: str,
     children: int,
     kept: Tensor,
@@ -129,13 +127,16 @@ def _fine_level(
         return score @ gathered_v, token, chosen_share
 
     per_parent = batch * heads * kept.shape[-1] * children * (dim + v.shape[-1] + children)
-    outputs = _in_blocks(block, (q, kept, share), (k_rows, v_rows), per_parent)
-    return tuple(x.flatten(2, 3) for x in outputs)
+    message, kept, share = _in_blocks(block, (q, kept, share), (k_rows, v_rows), per_parent)
+    return message.flatten(2, 3), kept.flatten(2, 3), share.flatten(2, 3)
 
 
 def _in_blocks(
-    block: Callable, sliced: tuple[Tensor, ...], whole: tuple[Tensor, ...], numbers_per_row: int
-) -> tuple[Tensor, ...]:
+    block: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    sliced: tuple[Tensor, ...],
+    whole: tuple[Tensor, ...],
+    numbers_per_row: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``block(*sliced, *whole)`` over slices of dim 2 and concatenate; exporting takes one slice, so that sizes stay free."""
     if torch.compiler.is_exporting() or sliced[0].is_meta:  # what has no values needs no memory
         return block(*sliced, *whole)
@@ -151,7 +152,8 @@ def _in_blocks(
             parts.append(checkpoint(block, *slices, *whole, use_reentrant=False, preserve_rng_state=False))
         else:
             parts.append(block(*slices, *whole))
-    return tuple(torch.cat(column, 2) for column in zip(*parts, strict=True))
+    message, kept, share = (torch.cat(column, 2) for column in zip(*parts, strict=True))
+    return message, kept, share
 
 
 def _softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
@@ -162,7 +164,7 @@ def _softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
     return logits.masked_fill(~valid, lowest).softmax(-1) * valid
 
 
-def _select(scores: Tensor, valid: Tensor | None, keep: int) -> Tensor:
+def _select(scores: Tensor, valid: Tensor | None, keep: int | torch.SymInt) -> Tensor:
     """Places of the ``keep`` highest valid scores of the last axis, best first, ties to the lower place; -1 where there are fewer."""
     scores = scores.detach()
     if valid is not None:
@@ -183,7 +185,7 @@ def _select(scores: Tensor, valid: Tensor | None, keep: int) -> Tensor:
     return torch.where(value > -torch.inf, place, -1) if valid is not None else place
 
 
-def _top(scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+def _top(scores: Tensor, keep: int | torch.SymInt) -> tuple[Tensor, Tensor]:
     """The first ``keep`` of a stable descending sort, by torch.topk, whose order among equals is arbitrary."""
     if keep == 0:
         return scores[..., :0], torch.empty(*scores.shape[:-1], 0, dtype=torch.int64, device=scores.device)

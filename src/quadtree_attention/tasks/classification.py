@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
@@ -132,7 +133,7 @@ class ClassificationTask(LightningModule):
         config = ClassifierConfig(self.hparams["model"], names, self.hparams["options"] or {}, **preprocessing)
         checkpoint["classifier"] = asdict(config)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of `timm_cosine`."""
         h = self.hparams
         levels = level_weights(self.model)

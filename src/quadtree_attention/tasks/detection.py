@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from ..data.detection import Target
@@ -36,6 +37,8 @@ class DetectionTask(LightningModule):
     Raises:
         ValueError: options that do not fit, or weights that do not.
     """
+
+    scores: Any  # an nn.ModuleDict of torchmetrics' MeanAveragePrecision by kind
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class DetectionTask(LightningModule):
         """With its configuration a checkpoint is all that quadtree detect and quadtree convert need."""
         checkpoint["detector"] = asdict(self.config)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of ``schedule``."""
         h = self.hparams
         learnt = [p for p in self.model.parameters() if p.requires_grad]

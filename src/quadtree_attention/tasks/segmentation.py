@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -16,7 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from ..data.ade20k import IGNORE
 from ..data.loading import processes
 from ..models.classifier import level_weights
-from ..models.segmentation import SegmenterConfig
+from ..models.segmentation import Norm, SegmenterConfig
 from ..weights.segmentation import load_weights
 from .optimization import polynomial
 
@@ -50,7 +51,7 @@ class SegmentationTask(LightningModule):
         options: dict[str, Any] | None = None,
         neck_channels: int = 256,
         head_channels: int = 128,
-        norm: str = "batch",
+        norm: Norm = "batch",
         dropout: float = 0.1,
         init_from: str | None = None,
         learning_rate: float = 6e-5,
@@ -129,7 +130,7 @@ class SegmentationTask(LightningModule):
             config |= {"labels": data.class_names(), **data.preprocessing}
         checkpoint["segmenter"] = config
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of `polynomial`."""
         h = self.hparams
         levels = {id(p) for p in level_weights(self.model)}

@@ -77,7 +77,7 @@ class ColmapScene(Dataset):
                 shared = np.random.default_rng(number).permutation(shared)[: self.points]
             for part, view in zip(parts, views, strict=True):
                 part["points"] = self._points(view, shared, part["K"].numpy().astype(np.float64))
-        return joined(*parts, views[1].pose @ np.linalg.inv(views[0].pose))
+        return joined(parts[0], parts[1], views[1].pose @ np.linalg.inv(views[0].pose))
 
     def _depth_file(self, view: View) -> Path:
         return self.root / "stereo" / "depth_maps" / f"{view.name}.geometric.bin"

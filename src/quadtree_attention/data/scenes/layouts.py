@@ -43,7 +43,7 @@ class ScanNetScene(Dataset):
         poses: str | Path | None = None,
         size: Size = (640, 480),
     ) -> None:
-        self.root, self.poses, self.size = Path(root), Path(poses or root), tuple(size)
+        self.root, self.poses, self.size = Path(root), Path(poses or root), (size[0], size[1])
         self.intrinsics = intrinsics if isinstance(intrinsics, Mapping) else read_arrays(intrinsics)
         arrays = read_arrays(index)
         names = np.asarray(entry(arrays, "name", index))
@@ -63,8 +63,8 @@ class ScanNetScene(Dataset):
         return len(self.names)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        scene, sub, *frames = self.names[number].tolist()
-        scene = f"scene{scene:04d}_{sub:02d}"
+        main, sub, *frames = self.names[number].tolist()
+        scene = f"scene{main:04d}_{sub:02d}"
         K = camera_matrix(entry(self.intrinsics, scene, "intrinsics"), f"intrinsics: {scene}")
         parts, poses = [], []
         for frame in frames:
@@ -72,7 +72,7 @@ class ScanNetScene(Dataset):
             image = self.root / scene / "color" / f"{frame}.jpg"
             parts.append(posed_image(image, K, (640, 480), self.size, depth=depth))
             poses.append(read_pose(self.poses / scene / "pose" / f"{frame}.txt"))
-        return joined(*parts, np.linalg.inv(poses[1]) @ poses[0])
+        return joined(parts[0], parts[1], np.linalg.inv(poses[1]) @ poses[0])
 
 
 class MegaDepthScene(Dataset):
@@ -121,14 +121,14 @@ class MegaDepthScene(Dataset):
         parts = []
         for k in pair:
             depth = _checked_depth(_read_h5, self.root / str(self.depths[k]))
-            stored = depth.shape[::-1]  # depth maps are as large as the images
+            stored = (depth.shape[1], depth.shape[0])  # depth maps are as large as the images
             size = with_long_side(stored, self.longest, self.multiple)
             side = self.longest // self.multiple * self.multiple if self.pad else None
             K = camera_matrix(self.intrinsics[k], f"{self.index}: entry {k} of 'intrinsics'")
             K[:2, 2] -= 0.5
             parts.append(posed_image(self._image(k), K, stored, size, side, depth))
         world = [pose_matrix(self.camera[k], f"{self.index}: entry {k} of 'poses'") for k in pair]
-        return joined(*parts, world[1] @ np.linalg.inv(world[0]))
+        return joined(parts[0], parts[1], world[1] @ np.linalg.inv(world[0]))
 
     def _image(self, k: int) -> Path:
         undistorted = self.root / str(self.images[k])

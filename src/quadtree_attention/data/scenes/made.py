@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -94,10 +94,11 @@ class SceneMaker:
         width, length, height = extent
         if rng.random() < 2 / 3:
             parts = _box(rng, extent[:2] / 2, 0.0, extent, wall)
-            corner, across, down = (0, 0, 0), (width, 0, 0), (0, length, 0)
+            floor = [[0, 0, 0], [width, 0, 0], [0, length, 0]]
         else:
             parts = []
-            corner, across, down = (-width, -length, 0), (3 * width, 0, 0), (0, 3 * length, 0)
+            floor = [[-width, -length, 0], [3 * width, 0, 0], [0, 3 * length, 0]]
+        corner, across, down = np.array(floor, np.float64)
         parts.append(_rectangle(rng, corner, across, down, wall))
         for _ in range(rng.integers(3, 9)):
             size = rng.uniform([0.3, 0.3, 0.3], [1.5, 1.5, 0.7 * height])
@@ -120,16 +121,16 @@ def random_cameras(
     motion = motion or Motion()
     least, most = motion.overlap
     height, width = size
-    small = tuple(max(1, round(side * _COARSE / max(size))) for side in size)
-    shrink = np.diag([small[1] / width, small[0] / height, 1.0])
-    shrink[:2, 2] = [(small[1] / width - 1) / 2, (small[0] / height - 1) / 2]
+    rows, columns = (max(1, round(side * _COARSE / max(size))) for side in size)
+    shrink = np.diag([columns / width, rows / height, 1.0])
+    shrink[:2, 2] = [(columns / width - 1) / 2, (rows / height - 1) / 2]
     for _ in range(_TRIES):
         focal = width / rng.uniform(*motion.field)
         K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
         first = rng.uniform([0.1, 0.1, 0.2], [0.9, 0.9, 0.8]) * place.extent
         target = rng.uniform([0, 0, 0], [1, 1, 0.9]) * place.extent
         pose0 = _camera(rng, first, target, motion)
-        depth0 = place.scene.depth(shrink @ K, pose0, small)
+        depth0 = place.scene.depth(shrink @ K, pose0, (rows, columns))
         if (depth0 > 0).mean() < 0.6 or depth0[depth0 > 0].min() < _CLOSE:
             continue
         reach = float(np.median(depth0[depth0 > 0]))
@@ -140,7 +141,7 @@ def random_cameras(
             if not ((second > 0.05 * place.extent) & (second < 0.95 * place.extent)).all():
                 continue
             pose1 = _camera(rng, second, ahead + rng.uniform(-1, 1, 3) * motion.turn * reach, motion)
-            depth1 = place.scene.depth(shrink @ K, pose1, small)
+            depth1 = place.scene.depth(shrink @ K, pose1, (rows, columns))
             if not (depth1 > 0).any() or depth1[depth1 > 0].min() < _CLOSE:
                 continue
             share = overlap(depth0, depth1, shrink @ K, pose1 @ np.linalg.inv(pose0))
@@ -228,7 +229,8 @@ class MadeScenes(SeededDataset):
             self._last = number, self.scenes(number)
         place = self._last[1]
         cameras = random_cameras(rng, place, self.size, self.motion)
-        return (cameras, *(place.scene.render(cameras.K, pose, self.size) for pose in (cameras.pose0, cameras.pose1)))
+        view0, view1 = (place.scene.render(cameras.K, pose, self.size) for pose in (cameras.pose0, cameras.pose1))
+        return cameras, view0, view1
 
 
 class MadeScenesData(SeededData):
@@ -263,8 +265,9 @@ class MadeScenesData(SeededData):
         super().__init__(batch_size, num_workers)
         self.train_folder, self.val_folder = train_folder, val_folder
         self.length, self.val_length, self.seed, self.homographies = length, val_length, seed, homographies
-        self.options = {"motion": motion, "appearance": appearance, "difficulty": difficulty, "pairs": pairs}
-        self.options["size"] = size
+        self.options: dict[str, Any] = dict(
+            size=size, motion=motion, appearance=appearance, difficulty=difficulty, pairs=pairs
+        )
 
     def dataset(self, training: bool) -> MadeScenes:
         """The pairs of training or of validation."""
@@ -305,11 +308,12 @@ def _camera(rng: np.random.Generator, position: np.ndarray, target: np.ndarray, 
 def _rectangle(
     rng: np.random.Generator, corner: np.ndarray, across: np.ndarray, down: np.ndarray, texture: Texture
 ) -> Rectangle:
-    corner, across, down = (np.asarray(vector, np.float64) for vector in (corner, across, down))
     return Rectangle(corner, across, down, texture(256), rng.uniform(0.6, 1.1))
 
 
-def _box(rng: np.random.Generator, middle: np.ndarray, yaw: float, size: np.ndarray, texture: Texture) -> list:
+def _box(
+    rng: np.random.Generator, middle: np.ndarray, yaw: float, size: np.ndarray, texture: Texture
+) -> list[Rectangle]:
     """Four sides and the top of a box that stands on the floor."""
     cosine, sine = np.cos(yaw), np.sin(yaw)
     x, y = np.array([cosine, sine, 0]) * size[0], np.array([-sine, cosine, 0]) * size[1]

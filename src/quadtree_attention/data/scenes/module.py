@@ -27,6 +27,7 @@ class SceneSampler(DistributedSampler):
     def __init__(self, dataset: ConcatDataset, per_scene: int, seed: int = 0) -> None:
         super().__init__(dataset, *processes(), shuffle=True, seed=seed)
         self.per_scene, self.first = per_scene, 0
+        self.ends = dataset.cumulative_sizes
         self.num_samples = per_scene * len(dataset.datasets)
 
     def __len__(self) -> int:
@@ -34,8 +35,8 @@ class SceneSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch, self.rank])
-        ends = self.dataset.cumulative_sizes
-        drawn = [rng.integers(begin, end, self.per_scene) for begin, end in zip([0, *ends], ends, strict=False)]
+        starts = [0, *self.ends]
+        drawn = [rng.integers(begin, end, self.per_scene) for begin, end in zip(starts, self.ends, strict=False)]
         numbers = rng.permutation(np.concatenate(drawn)).tolist()
         first, self.first = self.first, 0
         return iter(numbers[first:])
@@ -69,7 +70,7 @@ class ScenesData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """``per_scene`` pairs an epoch of each of this device's scenes."""
         names = scenes_of_device(self.scenes(True), *processes(), self.seed)
-        dataset = ConcatDataset([self.scene(name, True) for name in names])
+        dataset: ConcatDataset = ConcatDataset([self.scene(name, True) for name in names])
         sampler = SceneSampler(dataset, self.per_scene, self.seed)
         if len(sampler) < self.batch_size:
             raise ValueError(
@@ -81,7 +82,7 @@ class ScenesData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """All pairs of the scenes of validation, one at a time, in their order; over several devices they are dealt out."""
-        dataset = ConcatDataset([self.scene(name, False) for name in self.scenes(False)])
+        dataset: ConcatDataset = ConcatDataset([self.scene(name, False) for name in self.scenes(False)])
         return DataLoader(dataset, **loader_options(1, self.num_workers))
 
     test_dataloader = val_dataloader
@@ -157,9 +158,10 @@ class ScanNetData(ScenesData):
     def scene(self, name: str, training: bool) -> Dataset:
         """The pairs of one."""
         split = self.train if training else self.val
-        if split.intrinsics not in self._intrinsics:
-            self._intrinsics[split.intrinsics] = read_arrays(split.intrinsics)
-        intrinsics = self._intrinsics[split.intrinsics]
+        file = str(split.intrinsics)
+        if file not in self._intrinsics:
+            self._intrinsics[file] = read_arrays(file)
+        intrinsics = self._intrinsics[file]
         return ScanNetScene(split.root, split.file(name), intrinsics, split.min_overlap, split.poses, self.size)
 
 
@@ -229,8 +231,9 @@ class ColmapData(ScenesData):
     ) -> None:
         super().__init__(batch_size, per_scene, num_workers, seed)
         self.train, self.val = train, val
-        self.options = {"min_overlap": min_overlap, "max_overlap": max_overlap, "longest": longest}
-        self.options |= {"multiple": multiple, "points": points}
+        self.options: dict[str, Any] = dict(
+            min_overlap=min_overlap, max_overlap=max_overlap, longest=longest, multiple=multiple, points=points
+        )
 
     def scenes(self, training: bool) -> list[str]:
         """Names of the scenes of training or of validation."""

@@ -141,7 +141,9 @@ def write_colmap(
     rng = np.random.default_rng([maker.seed, 3, scene])
     for sub in ("images", "sparse", "stereo/depth_maps") if dense else ("images", "sparse"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
-    cameras, images, model = [], [], []
+    cameras: list[str] = []
+    images: list[str] = []
+    model: list[str] = []
     for k, shot in enumerate(shots(maker, scene, pairs, size)):
         K = shot.cameras.K
         seen: tuple[list, list] = ([], [])

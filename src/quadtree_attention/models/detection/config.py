@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ...extras import require
 
 if TYPE_CHECKING:
     from torch import nn
 
-DETECTORS = ("retinanet", "mask_rcnn")
+Detector = Literal["retinanet", "mask_rcnn"]
+DETECTORS = get_args(Detector)
 BACKBONES = (
     *(f"quadtree_b{n}" for n in range(5)),
     *(f"pvt_v2_b{n}" for n in range(6)),
@@ -35,7 +36,7 @@ class DetectorConfig:
     (RGB), in 0..1; score_threshold, nms_threshold, max_detections: of results; candidates: anchors kept a level before suppression.
     """
 
-    detector: Literal["retinanet", "mask_rcnn"]
+    detector: Detector
     backbone: str
     labels: Sequence[str]
     category_ids: Sequence[int] | None = None
@@ -108,7 +109,8 @@ def detector(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig
     if match is None:
         names = ", ".join(f"{kind}_{BACKBONES[0]}" for kind in DETECTORS)
         raise ValueError(f"unknown detector {name!r}, expected for example {names}; backbones: {', '.join(BACKBONES)}")
-    kind, backbone = match.groups()
+    kind: Detector = "retinanet" if match[1] == "retinanet" else "mask_rcnn"
+    backbone = match[2]
     options: dict[str, Any] = {}
     if backbone.startswith(("quadtree_", "pvt_v2_")):
         options["drop_path_rate"] = 0.1

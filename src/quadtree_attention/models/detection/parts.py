@@ -31,12 +31,11 @@ class ExtraLevels(ExtraFPNBlock):
 
     def __init__(self, in_channels: int, out_channels: int, levels: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(out_channels if level else in_channels, out_channels, 3, 2, 1) for level in range(levels)
-        )
-        for conv in self.convs:
+        convs = [nn.Conv2d(out_channels if level else in_channels, out_channels, 3, 2, 1) for level in range(levels)]
+        for conv in convs:
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # convolutions may lack one
+        self.convs = nn.ModuleList(convs)
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         x = c[-1]
@@ -161,7 +160,8 @@ class Preparation(GeneralizedRCNNTransform):
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         if self.training:
             return image, target
-        size = scaled_size(tuple(image.shape[-2:]), self.min_size[0], self.max_size)
+        height, width = image.shape[-2:]
+        size = scaled_size((height, width), self.min_size[0], self.max_size)
         return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0], target
 
     def postprocess(

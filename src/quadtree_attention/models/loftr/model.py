@@ -145,10 +145,12 @@ class LoFTR(nn.Module):
 
     def select(self, confidence: Tensor, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Image in the batch, cell of image 0, cell of image 1, confidence, each ``[M]``; see `select_matches`."""
+        _, height0, width0, _ = features.coarse0.shape
+        _, height1, width1, _ = features.coarse1.shape
         return select_matches(
             confidence,
-            tuple(features.coarse0.shape[1:3]),
-            tuple(features.coarse1.shape[1:3]),
+            (height0, width0),
+            (height1, width1),
             threshold=self.config.threshold,
             border=self.config.border,
             mask0=features.mask0,

@@ -81,7 +81,7 @@ class ConvMlp(nn.Module):
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.fc2 = nn.Linear(hidden, dim)
         nn.init.normal_(self.dwconv.weight, std=math.sqrt(2 / 9))
-        nn.init.zeros_(self.dwconv.bias)
+        nn.init.zeros_(self.dwconv.bias)  # type: ignore[arg-type]  # convolutions may lack one
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[B, H, W, dim]`` to the same; ``mask`` bool ``[B, H, W]``: invalid tokens are as those beyond the edge."""
@@ -153,7 +153,12 @@ def _attention(config: LoFTRConfig, *, proj_bias: bool) -> nn.Module:
         return FullAttention(dim, heads, qkv_bias=False, proj_bias=proj_bias)
     if config.attention == "sr":
         return SpatialReductionAttention(dim, heads, pool=config.sr_pool, qkv_bias=False, proj_bias=proj_bias)
-    variant = config.attention.removeprefix("quadtree_")
     return QuadtreeAttention(
-        dim, heads, levels=config.levels, topk=config.topk, variant=variant, qkv_bias=False, proj_bias=proj_bias
+        dim,
+        heads,
+        levels=config.levels,
+        topk=config.topk,
+        variant="a" if config.attention == "quadtree_a" else "b",
+        qkv_bias=False,
+        proj_bias=proj_bias,
     )

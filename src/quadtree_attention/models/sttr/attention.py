@@ -94,6 +94,6 @@ class RowAttention(RowProjections):
             keys,
             values,
             topk=config.topk,
-            variant=config.attention.removeprefix("quadtree_"),
+            variant="a" if config.attention == "quadtree_a" else "b",
             level_weights=None if self.level_weights is None else self.level_weights.softmax(0),
         )

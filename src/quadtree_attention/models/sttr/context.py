@@ -32,8 +32,8 @@ class ContextAdjustment(nn.Module):
             for _ in range(config.context_blocks)
         )
         self.leave = nn.Conv2d(dim, 1, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)  # starts from the disparity as it comes
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():  # starts from the disparity as it comes
+            nn.init.zeros_(parameter)
         self.occlusion = nn.Sequential(
             weight_norm(nn.Conv2d(4, dim, 3, padding=1)),
             nn.ReLU(inplace=True),

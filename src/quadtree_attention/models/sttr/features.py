@@ -20,6 +20,9 @@ class Features(nn.Module):
     image comes with mean 0 and deviation 1, so that they do not depend on exposure.
     """
 
+    up3: Up | None
+    fine: nn.Sequential | None
+
     def __init__(self, config: STTRConfig) -> None:
         super().__init__()
         stem, (dim1, dim2), blocks = config.stem_dims, config.stage_dims, config.blocks_per_stage
@@ -57,7 +60,7 @@ class Features(nn.Module):
         x = self.dense2(self.up1(x, eighth))
         x = self.dense3(self.up2(x, quarter))
         half = half[..., : -(-height // 2), : -(-width // 2)]
-        if self.fine is None:
+        if self.up3 is None or self.fine is None:
             return x[..., : -(-height // 4), : -(-width // 4)], half
         return self.fine(self.up3(x, image))[..., :height, :width], half
 

@@ -66,19 +66,19 @@ class FineMatching(nn.Module):
             for dilation in (2, 4)
         )
         self.leave = nn.Conv2d(dim, offsets, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)  # starts from how alike the features are
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():  # starts from how alike the features are
+            nn.init.zeros_(parameter)
         self.sharpness = nn.Parameter(torch.tensor(10.0))
 
     def forward(self, half: Tensor, tokens: Tensor, raw: Tensor, confidence: Tensor) -> Fine:
         """Args: features at 1/2 ``[2 B, C, H / 2, W / 2]`` and at 1/4 ``[2 B, dim, H / 4, W / 4]``, of left images, then of right ones;
         disparity in pixels and confidence of tokens, ``[B, h, w]``."""
-        size = tuple(half.shape[-2:])
+        height, width = half.shape[-2:]
         coarse = F.interpolate(self.coarse(tokens), scale_factor=2, mode="bilinear", align_corners=False)
-        features = self.features(torch.cat([half, coarse[..., : size[0], : size[1]]], 1))
-        start = hypotheses(raw, size, self.stride)
+        features = self.features(torch.cat([half, coarse[..., :height, :width]], 1))
+        start = hypotheses(raw, (height, width), self.stride)
         alike = similarities(features, start / CELL, self.reach)  # [B, 3, offsets, GROUPS, H / 2, W / 2]
-        sure = spread(confidence.detach(), size, self.stride // CELL, edge=1.0)[:, None]
+        sure = spread(confidence.detach(), (height, width), self.stride // CELL, edge=1.0)[:, None]
         apart = ((start[:, 1:] - start[:, :1]) / 8).clamp(-2, 2)
         x = torch.cat([alike.flatten(1, 3).to(features.dtype), features.chunk(2)[0], apart, sure], 1)
         x = self.enter(x)
@@ -116,11 +116,11 @@ def similarities(features: Tensor, disparity: Tensor, reach: int) -> Tensor:
     fraction = (place - before)[:, :, None, None]
     row = torch.arange(batch * height, device=disparity.device).view(batch, 1, height, 1) * width
     rows = right.reshape(batch * height * width, GROUPS, -1)
-    at = []
+    found = []
     for step in range(reach + 1, -reach - 1, -1):  # of the right place: from the least disparity to the greatest
         column = before.long() + step
         inside = (column >= 0) & (column < width)
-        found = rows[(row + column.clamp(0, width - 1)).flatten()].view(batch, count, height, width, GROUPS, -1)
-        at.append(((found * left[:, None]).sum(-1) * inside[..., None]).permute(0, 1, 4, 2, 3))
-    at = torch.stack(at, 2)  # [B, K, 2 reach + 2, GROUPS, H, W]
+        there = rows[(row + column.clamp(0, width - 1)).flatten()].view(batch, count, height, width, GROUPS, -1)
+        found.append(((there * left[:, None]).sum(-1) * inside[..., None]).permute(0, 1, 4, 2, 3))
+    at = torch.stack(found, 2)  # [B, K, 2 reach + 2, GROUPS, H, W]
     return at[:, :, 1:] * (1 - fraction) + at[:, :, :-1] * fraction

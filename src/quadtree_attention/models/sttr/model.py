@@ -68,7 +68,7 @@ class STTR(nn.Module):
         scores = self.transformer(*tokens)
         shares = optimal_transport(scores, self.dustbin, self.config.sinkhorn_iterations)
         found = regress(shares[..., :-1, :-1].exp())
-        left, stride, size = self._normalised(left), self.config.stride, tuple(left.shape[-2:])
+        left, stride, size = self._normalised(left), self.config.stride, (left.shape[-2], left.shape[-1])
         raw = found.disparity * stride
         fine = None if self.fine is None else self.fine(*maps, raw, found.confidence)
         disparity = spread(raw, size, stride, stride / 4) if fine is None else spread(fine.best(), size, CELL, EDGE)
@@ -93,7 +93,8 @@ class STTR(nn.Module):
             if self.fine is not None:
                 maps.append((half, features))
             del features, half
-        return torch.cat(tokens).chunk(2), tuple(torch.cat(both) for both in zip(*maps, strict=True))
+        left_tokens, right_tokens = torch.cat(tokens).chunk(2)
+        return (left_tokens, right_tokens), tuple(torch.cat(both) for both in zip(*maps, strict=True))
 
     def _normalised(self, image: Tensor) -> Tensor:
         """Mean 0 and deviation 1 of each image by itself, over all channels."""

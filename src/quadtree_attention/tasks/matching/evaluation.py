@@ -270,7 +270,8 @@ def run(
     }
     settings |= {"max_size": max_size} | ({"seed": seed or 0} if layout == "synthetic" else {})
     settings |= {"topk": None if topk is None else list(topk), "padding": padding, "align": align}
-    judge, names = PROTOCOLS[protocol].judge, ()
+    judge = PROTOCOLS[protocol].judge
+    names: tuple[str, ...] = ()
     if protocol == "pose":
         names = pose_estimators(estimators)
         judge, settings["estimators"] = partial(judge, estimators=names), list(names)

@@ -166,7 +166,7 @@ def _split(
         confidence = confidence * (valid0[:, :, None] & valid1[:, None, :])
         keep = valid0[b, i] & valid1[b, j]
         b, i, j = b[keep], i[keep], j[keep]
-        count = (valid0.sum(1) * valid1.sum(1)).sum() - len(b)
+        count: Tensor | int = (valid0.sum(1) * valid1.sum(1)).sum() - len(b)
     else:
         count = confidence.numel() - len(b)
     positive = confidence[b, i, j].clamp(floor, _BELOW_ONE)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.aggregation import CatMetric, MeanMetric
 
@@ -144,7 +145,7 @@ class MatchingTask(LightningModule):
         seed: of the matches drawn for refinement.
         """
         images = [batch[key].contiguous(memory_format=self._layout) for key in ("image0", "image1")]
-        features = self.model.encode(*images, batch.get("mask0"), batch.get("mask1"))
+        features = self.model.encode(images[0], images[1], batch.get("mask0"), batch.get("mask1"))
         masks = {"mask0": features.mask0, "mask1": features.mask1}
         assignment = self.model.assignment(features)
         confidence = self.model.without_dustbins(assignment)
@@ -243,7 +244,7 @@ class MatchingTask(LightningModule):
         """With its configuration a checkpoint is all that quadtree match and quadtree convert need."""
         checkpoint["config"] = asdict(self.model.config)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of ``schedule``."""
         groups = decaying(self.parameters(), self.hparams["weight_decay"], self.hparams["decay_vectors"])
         highest = self.hparams["learning_rate"] * self._scaling()
@@ -291,19 +292,17 @@ class MatchingTask(LightningModule):
 
     def _truth(self, batch: dict[str, Tensor], masks: dict[str, Tensor | None]) -> Supervision:
         """What is true of a batch, by what it holds."""
-        window = self.model.config.fine_window
+        window, mask0, mask1 = self.model.config.fine_window, masks["mask0"], masks["mask1"]
         if "homography" in batch:
-            return homography_supervision(
-                batch["homography"], batch["visible0"], batch["visible1"], window=window, **masks
-            )
-        cameras = [batch[key] for key in ("K0", "K1", "T_0to1")]
+            visible = batch["visible0"], batch["visible1"]
+            return homography_supervision(batch["homography"], *visible, window=window, mask0=mask0, mask1=mask1)
+        K0, K1, T_0to1 = (batch[key] for key in ("K0", "K1", "T_0to1"))
         if "points0" in batch:
-            sizes = [tuple(batch[key].shape[-2:]) for key in ("image0", "image1")]
-            return point_supervision(batch["points0"], batch["points1"], *cameras, *sizes, window=window, **masks)
-        tolerance = self.hparams["depth_tolerance"]
-        return depth_supervision(
-            batch["depth0"], batch["depth1"], *cameras, window=window, tolerance=tolerance, **masks
-        )
+            size0, size1 = ((image.shape[-2], image.shape[-1]) for image in (batch["image0"], batch["image1"]))
+            points = batch["points0"], batch["points1"]
+            return point_supervision(*points, K0, K1, T_0to1, size0, size1, window=window, mask0=mask0, mask1=mask1)
+        depths, tolerance = (batch["depth0"], batch["depth1"]), self.hparams["depth_tolerance"]
+        return depth_supervision(*depths, K0, K1, T_0to1, window=window, tolerance=tolerance, mask0=mask0, mask1=mask1)
 
     def _fine_matches(
         self, truth: Supervision, confidence: Tensor, features: Features, generator: torch.Generator

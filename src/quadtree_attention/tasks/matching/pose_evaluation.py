@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
@@ -20,7 +21,7 @@ from .protocols import Row, find_matches, judge_pose, pose_estimators, pose_row_
 
 
 class PosePairs(LightningDataModule):
-    """Pairs with known poses, ``pairs`` after setup; the loader gives their numbers, one at a time.
+    """Pairs with known poses, ``layout`` and ``pairs`` after setup; the loader gives their numbers, one at a time.
 
     Args:
         source: folder or list of pairs.
@@ -33,15 +34,16 @@ class PosePairs(LightningDataModule):
 
     def __init__(self, source: str, layout: str | None = None, limit: int | None = None) -> None:
         super().__init__()
-        self.source, self.layout, self.limit = source, layout, limit
+        self.source, self.asked_layout, self.limit = source, layout, limit
 
     def setup(self, stage: str) -> None:
         """Read the list."""
-        if not isinstance(self.trainer.lightning_module, PoseEvaluation):  # what Lightning makes of --ckpt_path
+        module = getattr(self.trainer, "lightning_module", None)
+        if not isinstance(module, PoseEvaluation):  # what Lightning makes of --ckpt_path
             raise ValueError(
                 "pairs with poses are for PoseEvaluation; name the weights by --model.weights, without --ckpt_path"
             )
-        self.layout = self.layout or find_layout("pose", self.source)
+        self.layout = self.asked_layout or find_layout("pose", self.source)
         if self.layout not in LAYOUTS or LAYOUTS[self.layout].protocol != "pose":
             fitting = " or ".join(name for name, known in LAYOUTS.items() if known.protocol == "pose")
             raise ValueError(f"layout is {self.layout!r}, expected {fitting}")
@@ -51,7 +53,7 @@ class PosePairs(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         """Numbers of pairs: a pair is read when it is matched."""
-        return DataLoader(range(len(self.pairs)), batch_size=None)
+        return DataLoader(range(len(self.pairs)), batch_size=None)  # type: ignore[arg-type]  # a range will do
 
     val_dataloader = test_dataloader
 
@@ -61,6 +63,8 @@ class PoseRows(Metric):
 
     names: of the figures in a row.
     """
+
+    rows: list[Tensor]  # one tensor of all once they are gathered
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -112,8 +116,8 @@ class PoseEvaluation(LightningModule):
 
     def validation_step(self, number: int, index: int) -> None:
         """Match a pair of the list and judge the poses."""
-        pair = self.trainer.datamodule.pairs[number]
-        layout = LAYOUTS[self.trainer.datamodule.layout]
+        pair = self._data.pairs[number]
+        layout = LAYOUTS[self._data.layout]
         max_size = self.max_size or layout.max_size
         pad_to = None if self.padding == "none" else padded_side(max_size, layout.multiple)
         match = match_function(Matcher(self.model, self.device), pad_to=pad_to)
@@ -128,7 +132,11 @@ class PoseEvaluation(LightningModule):
             {f"val/{name}": float(value) for name, value in summary.items()}, sync_dist=True
         )  # all have the same
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            print(Table(with_published([{"model": "this", **summary}], self.trainer.datamodule.layout)).text())
+            print(Table(with_published([{"model": "this", **summary}], self._data.layout)).text())
+
+    @property
+    def _data(self) -> PosePairs:
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # the trainer has it while it runs
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

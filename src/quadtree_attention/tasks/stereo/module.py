@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 
@@ -39,6 +40,8 @@ class StereoTask(LightningModule):
     Raises:
         ValueError: an unknown preset or option, or weights that do not fit.
     """
+
+    metrics: Any  # an nn.ModuleDict of a MeanMetric for each of _METRICS
 
     def __init__(
         self,
@@ -152,7 +155,7 @@ class StereoTask(LightningModule):
         checkpoint["config"] = asdict(self.model.config)
         checkpoint["model"] = "STTR"
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of `rise_and_cosine`."""
         groups = decaying(self.parameters(), self.hparams["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=self.hparams["learning_rate"], betas=tuple(self.hparams["betas"]))
