@@ -1,13 +1,10 @@
 """quadtree match-folder as a user calls it: a run that was cut off survives mistakes, and each ends in one line."""
 
-import re
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from quadtree_attention.__main__ import main
-from quadtree_attention.cli.match_folder import _duration, _Progress
 from quadtree_attention.predict.matching import Matcher, Matches
 from quadtree_attention.weights.storage import save_model
 
@@ -126,23 +123,3 @@ def test_an_error_has_a_line_of_its_own(folder, tmp_path, monkeypatch, capsys):
     assert main(["match-folder", str(folder), "--out", str(tmp_path / "m.h5")]) == 2
     assert capsys.readouterr().err == "\r0/3 pairs\nquadtree: the disk is on fire\n"
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
-
-
-def test_time_counts_from_where_this_run_began_to_match(monkeypatch, capsys):
-    clock = iter([0.0, 100.0, 102.0, 104.0, 106.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    progress = _Progress()
-    for numbers in ((0, 103, 0), (100, 103, 0), (101, 103, 1), (102, 103, 2), (103, 103, 3)):
-        progress(*numbers)
-    progress.end()
-    lines = [line.rstrip() for line in re.split(r"[\r\n]", capsys.readouterr().err)]
-    assert lines == [
-        "",
-        "0/103 pairs",
-        "100/103 pairs",
-        "101/103 pairs, 2.0 s each, 4 s left",
-        "102/103 pairs, 2.0 s each, 2 s left",
-        "103/103 pairs, 2.0 s each",
-        "",
-    ]
-    assert [_duration(seconds) for seconds in (119, 600, 9000)] == ["119 s", "10 min", "2.5 h"]

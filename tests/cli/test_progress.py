@@ -1,32 +1,38 @@
+import re
+
 import pytest
 
-from quadtree_attention.cli.progress import PairProgress
+from quadtree_attention.cli.progress import PairProgress, _duration
 
 
 def test_how_far_and_how_long(capsys, monkeypatch):
-    clock = iter([0.0, 1.0, 5.0, 9.0])
+    clock = iter(range(0, 100, 2))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     with PairProgress() as progress:
-        progress(1, 100, False)  # known from a run before
-        progress(2, 100)
-        progress(100, 100)
-    assert [line.rstrip() for line in capsys.readouterr().err.split("\r")] == [
+        for numbers in ((0, 103, 0), (100, 103, 0), (101, 103, 1), (102, 103, 2), (103, 103, 3)):
+            progress(*numbers)
+    lines = [line.rstrip() for line in re.split(r"[\r\n]", capsys.readouterr().err)]
+    assert lines == [
         "",
-        "1/100 pairs",
-        "2/100 pairs, 4.0 s each, 7 min left",
-        "100/100 pairs, 4.0 s each",
+        "0/103 pairs",
+        "100/103 pairs",
+        "101/103 pairs, 2.0 s each, 4 s left",
+        "102/103 pairs, 2.0 s each, 2 s left",
+        "103/103 pairs, 2.0 s each",
+        "",
     ]
+    assert [_duration(seconds) for seconds in (119, 600, 9000)] == ["119 s", "10 min", "2.5 h"]
 
 
 def test_an_error_starts_on_a_line_of_its_own(capsys):
     def work():
         with PairProgress() as progress:
-            progress(1, 2, False)
+            progress(0, 1, 0)
             raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
         work()
-    assert capsys.readouterr().err.endswith("\n")
+    assert capsys.readouterr().err == "\r0/1 pair\n"
     with PairProgress():
         pass
     assert capsys.readouterr().err == ""

@@ -173,6 +173,10 @@ class TestPoseList:
             (f"a.png a.png 0 4 {NUMBERS}", "quarter turns"),
             (f"a.png a.png 0 0 {'0' + NUMBERS[3:]}", "list.txt:1: K0: no camera, expected .* focal lengths above 0"),
             (f"a.png a.png 0 0 {NUMBERS.replace('1 0 0 .1', '0 0 0 .1')}", "list.txt:1: T_0to1: no pose"),
+            (
+                f"a.png a.png 0 0 {NUMBERS.replace('.1 0 1 0 .2 0 0 1 .3', '0 0 1 0 0 0 0 1 0')}",
+                "both cameras stand in one place",
+            ),
         ],
     )
     def test_malformed(self, folder, line, message):

@@ -77,6 +77,7 @@ class TestScanNet:
             ({"name": np.zeros(4, np.uint16)}, r"'name' has shape \(4,\)"),
             ({"name": np.full((2, 4), "a")}, "'name' has shape .* expected whole numbers"),
             ({"rel_pose": np.zeros((1, 12))}, "'rel_pose' has 1 entries, expected 2"),
+            ({"rel_pose": np.float64(0)}, "'rel_pose' is .* expected a value for each"),
             ({"rel_pose": np.zeros((2, 5))}, "pair 0 of 'rel_pose': no pose"),
             ({"rel_pose": np.zeros((2, 12))}, "pair 0 of 'rel_pose': no pose"),
         ],
@@ -155,6 +156,8 @@ class TestMegaDepth:
             ("poses", [None, np.eye(4), 2 * np.eye(4)], "entry 2 of 'poses': no pose"),
             ("intrinsics", [None, np.eye(3), np.eye(4)], "entry 2 of 'intrinsics': no camera"),
             ("intrinsics", [None, np.diag([100.0, 0, 1]), np.eye(3)], "focal lengths above 0"),
+            ("intrinsics", [None, np.diag([100.0, 100, 2]), np.eye(3)], "the last row 0 0 1"),
+            ("image_paths", 3, "'image_paths' is 3, expected a value for each image"),
         ],
     )
     def test_damaged_parts(self, root, key, values, message):

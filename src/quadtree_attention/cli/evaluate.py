@@ -88,7 +88,7 @@ def evaluate(
             out=out,
             curve=curve,
             seed=seed,
-            estimators=None if estimators is None else estimators.split(","),
+            estimators=None if estimators is None else [name.strip() for name in estimators.split(",")],
             topk=numbers(topk, "--topk"),
             padding=padding,
             align=align,

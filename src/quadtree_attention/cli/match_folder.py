@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Annotated
 
 from .app import DEVICE, TOPK, app, numbers, typer
+from .progress import PairProgress
 
 
 @app.command()
@@ -63,8 +63,7 @@ def match_folder(
     else:
         chosen = image_pairs(pairs, folder)
 
-    progress = _Progress()
-    try:
+    with PairProgress() as progress:
         found = match_folder(
             folder,
             chosen,
@@ -79,8 +78,6 @@ def match_folder(
             cameras=cameras,
             progress=progress,
         )
-    finally:  # what follows, an error too, stands on a line of its own
-        progress.end()
     for line in found.broken:
         print(f"quadtree: left out: {line}", file=sys.stderr)
     verified = "" if found.verified is None else f", {found.verified} of them verified"
@@ -88,32 +85,3 @@ def match_folder(
     pairs_matches = f"{found.pairs} pair{'s' * (found.pairs != 1)}, {found.matches} match{'es' * (found.matches != 1)}"
     print(f"{files}: {found.images} images, {pairs_matches}{verified}")
     return 1 if found.broken else 0
-
-
-class _Progress:
-    """A line on stderr: pairs done, what one takes, and the time left. Pairs that an earlier run matched do not count in it."""
-
-    def __init__(self) -> None:
-        self._start, self._width = 0.0, 0
-
-    def __call__(self, done: int, total: int, matched: int) -> None:
-        now = time.perf_counter()
-        line = f"{done}/{total} pairs"
-        if not matched:
-            self._start = now
-        else:
-            each = (now - self._start) / matched
-            line += f", {each:.1f} s each" + (f", {_duration(each * (total - done))} left" if done < total else "")
-        print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
-        self._width = len(line)
-
-    def end(self) -> None:
-        """End the line, if there is one."""
-        if self._width:
-            print(file=sys.stderr)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -8,38 +8,38 @@ from types import TracebackType
 
 
 class PairProgress:
-    """A line that says how many pairs are done, how long one takes and how long the rest will; it is ended before anything else is printed.
+    """A line on stderr: pairs done, what one takes, and the time left; pairs that an earlier run did do not count in these.
 
-    Use it as a context around the work, and call it after each pair.
+    Use it as a context around the work: what is printed after it, an error too, stands on a line of its own.
     """
 
     def __init__(self) -> None:
-        self._last, self._spent, self._fresh, self._open = time.perf_counter(), 0.0, 0, False
+        self._start, self._width = 0.0, 0
 
     def __enter__(self) -> PairProgress:
         return self
 
-    def __call__(self, done: int, total: int, fresh: bool = True) -> None:
-        """done: pairs of ``total``; fresh: whether the last one took any work, and was not known from a run before."""
+    def __call__(self, done: int, total: int, fresh: int) -> None:
+        """done: pairs of ``total``, ``fresh`` of them by this run. To be called before the first one, too, when all that comes before it is ready."""
         now = time.perf_counter()
-        if fresh:
-            self._fresh, self._spent = self._fresh + 1, self._spent + now - self._last
-        self._last = now
-        line = f"{done}/{total} pair{'s' if total != 1 else ''}"
-        if self._fresh:
-            each = self._spent / self._fresh
+        line = f"{done}/{total} pair{'s' * (total != 1)}"
+        if not fresh:
+            self._start = now
+        else:
+            each = (now - self._start) / fresh
             line += f", {each:.1f} s each" + (f", {_duration(each * (total - done))} left" if done < total else "")
-        print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
-        self._open = True
+        print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
+        self._width = len(line)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._open:
+        if self._width:
             print(file=sys.stderr)
-        self._open = False
+        self._width = 0
 
 
 def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

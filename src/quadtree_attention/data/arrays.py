@@ -62,11 +62,21 @@ def entry(arrays: Mapping[str, Any], key: str, where: Any) -> Any:
     return arrays[key]
 
 
+def entries(arrays: dict[str, Any], key: str, where: Any) -> Any:
+    """As `entry`, of one that has a value for each image or pair."""
+    values = entry(arrays, key, where)
+    if not isinstance(values, list | tuple) and np.ndim(values) == 0:
+        raise ValueError(f"{where}: {key!r} is {values!r}, expected a value for each image or pair")
+    return values
+
+
 def camera_matrix(values: Any, where: str) -> np.ndarray:
     """Intrinsics ``[3, 3]``, float64, of what a file has at ``where``; ValueError unless these are finite, with focal lengths above 0."""
     K = _numbers(values)
-    if K.size != 9 or not np.isfinite(K).all() or min(K.flat[0], K.flat[4]) <= 0:
-        raise ValueError(f"{where}: no camera, expected [3, 3] finite numbers with focal lengths above 0")
+    if K.size != 9 or not np.isfinite(K).all() or min(K.flat[0], K.flat[4]) <= 0 or list(K.flat[6:]) != [0, 0, 1]:
+        raise ValueError(
+            f"{where}: no camera, expected [3, 3] finite numbers with focal lengths above 0 and the last row 0 0 1"
+        )
     return K.reshape(3, 3)
 
 
@@ -105,11 +115,14 @@ def read_map(path: Path) -> np.ndarray:
     if not path.is_file():  # OpenCV would say so by itself, on stderr
         raise FileNotFoundError(f"{path} does not exist, expected a map of numbers")
     if path.suffix in (".npy", ".npz"):
-        values = np.load(path, allow_pickle=False)
-        if isinstance(values, np.ndarray):
-            return values
-        with values as archive:
-            return archive[archive.files[0]]
+        try:
+            values = np.load(path, allow_pickle=False)
+            if isinstance(values, np.ndarray):
+                return values
+            with values as archive:
+                return archive[archive.files[0]]
+        except Exception as error:  # numpy has many, none with the file's name
+            raise ValueError(f"{path}: not a file of numbers ({' '.join(str(error).split())})") from None
     cv2 = require("cv2", "vision")
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if values is None:

@@ -52,11 +52,17 @@ class HomographyPair(Pair):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PosePair(Pair):
-    """K0, K1 [3, 3]: intrinsics in pixels; T_0to1 [4, 4]: points of camera 0 -> points of camera 1."""
+    """K0, K1 [3, 3]: intrinsics in pixels; T_0to1 [4, 4]: points of camera 0 -> points of camera 1, which stand in two places."""
 
     K0: np.ndarray
     K1: np.ndarray
     T_0to1: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not np.linalg.norm(self.T_0to1[:3, 3]) > 0:
+            raise ValueError(
+                f"{self.name}: both cameras stand in one place, so that there is no direction between them to measure"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import camera_matrix, entry, pose_matrix, read_arrays
+from .arrays import camera_matrix, entries, entry, pose_matrix, read_arrays
 from .pairs import PosePair, existing, folder_with, lines_of, some
 
 
@@ -42,7 +42,7 @@ def scannet1500(root: str | Path) -> list[PosePair]:
             first, second = (read_pose(p) for p in poses)
             T = np.linalg.inv(second) @ first
         else:
-            given = entry(test, "rel_pose", index / "test.npz")
+            given = entries(test, "rel_pose", index / "test.npz")
             if len(given) != len(names):
                 raise ValueError(
                     f"{index / 'test.npz'}: 'rel_pose' has {len(given)} entries, expected {len(names)}, as many as 'name'"
@@ -84,7 +84,8 @@ def megadepth1500(root: str | Path) -> list[PosePair]:
     pairs, images = [], None
     for path in scenes:
         scene = read_arrays(existing(path.name, index, str(index / listing)))
-        paths, K, poses, infos = (entry(scene, k, path) for k in ("image_paths", "intrinsics", "poses", "pair_infos"))
+        keys = ("image_paths", "intrinsics", "poses", "pair_infos")
+        paths, K, poses, infos = (entries(scene, key, path) for key in keys)
         for row, (i, j, overlap) in enumerate(overlapping(infos, min(map(len, (paths, K, poses))), path)):
             if not overlap > 0:
                 continue

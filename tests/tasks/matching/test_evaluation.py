@@ -176,7 +176,7 @@ class TestRun:
             progress=lambda *numbers: done.append(numbers),
         )
         assert [row["model"] for row in table.rows] == [str(random_weights), "sift"]
-        assert done == [(1, 2, True), (2, 2, True)]
+        assert done == [(0, 2, 0), (1, 2, 1), (2, 2, 2)]
         saved = json.loads((tmp_path / "t.json").read_text())
         assert saved["results"] == table.rows
         assert saved["settings"]["layout"] == "synthetic"
@@ -238,6 +238,7 @@ class TestRun:
     def test_other_settings_are_refused(self, tmp_path):
         out, weights = tmp_path / "t.json", {"sift": "sift"}
         evaluation.PairLog(out, {"max_size": 640}, weights)
+        assert list(tmp_path.iterdir()) == []
         log = evaluation.PairLog(out, {"max_size": 320}, weights)  # nothing was measured yet
         log.add({"model": "sift", "index": 0, "pair": "p", "corner_error": np.inf})
         again = evaluation.PairLog(out, {"max_size": 320}, weights)
@@ -277,6 +278,7 @@ class TestRun:
             (dict(topk=(8, 8)), "topk is for networks, but models are sift"),
             (dict(padding="masked"), "padding is for networks"),
             (dict(align=False), "align is for networks"),
+            (dict(device="cpu"), "device is for networks"),
             (dict(layout="hpatches", seed=1), "seed is for the layout synthetic, got hpatches"),
         ],
     )

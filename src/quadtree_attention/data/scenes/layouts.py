@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ...extras import require
-from ..arrays import camera_matrix, entry, pose_matrix, read_arrays, read_map
+from ..arrays import camera_matrix, entries, entry, pose_matrix, read_arrays, read_map
 from ..pairs import with_long_side
 from ..pose_sets import overlapping, read_pose
 from .posed import Size, fits, joined, posed_image
@@ -106,9 +106,9 @@ class MegaDepthScene(Dataset):
         self.root, self.index, self.longest, self.multiple, self.pad = Path(root), index, longest, multiple, pad
         arrays = read_arrays(index)
         keys = ("image_paths", "depth_paths", "intrinsics", "poses")
-        self.images, self.depths, self.intrinsics, self.camera = (entry(arrays, key, index) for key in keys)
+        self.images, self.depths, self.intrinsics, self.camera = (entries(arrays, key, index) for key in keys)
         count = min(map(len, (self.images, self.depths, self.intrinsics, self.camera)))
-        infos = overlapping(entry(arrays, "pair_infos", index), count, index)
+        infos = overlapping(entries(arrays, "pair_infos", index), count, index)
         pairs = [(i, j) for i, j, overlap in infos if overlap > min_overlap]
         self.pairs = np.array(pairs, np.int32).reshape(-1, 2)
         _some(self.pairs, index, min_overlap)

@@ -218,7 +218,7 @@ def run(
     padding: str = "none",
     align: bool | None = None,
     device: str | None = None,
-    progress: Callable[[int, int, bool], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> Table:
     """Measure models by a protocol on a folder or list of pairs, all on the same images.
 
@@ -229,7 +229,7 @@ def run(
     done is not done again. curve: a picture of the share of pairs over their error. estimators: of poses, see
     pose_estimators. topk: of quadtree attention, in place of the models' own; padding: see load_matcher. align: see
     Matcher.match; None: not for poses and HPatches, as published. seed: of the layout "synthetic"; None: 0. device: see
-    Matcher. progress: called with (pairs done, pairs, whether anything was left to do) after each.
+    Matcher. progress: called with (pairs done, pairs, those that this run measured) before the first and after each.
 
     A last row has what is published for the layout, where that is known.
 
@@ -248,7 +248,12 @@ def run(
     if padding not in PADDINGS:
         raise ValueError(f"padding is {padding!r}, expected {' or '.join(PADDINGS)}")
     networks = [name for name in models if name != "sift"]
-    for option, value in (("topk", topk), ("padding", None if padding == "none" else padding), ("align", align)):
+    for option, value in (
+        ("topk", topk),
+        ("padding", None if padding == "none" else padding),
+        ("align", align),
+        ("device", device),
+    ):
         if value is not None and not networks:
             raise ValueError(f"{option} is for networks, but models are {', '.join(models)}; leave it out")
     if seed is not None and layout != "synthetic":
@@ -285,17 +290,21 @@ def run(
         for name in models
     }
     rows: dict[str, list[Row]] = {name: [] for name in models}
+    fresh = 0
+    if progress is not None:
+        progress(0, total, fresh)
     for index, pair in enumerate(pairs):
         if index == total:
             break
-        fresh = False
+        known = True
         for name, matcher in matchers.items():
             row = log.done.get((name, index))
             if row is None or row["pair"] != pair.name:
                 found = find_matches(matcher, pair, max_size, LAYOUTS[layout].multiple)
                 row = log.add({"model": name, "index": index, "pair": pair.name, "ms": found.ms, **judge(pair, found)})
-                fresh = True
+                known = False
             rows[name].append(row)
+        fresh += not known
         if progress is not None:
             progress(index + 1, total, fresh)
     summaries = [{"model": name, **PROTOCOLS[protocol].summarise(rows[name])} for name in models]

@@ -48,8 +48,11 @@ class PairLog:
                 f"{self.partial} holds {len(rows)} results of other settings ({changed}); remove it, or choose another --out"
             )
         self.done = {(row["model"], row["index"]): row for row in rows if weights.get(row["model"]) == row["weights"]}
-        with atomic_write(self.partial) as temporary:
-            temporary.write_text("".join(map(_line, [settings, *rows])), encoding="utf-8")
+        if rows:  # without what was cut off
+            with atomic_write(self.partial) as temporary:
+                temporary.write_text("".join(map(_line, [settings, *rows])), encoding="utf-8")
+        else:
+            self.partial.unlink(missing_ok=True)
 
     def _read(self) -> tuple[Row, list[Row]]:
         """Settings and rows of the file's whole lines; one that was cut off in writing, and any after it, are left out."""
@@ -69,8 +72,9 @@ class PairLog:
         row = {"model": row["model"], "weights": self.weights[row["model"]], **row}
         self.done[row["model"], row["index"]] = row
         if self.out is not None:
+            head = "" if self.partial.exists() else _line(self.settings)
             with self.partial.open("a", encoding="utf-8") as file:
-                file.write(_line(row))
+                file.write(head + _line(row))
         return row
 
     def finish(self, table: Table) -> None:
@@ -81,7 +85,7 @@ class PairLog:
         rows = [row for row in self.done.values() if row["model"] in self.weights]
         with atomic_write(self.out.with_suffix(".jsonl")) as temporary:
             temporary.write_text("".join(map(_line, [self.settings, *rows])), encoding="utf-8")
-        self.partial.unlink()
+        self.partial.unlink(missing_ok=True)
 
 
 def _line(row: Row) -> str:
