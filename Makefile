@@ -1,6 +1,6 @@
 # make demo    match the two example photographs and draw the result
 # make test    run the tests
-# make check   lint, format
+# make check   lint, format, types
 # Each sets up .venv by itself, and again only after pyproject.toml has changed. PYTHON=... chooses the interpreter that makes it.
 
 PYTHON ?= python3
@@ -21,6 +21,7 @@ test: $(VENV)/.installed-test
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

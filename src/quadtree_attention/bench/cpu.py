@@ -286,9 +286,9 @@ def parts(case: Case, repeats: int = 7) -> Table:
                     cpu.fine_level, q[level], k[level], v[level], cpu._mask([], level), kept[level - 1], share[level - 1],
                     above, case.variant == "a", 1.0, scale, here,
                 )  # fmt: skip
-                timed(f"level {level}", lambda one=one, nothing=nothing: one(*nothing), work)
+                timed(f"level {level}", partial(one, *nothing), work)
                 if not last:
-                    timed("its selection", lambda one=one, level=level: one(kept[level], share[level]))
+                    timed("its selection", partial(one, kept[level], share[level]))
                 above = here
             if not last:
                 # Measured with and without: the difference is the selection's.

@@ -27,7 +27,8 @@ def multiply_accumulates(model: nn.Module, *inputs: Any) -> dict[str, int]:
         if parametrize.is_parametrized(module):  # which tensors without values cannot do
             owner = type(module)  # shared with the model, and about to lose what it has for parametrizations
             module.__class__ = type(owner.__name__, owner.__bases__, dict(vars(owner)))
-            for name in list(module.parametrizations):
+            parametrizations: Any = module.parametrizations  # a ModuleDict
+            for name in list(parametrizations):
                 parametrize.remove_parametrizations(module, name)
     model.to("meta")
     inputs = tuple(x.to("meta") if isinstance(x, Tensor) else x for x in inputs)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -51,18 +52,18 @@ def cases(sides: Sequence[int] = SIDES, batches: Sequence[int] = (1, 8), device:
 # ---- methods -------------------------------------------------------------------------------------
 
 
-def _dense(backend: SDPBackend) -> Method:
+def _dense(backend: SDPBackend, case: Case) -> Method:
     def method(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows = [x.flatten(1, 2).transpose(1, 2) for x in (query, key, value)]
+        q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (query, key, value))
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(*rows)
+            return F.scaled_dot_product_attention(q, k, v)
 
     return method
 
 
 METHODS: dict[str, Callable[[Case], Method]] = {
     **{name: cpu.METHODS[name] for name in ("quadtree", "reference")},
-    **{name: lambda case, backend=backend: _dense(backend) for name, backend in DENSE.items()},
+    **{name: partial(_dense, backend) for name, backend in DENSE.items()},
     "linear": cpu.METHODS["linear"],
 }
 
@@ -227,7 +228,7 @@ def _compared(case: Case, methods: Sequence[str], what: str, clock: Clock, rate:
             "method": name,
             "ms": took[name] * 1000 if name in took else None,
             "x dense": round(dense / took[name], 2) if dense and name in took else None,
-            "MB": used[name] / 2**20 if name in took and used[name] is not None else None,
+            "MB": None if name not in took or (peak := used[name]) is None else peak / 2**20,
             "limit@": limit / took[name] if name == "quadtree" and name in took else None,
             "timed by": how[name],
         }

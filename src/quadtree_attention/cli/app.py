@@ -46,7 +46,7 @@ def _version(asked: bool) -> None:
 
 @app.callback(invoke_without_command=True)
 def root(
-    context: typer.Context,
+    context: typer.Context,  # type: ignore[name-defined]  # typer is imported by require
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,

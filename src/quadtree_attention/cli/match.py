@@ -44,15 +44,15 @@ def match(
     check_outputs((out, MATCH_SUFFIXES), (picture, PICTURE_SUFFIXES), sources=(image0, image1))
     from ..data.images import fitted_size, read_image
 
-    images = []
-    for source in (image0, image1):
-        images.append(read_image(source))
-        fitted_size(images[-1].shape[:2], max_size, source)
+    pixels0 = read_image(image0)
+    fitted_size(pixels0.shape[:2], max_size, image0)
+    pixels1 = read_image(image1)
+    fitted_size(pixels1.shape[:2], max_size, image1)
 
     from ..predict.matching import Matcher
 
     matcher = Matcher.from_pretrained(model, device=device, **({} if kept is None else {"topk": kept}))
-    matches = matcher.match(*images, max_size=max_size, threshold=threshold, align=align)
+    matches = matcher.match(pixels0, pixels1, max_size=max_size, threshold=threshold, align=align)
     found = None if geometry == "none" else matches.geometry(geometry, intrinsics=cameras)
     if out is not None:
         matches.save(out, found)
@@ -60,7 +60,7 @@ def match(
         from ..viz.drawing import save_picture
         from ..viz.matches import draw_matches
 
-        save_picture(draw_matches(*images, matches, None if found is None else found.inliers), picture)
+        save_picture(draw_matches(pixels0, pixels1, matches, None if found is None else found.inliers), picture)
     inliers = "" if found is None else f"{found.inliers.sum()} inliers ({geometry}), "
     print(f"{len(matches)} matches, {inliers}{time.perf_counter() - start:.1f} s")
 

@@ -43,13 +43,14 @@ def stereo(
     from ..data.images import read_image
     from ..predict.stereo import StereoMatcher, check_camera
 
-    if points is not None:
+    if focal is not None and baseline is not None:
         check_camera(focal, baseline)
     check_outputs((out, DISPARITY_SUFFIXES), (picture, PICTURE_SUFFIXES), (points, (".ply",)), sources=(left, right))
     images = [read_image(left), read_image(right)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        found = StereoMatcher.from_pretrained(model, device=device).match(*images, max_size=max_size, view=view)
+        matcher = StereoMatcher.from_pretrained(model, device=device)
+        found = matcher.match(*images, max_size=max_size, view=view)  # type: ignore[arg-type]  # match checks view
     for warning in caught:
         print(f"quadtree: {warning.message}", file=sys.stderr)
     if out is not None:
@@ -59,7 +60,7 @@ def stereo(
         from ..viz.drawing import save_picture
 
         save_picture(draw_disparity(found), picture)
-    if points is not None:
+    if points is not None and focal is not None and baseline is not None:
         found.save_points(points, images[view == "right"], focal, baseline)
     low, high = found.range
     print(

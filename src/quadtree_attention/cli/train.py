@@ -55,7 +55,7 @@ def _plain(error: Exception) -> str:
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     if "Original Traceback (most recent call last):" in lines:
         lines = [re.sub(r"^[\w.]+: ", "", [line for line in lines if re.match(r"[\w.]+: ", line)][-1])]
-    listed = (
+    listed: tuple[str, ...] = (
         "Does not validate",
         "Subtypes:",
         "Errors:",

@@ -41,6 +41,12 @@ class ClassifierConfig:
         return model
 
 
+def classifier_config(model: nn.Module) -> ClassifierConfig:
+    """The configuration of a network of `ClassifierConfig.build`."""
+    config: Any = model.config  # set on a network of timm's, whose type does not know of it
+    return config
+
+
 def knows_backbone(name: str) -> bool:
     """Whether timm, ours among its models, makes a network of that name; "hf-hub:OWNER/NAME" and "local-dir:FOLDER" count as known."""
     return ":" in name or _timm().is_model(name.partition(".")[0])

@@ -16,7 +16,7 @@ from ..data.images import read_image
 from ..extras import require
 from ..files import atomic_write
 from ..formats import CLASSIFICATION_SUFFIXES
-from ..models.classifier import ClassifierConfig
+from ..models.classifier import ClassifierConfig, classifier_config
 from ..weights.hub import HubMixin
 from .device import check_device
 
@@ -50,7 +50,7 @@ class Classifier(HubMixin):
     _front_matter: ClassVar = {"library_name": "timm", "pipeline_tag": "image-classification"}
 
     def __init__(self, model: torch.nn.Module, device: str | torch.device | None = None) -> None:
-        config = model.config
+        config = classifier_config(model)
         if not config.labels:
             raise ValueError(
                 f"this {config.model} has no classes, expected a classifier; it is the backbone of a detector or segmenter"
@@ -69,7 +69,7 @@ class Classifier(HubMixin):
     @property
     def config(self) -> ClassifierConfig:
         """Names of the classes, and how images are prepared."""
-        return self.model.config
+        return classifier_config(self.model)
 
     @classmethod
     def from_pretrained(

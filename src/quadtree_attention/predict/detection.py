@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from ..formats import DETECTION_SUFFIXES
 from ..models.detection import DetectorConfig
 from ..weights.hub import HubMixin
 from .device import check_device
+
+if TYPE_CHECKING:
+    from ..models.detection.model import MaskRCNN, RetinaNet
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class Detections:
         """
         out = []
         for n, (x0, y0, x1, y1) in enumerate(self.boxes.astype(float).round(2).tolist()):
-            entry = {
+            entry: dict[str, Any] = {
                 "image_id": image_id,
                 "category_id": category_ids[int(self.indices[n])],
                 "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
@@ -74,7 +77,9 @@ class Detector(HubMixin):
         device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
     """
 
-    def __init__(self, model: torch.nn.Module, device: str | torch.device | None = None) -> None:
+    model: RetinaNet | MaskRCNN
+
+    def __init__(self, model: RetinaNet | MaskRCNN, device: str | torch.device | None = None) -> None:
         self.device = check_device(device)
         self.model = model.eval().to(self.device)
 
@@ -126,7 +131,7 @@ class Detector(HubMixin):
             tuple(self.config.labels[n] for n in values["labels"]),
             values["scores"].astype(np.float32),
             values["labels"],
-            tuple(pixels.shape[1:]),
+            (pixels.shape[1], pixels.shape[2]),
             values.get("masks"),
         )
 

@@ -116,7 +116,7 @@ def match_folder(
         if not done:
             raise ValueError(f"{folder}: no pair of images that can both be read; the first: {broken[0]}")
         tracks = Tracks(store, done, {name: radius * scale for name, scale in scales.items()})
-        if colmap:
+        if feature_file is None:
             from .colmap import write_database
 
             verified, unread = write_database(tracks, folder, out, cameras)
@@ -285,13 +285,13 @@ def _match_all(
         if not store.has(pair, stamp):
             (image0, scale0, size0), (image1, scale1, size1) = (read(name) for name in pair)
             found = matcher.match(image0, image1, **options)
-            points = [
+            points0, points1 = (
                 stored_pixels(folder / name, (points + 0.5) / scale - 0.5, size)
                 for name, points, scale, size in zip(
                     pair, (found.keypoints0, found.keypoints1), (scale0, scale1), (size0, size1), strict=True
                 )
-            ]
-            store.add(pair, stamp, PairMatches(*points, found.confidence))
+            )
+            store.add(pair, stamp, PairMatches(points0, points1, found.confidence))
             matched += 1
         done.add(pair)
     if progress is not None:

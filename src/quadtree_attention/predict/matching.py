@@ -125,11 +125,12 @@ class Matcher(HubMixin):
         device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
     """
 
+    model: LoFTR
+
     def __init__(self, model: LoFTR, device: str | torch.device | None = None) -> None:
         self.device = check_device(device)
-        self.model = model.eval().to(
-            self.device, memory_format=torch.channels_last
-        )  # convolutions take half the time so
+        model = model.eval().to(self.device)
+        self.model = model.to(memory_format=torch.channels_last)  # convolutions take half the time so
 
     @classmethod
     def from_pretrained(
@@ -258,7 +259,7 @@ def _write_npz(path: Path, matches: Matches, geometry: Geometry | None) -> None:
         arrays["inliers"] = geometry.inliers
         if geometry.model is not None:
             arrays[geometry.kind] = geometry.model
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # no name of an array is allow_pickle, the one option
 
 
 def _write_json(path: Path, matches: Matches, geometry: Geometry | None) -> None:

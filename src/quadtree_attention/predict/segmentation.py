@@ -60,6 +60,8 @@ class Segmenter(HubMixin):
         device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
     """
 
+    model: SemanticFPN
+
     def __init__(self, model: SemanticFPN, device: str | torch.device | None = None) -> None:
         self.device = check_device(device)
         self.model = model.eval().to(self.device)

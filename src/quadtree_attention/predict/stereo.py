@@ -104,9 +104,11 @@ class StereoMatcher(HubMixin):
         device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
     """
 
+    model: STTR
+
     def __init__(self, model: STTR, device: str | torch.device | None = None) -> None:
         self.device = check_device(device)
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def from_pretrained(

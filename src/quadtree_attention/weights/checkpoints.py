@@ -47,25 +47,31 @@ def convert_checkpoint(
         ValueError: weights that do not fit; an architecture for what says its own; parameters that float16 cannot hold.
         OSError: a file that is missing, cannot be downloaded or cannot be written.
     """
-    source, save = Path(source), save_model
+    source = Path(source)
     if source.suffix not in CHECKPOINT_SUFFIXES or not source.is_file():
-        model = load_matcher(source, architecture=architecture)
+        matcher = load_matcher(source, architecture=architecture)
+        save_model(matcher, path, half=half)
+        return matcher
+    content = read_checkpoint(source)
+    task = task_of(content)
+    if architecture is not None and task != "matching":
+        raise ValueError(
+            f"architecture is {architecture!r}, expected none: {source} is for {task}; it is for published matchers alone"
+        )
+    if task == "detection":
+        detector = detector_from(content, source)
+        save_detector(detector, path, half=half)
+        return detector
+    if task == "classification":
+        classifier = classifier_from(content, source)
+        save_classifier(classifier, path, half=half)
+        return classifier
+    model: nn.Module
+    if task == "stereo":
+        model = stereo_from(content, source)
+    elif task == "segmentation":
+        model = segmenter_from(content, source)
     else:
-        content = read_checkpoint(source)
-        task = task_of(content)
-        if architecture is not None and task != "matching":
-            raise ValueError(
-                f"architecture is {architecture!r}, expected none: {source} is for {task}; it is for published matchers alone"
-            )
-        if task == "stereo":
-            model = stereo_from(content, source)
-        elif task == "detection":
-            model, save = detector_from(content, source), save_detector
-        elif task == "segmentation":
-            model = segmenter_from(content, source)
-        elif task == "classification":
-            model, save = classifier_from(content, source), save_classifier
-        else:
-            model = matcher_from(content, source, architecture)
-    save(model, path, half=half)
+        model = matcher_from(content, source, architecture)
+    save_model(model, path, half=half)
     return model

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..extras import require
-from ..models.classifier import ClassifierConfig, build_backbone, knows_backbone
+from ..models.classifier import ClassifierConfig, build_backbone, classifier_config, knows_backbone
 from .convert import convert_published
 from .hub import in_hub_or_folder
 from .published import read_checkpoint
@@ -63,7 +63,7 @@ def save_classifier(model: nn.Module, path: str | Path, *, half: bool = False) -
     Raises:
         ValueError: another suffix, or parameters that float16 cannot hold.
     """
-    write_safetensors(model, {"classifier": asdict(model.config)}, path, half=half)
+    write_safetensors(model, {"classifier": asdict(classifier_config(model))}, path, half=half)
 
 
 def load_backbone(model: nn.Module, name_or_path: str | Path) -> None:
@@ -98,7 +98,10 @@ def classifier_from(content: Mapping[str, Any], path: Path) -> nn.Module:
         state = convert_published(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    kinds = ((imagenet_labels(), {}), ([], {"topk": 32, "value_act": "relu"}))  # with a head, and without
+    kinds: tuple[tuple[list[str], dict[str, Any]], ...] = (
+        (imagenet_labels(), {}),  # with a head
+        ([], {"topk": 32, "value_act": "relu"}),  # and without
+    )
     for n in range(5):
         for labels, options in kinds:
             config = ClassifierConfig(f"quadtree_b{n}", labels, options, crop_pct=0.875)

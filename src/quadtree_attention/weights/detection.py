@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from .convert import Rule, convert_by, convert_published
 from .published import read_checkpoint
 from .registry import located
 from .storage import configuration, filled, misfit, read_safetensors, trained_weights, write_safetensors
+
+if TYPE_CHECKING:
+    from ..models.detection.model import MaskRCNN, RetinaNet
 
 _WB = r"\.(?P<end>weight|bias)"
 _CONVS = r"\.(?P<n>\d+)\.conv" + _WB
@@ -100,7 +103,7 @@ def convert_detector(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, T
     return kind, out | convert_by(family, rest, f"mmdetection's {kind}")
 
 
-def load_detector(name_or_path: str | Path) -> nn.Module:
+def load_detector(name_or_path: str | Path) -> RetinaNet | MaskRCNN:
     """Load a detector, on the CPU, in eval mode and float32; its ``config`` is a `DetectorConfig`.
 
     Args:
@@ -125,7 +128,7 @@ def is_detector(content: Mapping[str, Any]) -> bool:
     return "detector" in content or (isinstance(state, Mapping) and any(str(key).startswith(heads) for key in state))
 
 
-def detector_from(content: Mapping[str, Any], path: Path, names: Sequence[str] | None = None) -> nn.Module:
+def detector_from(content: Mapping[str, Any], path: Path, names: Sequence[str] | None = None) -> RetinaNet | MaskRCNN:
     """The detector of a checkpoint, as read from ``path``: of our training; or published, the first of ``names`` that fits.
 
     names: of detectors, or of backbones alone; None: all of `BACKBONES`.
@@ -138,7 +141,7 @@ def detector_from(content: Mapping[str, Any], path: Path, names: Sequence[str] |
     return _published(content, path, BACKBONES if names is None else names)
 
 
-def save_detector(model: nn.Module, path: str | Path, *, half: bool = False) -> None:
+def save_detector(model: RetinaNet | MaskRCNN, path: str | Path, *, half: bool = False) -> None:
     """Write weights and configuration to a .safetensors file, whole or not at all; ``half`` stores parameters as float16.
 
     Raises:
@@ -153,7 +156,7 @@ def load_body(model: nn.Module, name_or_path: str | Path) -> None:
     Raises:
         ValueError, OSError: as `load_classifier`; weights of another network.
     """
-    body = model.backbone.body
+    body = model.get_submodule("backbone.body")
     wanted = body.state_dict()
     given = _flat(load_classifier(name_or_path).state_dict())
     heads = ("head", "fc.", "classifier", "norm.")
@@ -182,7 +185,7 @@ def _flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"^stages\.(\d+)\.", r"stages_\1.", key): value for key, value in state.items()}
 
 
-def _published(content: Mapping[str, Any], path: Path, names: Sequence[str]) -> nn.Module:
+def _published(content: Mapping[str, Any], path: Path, names: Sequence[str]) -> RetinaNet | MaskRCNN:
     try:
         kind, state = convert_detector(content)
     except ValueError as error:

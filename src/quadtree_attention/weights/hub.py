@@ -116,7 +116,7 @@ class HubMixin:
 
     def _hub_config(self) -> Mapping[str, Any]:
         """What config.json holds, for readers; the file of weights has it too."""
-        config = self.config if hasattr(self, "config") else self.model.config
+        config: Any = self.config if hasattr(self, "config") else self.model.config
         return {"model": type(self.model).__name__, **asdict(config)}
 
     def _card(self) -> str:

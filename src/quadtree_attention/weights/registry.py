@@ -152,16 +152,14 @@ def weights_identity(name_or_path: str, task: str = "matching") -> str:
 
 def downloaded(row: Pretrained) -> Path:
     """The file of published weights; downloaded to the torch hub folder if it is not there."""
-    path = row.path
-    if not path.is_file():
+    path, url = row.path, row.url
+    if url is not None and not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(row.url, str(path))  # under another name until it is whole
+            torch.hub.download_url_to_file(url, str(path))  # under another name until it is whole
         except (URLError, OSError) as error:
             reason = getattr(error, "reason", None) or error
-            raise OSError(
-                f"cannot download {row.name} ({reason}); fetch {row.url} by hand and put it at {path}"
-            ) from None
+            raise OSError(f"cannot download {row.name} ({reason}); fetch {url} by hand and put it at {path}") from None
     return path
 
 

@@ -23,7 +23,8 @@ def save_model(model: nn.Module, path: str | Path, *, half: bool = False) -> Non
     Raises:
         ValueError: another suffix, or parameters that float16 cannot hold.
     """
-    write_safetensors(model, asdict(model.config), path, half=half)
+    config: Any = model.config  # a dataclass
+    write_safetensors(model, asdict(config), path, half=half)
 
 
 def write_safetensors(model: nn.Module, config: Mapping[str, Any], path: str | Path, *, half: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from ...extras import require
 
 if TYPE_CHECKING:
-    from torch import nn
+    from .model import MaskRCNN, RetinaNet
 
 Detector = Literal["retinanet", "mask_rcnn"]
 DETECTORS = get_args(Detector)
@@ -83,7 +83,7 @@ class DetectorConfig:
         """The number of each class in COCO files."""
         return list(self.category_ids or range(1, len(self.labels) + 1))
 
-    def build(self) -> nn.Module:
+    def build(self) -> RetinaNet | MaskRCNN:
         """The network, with random weights: `RetinaNet` or `MaskRCNN` of `models.detection.model`.
 
         Raises:
