@@ -170,7 +170,7 @@ class Matcher(HubMixin):
                 published network does; else it changes little, and only near the edges.
             align: where the matches say that the images differ in scale (by a fifth) or turn (by 10 degrees), match them again with the
                 coarser one brought to the other's scale and turn, and keep the matches of which the network is surer, all in all. An
-                addition to LoFTR, whose published evaluations go without; it takes twice as long where it takes place.
+                addition to LoFTR, whose published evaluations go without; it takes two to three times as long where it takes place.
 
         Returns:
             `Matches`, in pixels of the images as given.
