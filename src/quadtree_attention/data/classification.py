@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from timm.data import create_dataset, create_transform
+from timm.data.auto_augment import posterize
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .loading import Augmented, EpochSampler, StreamLoader, loader_options
@@ -145,10 +148,20 @@ class ClassificationData(LightningDataModule):
         if not training:
             return create_transform(size, crop_pct=h["crop_pct"], **common)
         names = ("scale", "ratio", "hflip", "color_jitter", "auto_augment", "re_prob", "re_mode", "re_count")
-        return create_transform(size, is_training=True, **common, **{key: h[key] for key in names})
+        transform = create_transform(size, is_training=True, **common, **{key: h[key] for key in names})
+        for part in transform.transforms:  # of RandAugment and AugMix, or of AutoAugment
+            for op in (*getattr(part, "ops", ()), *chain.from_iterable(getattr(part, "policy", ()))):
+                if op.aug_fn is posterize:
+                    op.aug_fn = _posterize
+        return transform
 
     def _options(self) -> dict[str, Any]:
         return loader_options(self.hparams["batch_size"], self.hparams["num_workers"])
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    """timm's, which asks Pillow for no bits at the highest magnitude: a black image, and an error since Pillow 13."""
+    return posterize(image, bits_to_keep, **options) if bits_to_keep > 0 else Image.new(image.mode, image.size)
 
 
 def _class_names(dataset: Dataset) -> list[str] | None:
