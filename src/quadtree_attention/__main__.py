@@ -5,31 +5,32 @@ from __future__ import annotations
 import os
 import sys
 
+from .errors import InputError, MissingPackageError
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status.
 
     A user's mistake ends in one line on stderr and status 2, images that were left out in status 1, an interrupt in status 130; a traceback
-    means a bug.
+    means a bug. The option --debug, anywhere on the command line, shows a traceback always.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
     try:
         from .cli import run  # needs typer, which is optional
 
-        status = run(sys.argv[1:] if arguments is None else arguments)
+        status = run([argument for argument in arguments if argument != "--debug"])
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # whoever read our output has gone, as in `quadtree models | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError) as error:
-        return _fail(error)
-    except MemoryError:
-        return _fail("out of memory; choose a smaller --max-size")
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's
-            return _fail("out of GPU memory; choose a smaller --max-size, or --device cpu")
-        raise
+        problem = _mistake(error)
+        if problem is None or debug:
+            raise
+        return _fail(problem)
     return status
 
 
@@ -44,9 +45,21 @@ def command() -> None:
     sys.exit(status)
 
 
-def _fail(problem: object, status: int = 2) -> int:
-    if isinstance(problem, OSError) and problem.strerror and problem.filename is not None:
-        problem = f"{problem.filename}: {problem.strerror}"
+def _mistake(error: Exception) -> str | None:
+    """What went wrong, in a line for the user; None if it is a bug."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, (InputError, MissingPackageError, OSError)):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return "out of GPU memory; choose a smaller --max-size or batch, or --device cpu"
+    # torch's allocator for the CPU raises a bare RuntimeError, numpy's and Python's a MemoryError.
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "out of memory; choose a smaller --max-size or batch"
+    return None
+
+
+def _fail(problem: str, status: int = 2) -> int:
     print(f"quadtree: {' '.join(str(problem).split())}", file=sys.stderr)
     return status
 

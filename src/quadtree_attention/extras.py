@@ -3,12 +3,14 @@
 from importlib import import_module
 from typing import Any
 
+from .errors import MissingPackageError
+
 
 def require(module: str, extra: str) -> Any:
     """Import ``module``, which the extra ``extra`` installs.
 
     Raises:
-        ImportError: the package is missing; the message is one line that says how to install it.
+        MissingPackageError: the package is missing; the message is one line that says how to install it.
     """
     try:
         return import_module(module)
@@ -16,6 +18,6 @@ def require(module: str, extra: str) -> Any:
         package = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise ImportError(
+        raise MissingPackageError(
             f"{package} is not installed; install it with: pip install 'quadtree-attention[{extra}]'"
         ) from None

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import InputError
+
 
 def check_output(path: str | Path, suffixes: Collection[str]) -> Path:
     """Return ``path`` as a Path after making sure that it can be written; leaves nothing behind.
@@ -17,7 +19,7 @@ def check_output(path: str | Path, suffixes: Collection[str]) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(suffixes)}")
+        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(suffixes)}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected the name of a file to write")
     if not path.parent.is_dir():

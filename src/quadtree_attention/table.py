@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
 from .files import atomic_write
 
 TABLE_SUFFIXES = (".json", ".csv", ".md")
@@ -43,7 +44,7 @@ class Table:
         """Write to .json (with the settings), .csv or .md; the file is whole or not there."""
         path = Path(path)
         if path.suffix.lower() not in TABLE_SUFFIXES:
-            raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(TABLE_SUFFIXES)}")
+            raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(TABLE_SUFFIXES)}")
         with atomic_write(path) as temporary:
             temporary.write_text(self._encoded(path.suffix.lower()), encoding="utf-8")
 

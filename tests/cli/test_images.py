@@ -9,6 +9,7 @@ from PIL import Image
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.cli.images import each_image, find_images, result_paths
+from quadtree_attention.errors import InputError
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_broken_ones_are_left_out_and_told(folder, capsys):
     def work(file, image):
         seen.append((file.name.name, image.shape))
         if file.name.name == "b.png":
-            raise ValueError("too red")
+            raise InputError("too red")
 
     assert each_image(find_images([str(folder)]), work) == 1
     assert seen == [("b.png", (30, 40, 3)), ("a.JPG", (30, 40, 3))]

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..nn.rivals import linear_attention
 from ..ops.functional import quadtree_attention
 from ..table import Table
@@ -320,8 +321,8 @@ def _processor() -> str:
 def _check(methods: Sequence[str], what: str, repeats: int) -> None:
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
-        raise ValueError(f"methods are {', '.join(methods) or 'none'}, expected some of {', '.join(METHODS)}")
+        raise InputError(f"methods are {', '.join(methods) or 'none'}, expected some of {', '.join(METHODS)}")
     if what not in PASSES:
-        raise ValueError(f"pass is {what!r}, expected {' or '.join(PASSES)}")
+        raise InputError(f"pass is {what!r}, expected {' or '.join(PASSES)}")
     if repeats < 1:
-        raise ValueError(f"repeats is {repeats}, expected at least 1")
+        raise InputError(f"repeats is {repeats}, expected at least 1")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..errors import InputError
 from ..table import Table
 from . import cpu
 from .cpu import PASSES, Case, Method
@@ -180,7 +181,7 @@ def compare(
     """
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
-        raise ValueError(f"methods are {', '.join(methods)}, expected some of {', '.join(METHODS)}")
+        raise InputError(f"methods are {', '.join(methods)}, expected some of {', '.join(METHODS)}")
     clock = clock_for(cases[0].device)
     rate = copy_rate(clock, cases[0].device)
     rows = []

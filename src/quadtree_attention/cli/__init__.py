@@ -8,24 +8,25 @@ from __future__ import annotations
 
 # They register their commands, in the order of quadtree --help.
 # ruff: isort: off
+from ..errors import InputError
 from . import match, match_folder, stereo, classify, detect, segment, models, convert, evaluate, bench, train  # noqa: F401
-from .app import UsageError, app
+from .app import app
 # ruff: isort: on
 
-__all__ = ["UsageError", "app", "run"]
+__all__ = ["app", "run"]
 
 
 def run(arguments: list[str]) -> int:
     """Run one command, and return its exit status: what its function returns, or 0.
 
     Raises:
-        ValueError, OSError, ImportError: a user's mistake, in one line.
+        InputError, OSError, MissingPackageError: a user's mistake, in one line.
     """
     try:
         status = app(args=arguments, prog_name="quadtree", standalone_mode=False)
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's, whichever version of it typer brings
-            raise UsageError(f"{error.format_message().rstrip('.')}; see quadtree --help") from None
+            raise InputError(f"{error.format_message().rstrip('.')}; see quadtree --help") from None
         raise
     if status == 130:  # how the parser reports an interrupt
         raise KeyboardInterrupt

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .. import __version__
+from ..errors import InputError
 from ..extras import require
 from ..files import check_output
 
@@ -34,10 +35,6 @@ app = typer.Typer(
 )
 
 
-class UsageError(ValueError):
-    """A command line that cannot be understood."""
-
-
 def _version(asked: bool) -> None:
     if asked:
         print(f"quadtree-attention {__version__}")
@@ -50,6 +47,7 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback of every error.")] = False,
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -64,7 +62,7 @@ def check_outputs(*outputs: tuple[str | None, Collection[str]], sources: Iterabl
     paths = [check_output(path, suffixes) for path, suffixes in outputs if path is not None]
     for source in sources:
         if any(path.exists() and Path(source).exists() and path.samefile(source) for path in paths):
-            raise ValueError(f"{source} would be overwritten by the result, expected another name for it")
+            raise InputError(f"{source} would be overwritten by the result, expected another name for it")
 
 
 def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
@@ -77,5 +75,5 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
         return None
     words = text.split(",")
     if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        raise ValueError(f"{option} is {text!r}, expected whole numbers above 0 with commas, such as 32,16")
+        raise InputError(f"{option} is {text!r}, expected whole numbers above 0 with commas, such as 32,16")
     return tuple(int(word) for word in words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from ..errors import InputError
 from ..extras import require
 from ..files import check_output
 from ..formats import CHART_SUFFIXES
@@ -54,5 +55,5 @@ def bench(
 def _grid(text: str) -> tuple[int, int]:
     words = text.split("x")
     if len(words) != 2 or not all(word.strip().isdecimal() and int(word) >= 8 for word in words):
-        raise ValueError(f"--sizes has {text!r}, expected grids of at least 8x8 such as 60x80,128x128")
+        raise InputError(f"--sizes has {text!r}, expected grids of at least 8x8 such as 60x80,128x128")
     return int(words[0]), int(words[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..errors import InputError
 from ..formats import DETECTION_SUFFIXES, PICTURE_SUFFIXES
 from .app import DEVICE, app, check_outputs, typer
 from .images import ImageFile, each_image, find_images, result_paths
@@ -38,7 +39,7 @@ def detect(
 ) -> int:
     """Find what is in images: boxes, with a Mask R-CNN also masks."""
     if annotations is not None and out is None:
-        raise ValueError("--annotations is for --out; add it, or leave --annotations out")
+        raise InputError("--annotations is for --out; add it, or leave --annotations out")
     files = find_images(images)
     check_outputs((out, DETECTION_SUFFIXES), sources=[str(file.path) for file in files] + [annotations or ""])
     drawn = None if picture is None else result_paths(files, picture, PICTURE_SUFFIXES)
@@ -52,7 +53,7 @@ def detect(
         number: int | str = int(file.path.stem) if file.path.stem.isdecimal() else str(file.name)
         if numbers is not None:
             if file.path.name not in numbers:
-                raise ValueError(f"{file.path} is not among the images of {annotations}")
+                raise InputError(f"{file.path} is not among the images of {annotations}")
             number = numbers[file.path.name]
         found = detector.detect(image, score=score)
         entries.extend(found.to_coco(number, detector.config.ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
+from ..errors import InputError
 from .app import DEVICE, TOPK, app, numbers, typer
 from .progress import PairProgress
 
@@ -76,7 +77,7 @@ def evaluate(
 
     names = [name.strip() for name in models.split(",")]
     if not all(names):
-        raise ValueError(f"--models is {models!r}, expected names or files with commas, such as tiny,sift")
+        raise InputError(f"--models is {models!r}, expected names or files with commas, such as tiny,sift")
     with PairProgress() as progress:
         table = evaluate_pairs(
             protocol,

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from ..errors import InputError
 from ..extras import require
 from ..files import check_output
 from ..formats import IMAGE_SUFFIXES
@@ -44,7 +45,7 @@ def find_images(sources: Iterable[str]) -> list[ImageFile]:
                 if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
             )
             if not inside:
-                raise ValueError(f"{source} has no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+                raise InputError(f"{source} has no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
         for path in inside:
             name = path.relative_to(source) if source.is_dir() else PurePath(path.name)
             found.setdefault(path.resolve(), ImageFile(path, name))
@@ -68,10 +69,10 @@ def result_paths(images: Sequence[ImageFile], target: str, suffixes: Sequence[st
     folder = Path(target)
     if folder.suffix.lower() in suffixes and not folder.is_dir():
         if len(images) > 1:
-            raise ValueError(f"{target} is one file for {len(images)} images, expected the name of a folder")
+            raise InputError(f"{target} is one file for {len(images)} images, expected the name of a folder")
         paths = [folder]
     elif folder.suffix and not folder.is_dir() and len(images) == 1:
-        raise ValueError(
+        raise InputError(
             f"{target}: unknown suffix {folder.suffix!r}, expected {' or '.join(suffixes)}, or the name of a folder"
         )
     else:
@@ -82,9 +83,9 @@ def result_paths(images: Sequence[ImageFile], target: str, suffixes: Sequence[st
     sources = {image.path.resolve() for image in images}
     for image, path in zip(images, paths, strict=True):
         if path in taken:
-            raise ValueError(f"results of {taken[path].path} and {image.path} would both be {path}; rename one of them")
+            raise InputError(f"results of {taken[path].path} and {image.path} would both be {path}; rename one of them")
         if path.resolve() in sources:
-            raise ValueError(f"{path} would be overwritten by the result, expected another name for it")
+            raise InputError(f"{path} would be overwritten by the result, expected another name for it")
         taken[path] = image
     if paths != [folder]:
         for parent in sorted({path.parent for path in paths}):
@@ -97,7 +98,7 @@ def result_paths(images: Sequence[ImageFile], target: str, suffixes: Sequence[st
 def each_image(images: Sequence[ImageFile], work: Callable[[ImageFile, np.ndarray], None]) -> int:
     """Read images one after another and call ``work`` with each as ``[H, W, 3]`` uint8 RGB; of several, a bar on stderr shows how many are done.
 
-    Of several images, one that cannot be read, or that ``work`` raises a ValueError or OSError for, is reported on stderr and left out.
+    Of several images, one that cannot be read, or that ``work`` raises an InputError or OSError for, is reported on stderr and left out.
 
     Returns:
         the exit status of the command: 0, or 1 if images were left out.
@@ -124,7 +125,7 @@ def each_image(images: Sequence[ImageFile], work: Callable[[ImageFile, np.ndarra
         for image in bar.track(images):
             try:
                 work(image, read_image(image.path))
-            except (ValueError, OSError) as error:
+            except (InputError, OSError) as error:
                 message = " ".join(str(error).split())
                 named = message if str(image.path) in message else f"{image.path}: {message}"
                 print(f"quadtree: left out: {named}", file=sys.stderr)

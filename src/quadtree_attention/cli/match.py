@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
+from ..errors import InputError
 from ..formats import MATCH_SUFFIXES, PICTURE_SUFFIXES
 from .app import DEVICE, TOPK, app, check_outputs, numbers, typer
 
@@ -68,11 +69,11 @@ def match(
 def _check_geometry(geometry: str, intrinsics: str | None) -> list[list[float]] | None:
     """Intrinsics of both cameras as (fx, fy, cx, cy), or None."""
     if geometry not in GEOMETRIES:
-        raise ValueError(f"--geometry is {geometry!r}, expected one of {', '.join(GEOMETRIES)}")
+        raise InputError(f"--geometry is {geometry!r}, expected one of {', '.join(GEOMETRIES)}")
     if geometry == "essential" and intrinsics is None:
-        raise ValueError("--geometry essential needs --intrinsics fx,fy,cx,cy (or eight numbers, of A and then of B)")
+        raise InputError("--geometry essential needs --intrinsics fx,fy,cx,cy (or eight numbers, of A and then of B)")
     if geometry != "essential" and intrinsics is not None:
-        raise ValueError(f"--intrinsics is for --geometry essential, got --geometry {geometry}; leave it out")
+        raise InputError(f"--intrinsics is for --geometry essential, got --geometry {geometry}; leave it out")
     if intrinsics is None:
         return None
     try:
@@ -80,5 +81,5 @@ def _check_geometry(geometry: str, intrinsics: str | None) -> list[list[float]] 
     except ValueError:
         numbers = []
     if len(numbers) not in (4, 8):
-        raise ValueError(f"--intrinsics is {intrinsics!r}, expected fx,fy,cx,cy or eight numbers, of A and then of B")
+        raise InputError(f"--intrinsics is {intrinsics!r}, expected fx,fy,cx,cy or eight numbers, of A and then of B")
     return [numbers[:4], numbers[-4:]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from ..errors import InputError
 from ..formats import MASK_SUFFIXES, PICTURE_SUFFIXES
 from .app import DEVICE, app, typer
 from .images import ImageFile, each_image, find_images, result_paths
@@ -37,7 +38,7 @@ def segment(
     masks = result_paths(files, out, MASK_SUFFIXES) if out is not None else [None] * len(files)
     pictures = result_paths(files, picture, PICTURE_SUFFIXES) if picture is not None else [None] * len(files)
     if set(masks) & set(pictures) - {None}:
-        raise ValueError(f"--out and --picture are both {out}, expected another place for one of them")
+        raise InputError(f"--out and --picture are both {out}, expected another place for one of them")
     places = dict(zip(files, zip(masks, pictures, strict=True), strict=True))
     from ..predict.segmentation import Segmenter
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from typing import Annotated
 
+from ..errors import InputError
 from ..formats import DISPARITY_SUFFIXES, PICTURE_SUFFIXES
 from .app import DEVICE, app, check_outputs, typer
 
@@ -37,9 +38,9 @@ def stereo(
     """Disparity of a rectified pair: how far left each pixel of LEFT is in RIGHT, in pixels of the files."""
     start = time.perf_counter()
     if points is not None and (focal is None or baseline is None):
-        raise ValueError("--points needs --focal and --baseline: without them nobody knows how far away things are")
+        raise InputError("--points needs --focal and --baseline: without them nobody knows how far away things are")
     if points is None and (focal is not None or baseline is not None):
-        raise ValueError("--focal and --baseline are for --points; add it, or leave them out")
+        raise InputError("--focal and --baseline are for --points; add it, or leave them out")
     from ..data.images import read_image
     from ..predict.stereo import StereoMatcher, check_camera
 

@@ -7,8 +7,9 @@ import re
 import warnings
 from typing import Any
 
+from ..errors import InputError
 from ..extras import require
-from .app import UsageError, app, typer
+from .app import app, typer
 
 _PASSED_ON: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
@@ -43,11 +44,11 @@ def _lightning(command: str, arguments: list[str]) -> None:
             kept = {"save_config_kwargs": {"overwrite": True}} if command == "fit" else {"save_config_callback": None}
             _cli(cli)(args=[command, *arguments], parser_kwargs={"exit_on_error": False}, **kept)
     except jsonargparse.ArgumentError as error:
-        raise UsageError(f"{_plain(error)}; see quadtree {command} --help") from None
+        raise InputError(f"{_plain(error)}; see quadtree {command} --help") from None
     except pickle.UnpicklingError:
-        raise UsageError("--ckpt_path is not a checkpoint that training wrote, or is damaged") from None
-    except (ValueError, OSError) as error:
-        raise UsageError(_plain(error)) from error
+        raise InputError("--ckpt_path is not a checkpoint that training wrote, or is damaged") from None
+    except (InputError, OSError) as error:
+        raise InputError(_plain(error)) from error
 
 
 def _plain(error: Exception) -> str:

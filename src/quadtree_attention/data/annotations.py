@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from ..errors import InputError
 from ..extras import require
 
 SLACK = 1.0  # pixels by which a box may stick out of its image; it is clipped then
@@ -19,7 +20,7 @@ T = TypeVar("T")
 IMAGE_FOLDERS, XML_FOLDERS = ("JPEGImages", "images"), ("Annotations", "annotations")
 
 
-class BadEntry(ValueError):
+class BadEntry(InputError):
     """An entry of an annotation file that makes no sense."""
 
 
@@ -45,7 +46,7 @@ class AnnotatedImage:
     def masks(self) -> np.ndarray:
         """The outlines filled: uint8 ``[N, H, W]``."""
         if self.outlines is None:
-            raise ValueError(f"{self.path} has boxes only, expected outlines of the objects too")
+            raise InputError(f"{self.path} has boxes only, expected outlines of the objects too")
         masks = require("pycocotools.mask", "detect")
         out = np.zeros((len(self.outlines), *self.size), np.uint8)
         with warnings.catch_warnings():
@@ -107,7 +108,7 @@ def read_coco(path: Path, images: Path, *, drop: bool = False) -> Annotations:
     content = read_json(path)
     for name in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise ValueError(f"{path} has no list {name!r}, expected COCO's format: images, annotations, categories")
+            raise InputError(f"{path} has no list {name!r}, expected COCO's format: images, annotations, categories")
     check = Checker(drop)
     numbers: dict[Any, int] = {}
     names = []
@@ -121,7 +122,7 @@ def read_coco(path: Path, images: Path, *, drop: bool = False) -> Annotations:
         for key in ("id", "file_name", "width", "height"):
             _get(entry, key, place)
         if entry["id"] in found:
-            raise ValueError(f"{place}: id {entry['id']} is there twice, expected one image of that number")
+            raise InputError(f"{place}: id {entry['id']} is there twice, expected one image of that number")
         name = entry["file_name"]
         if name not in here and not (images / name).is_file():
             check(_bad, f"{place}: image {images / name} does not exist")
@@ -169,7 +170,7 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
         raise FileNotFoundError(f"{lists[0]} does not exist, expected a list of the images of {split}, one name a line")
     names = [line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"{listed} is empty, expected names of images, one a line")
+        raise InputError(f"{listed} is empty, expected names of images, one a line")
     files = {path.stem: path for path in sorted(pictures.iterdir())}
     check = Checker(drop)
     read = []
@@ -200,12 +201,12 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:  # bad json, or not text
-        raise ValueError(f"{path} is not json: {error}") from None
+        raise InputError(f"{path} is not json: {error}") from None
 
 
 def _get(entry: Any, key: str, place: str) -> Any:
     if not isinstance(entry, Mapping) or key not in entry:
-        raise ValueError(f"{place} has no {key!r}")
+        raise InputError(f"{place} has no {key!r}")
     return entry[key]
 
 
@@ -275,11 +276,11 @@ def _voc(path: Path, check: Checker) -> tuple[tuple[int, int], list[tuple[str, t
     try:
         tree = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is not XML: {error}") from None
+        raise InputError(f"{path} is not XML: {error}") from None
     try:
         height, width = (int(tree.findtext(f"size/{side}", "")) for side in ("height", "width"))
     except ValueError:
-        raise ValueError(f"{path} has no size with width and height, expected VOC's format") from None
+        raise InputError(f"{path} has no size with width and height, expected VOC's format") from None
 
     def one(node: ElementTree.Element, place: str) -> tuple[str, tuple[float, ...], bool, str]:
         name = (node.findtext("name") or "").strip()

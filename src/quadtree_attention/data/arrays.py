@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..extras import require
 
 _ROTATION = (
@@ -52,13 +53,13 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged pickle raises almost anything
         message = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a file of arrays ({message}), expected .npz with numbers and strings") from None
+        raise InputError(f"{path}: not a file of arrays ({message}), expected .npz with numbers and strings") from None
 
 
 def entry(arrays: Mapping[str, Any], key: str, where: Any) -> Any:
     """One of the arrays of a file; ValueError with what there is if it is missing."""
     if key not in arrays:
-        raise ValueError(f"{where}: no entry {key!r}, found {', '.join(sorted(arrays)[:8])}")
+        raise InputError(f"{where}: no entry {key!r}, found {', '.join(sorted(arrays)[:8])}")
     return arrays[key]
 
 
@@ -66,7 +67,7 @@ def entries(arrays: dict[str, Any], key: str, where: Any) -> Any:
     """As `entry`, of one that has a value for each image or pair."""
     values = entry(arrays, key, where)
     if not isinstance(values, list | tuple) and np.ndim(values) == 0:
-        raise ValueError(f"{where}: {key!r} is {values!r}, expected a value for each image or pair")
+        raise InputError(f"{where}: {key!r} is {values!r}, expected a value for each image or pair")
     return values
 
 
@@ -74,7 +75,7 @@ def camera_matrix(values: Any, where: str) -> np.ndarray:
     """Intrinsics ``[3, 3]``, float64, of what a file has at ``where``; ValueError unless these are finite, with focal lengths above 0."""
     K = _numbers(values)
     if K.size != 9 or not np.isfinite(K).all() or min(K.flat[0], K.flat[4]) <= 0 or list(K.flat[6:]) != [0, 0, 1]:
-        raise ValueError(
+        raise InputError(
             f"{where}: no camera, expected [3, 3] finite numbers with focal lengths above 0 and the last row 0 0 1"
         )
     return K.reshape(3, 3)
@@ -88,7 +89,7 @@ def pose_matrix(values: Any, where: str) -> np.ndarray:
         R = T[:3, :3]
         if np.isfinite(T).all() and np.abs(R @ R.T - np.eye(3)).max() < _ROTATION and np.linalg.det(R) > 0:
             return T
-    raise ValueError(f"{where}: no pose, expected [4, 4] finite numbers, a rotation and a shift")
+    raise InputError(f"{where}: no pose, expected [4, 4] finite numbers, a rotation and a shift")
 
 
 def _numbers(values: Any) -> np.ndarray:
@@ -122,9 +123,9 @@ def read_map(path: Path) -> np.ndarray:
             with values as archive:
                 return archive[archive.files[0]]
         except Exception as error:  # numpy has many, none with the file's name
-            raise ValueError(f"{path}: not a file of numbers ({' '.join(str(error).split())})") from None
+            raise InputError(f"{path}: not a file of numbers ({' '.join(str(error).split())})") from None
     cv2 = require("cv2", "vision")
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if values is None:
-        raise ValueError(f"{path}: cannot be read as a map of numbers, expected .npy, .npz, .pfm, .tif or .png")
+        raise InputError(f"{path}: cannot be read as a map of numbers, expected .npy, .npz, .pfm, .tif or .png")
     return values

@@ -13,6 +13,7 @@ from timm.data import create_dataset, create_transform
 from timm.data.auto_augment import posterize
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ..errors import InputError
 from .loading import Augmented, EpochSampler, StreamLoader, loader_options
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -72,13 +73,13 @@ class ClassificationData(LightningDataModule):
     ) -> None:
         super().__init__()
         if input_size[0] not in (1, 3) or min(input_size) < 1:
-            raise ValueError(f"input_size is {list(input_size)}, expected [1 or 3 channels, height, width]")
+            raise InputError(f"input_size is {list(input_size)}, expected [1 or 3 channels, height, width]")
         if len(mean) != input_size[0] or len(std) != input_size[0]:
-            raise ValueError(
+            raise InputError(
                 f"mean and std have {len(mean)} and {len(std)} numbers, expected {input_size[0]}: one for each channel of input_size"
             )
         if repeats < 1:
-            raise ValueError(f"repeats is {repeats}, expected at least 1")
+            raise InputError(f"repeats is {repeats}, expected at least 1")
         self.save_hyperparameters()
         self._names: list[str] | None = None
 
@@ -103,7 +104,7 @@ class ClassificationData(LightningDataModule):
         augmented = Augmented(dataset, self.hparams["seed"])
         sampler = EpochSampler(augmented, self.hparams["seed"], self.hparams["repeats"])
         if len(sampler) < self.hparams["batch_size"]:
-            raise ValueError(
+            raise InputError(
                 f"{self.hparams['root']} has {len(sampler)} training images a device, expected at least one batch of {self.hparams['batch_size']}"
             )
         return StreamLoader(augmented, sampler=sampler, drop_last=True, **self._options())
@@ -137,7 +138,7 @@ class ClassificationData(LightningDataModule):
         try:
             dataset = create_dataset(name, str(root), split=split, is_training=training, **options)
         except (RuntimeError, AssertionError) as error:  # how timm and torchvision say that something is missing
-            raise ValueError(f"no images of {split!r}: {error or 'unknown dataset'}") from None
+            raise InputError(f"no images of {split!r}: {error or 'unknown dataset'}") from None
         dataset.transform = self._transform(training)
         return dataset
 

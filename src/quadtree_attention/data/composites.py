@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import InputError
 from .ade20k import IGNORE
 from .loading import SeededDataset, StreamLoader, loader_options, stream_loader
 from .masks import collate_lists, normalised
@@ -103,7 +104,7 @@ def class_names(cutouts: str | Path) -> list[str]:
         raise FileNotFoundError(f"{folder} does not exist, expected a folder with one folder of cut-outs a class")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if not 1 <= len(names) < IGNORE:
-        raise ValueError(f"{folder} has {len(names)} folders, expected one for each class, 1 to {IGNORE - 1}")
+        raise InputError(f"{folder} has {len(names)} folders, expected one for each class, 1 to {IGNORE - 1}")
     return ["background", *names]
 
 
@@ -115,10 +116,10 @@ def read_cutout(path: Path) -> np.ndarray:
     """
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
-        raise ValueError(f"{path} is no cut-out, expected an 8-bit image with an alpha channel, such as a PNG")
+        raise InputError(f"{path} is no cut-out, expected an 8-bit image with an alpha channel, such as a PNG")
     rows, columns = (np.flatnonzero(image[..., 3].max(axis)) for axis in (1, 0))
     if len(rows) == 0:
-        raise ValueError(f"{path} is transparent everywhere, expected a cut-out")
+        raise InputError(f"{path} is transparent everywhere, expected a cut-out")
     image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     factor = LARGEST / max(image.shape[:2])
     if factor < 1:

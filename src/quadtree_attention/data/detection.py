@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import InputError
 from ..extras import require
 from .annotations import AnnotatedImage, Annotations, read_coco, read_voc
 from .images import read_image
@@ -45,7 +46,7 @@ class DetectionDataset(Dataset):
         one = self.images[index]
         pixels = torch.from_numpy(read_image(one.path)).permute(2, 0, 1)
         if tuple(pixels.shape[1:]) != one.size:
-            raise ValueError(
+            raise InputError(
                 f"{one.path} has {pixels.shape[2]}x{pixels.shape[1]} pixels, expected {one.size[1]}x{one.size[0]} as in its annotations"
             )
         keep = ~one.crowd if self.transform is not None else slice(None)
@@ -109,9 +110,9 @@ class DetectionData(LightningDataModule):
     ) -> None:
         super().__init__()
         if layout not in LAYOUTS:
-            raise ValueError(f"layout is {layout!r}, expected {' or '.join(LAYOUTS)}")
+            raise InputError(f"layout is {layout!r}, expected {' or '.join(LAYOUTS)}")
         if masks and layout == "voc":
-            raise ValueError("masks are wanted of layout voc, which has boxes only; expected layout coco")
+            raise InputError("masks are wanted of layout voc, which has boxes only; expected layout coco")
         self.save_hyperparameters()
         self._read: dict[str, Annotations] = {}
 
@@ -144,7 +145,7 @@ class DetectionData(LightningDataModule):
         h = self.hparams
         images = [one for one in self.annotations(h["train_split"]).images if not one.crowd.all()]
         if len(images) < h["batch_size"]:
-            raise ValueError(
+            raise InputError(
                 f"{h['root']} has {len(images)} images with boxes, expected at least a batch of {h['batch_size']}"
             )
         dataset = Augmented(DetectionDataset(images, h["masks"], self._transform()), h["seed"])

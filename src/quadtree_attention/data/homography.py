@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..errors import InputError
 from .appearance import Appearance, change_appearance, occlude
 from .loading import SeededData, SeededDataset
 from .photos import Photographs, list_photographs, read_gray
@@ -75,14 +76,14 @@ class HomographyDataset(SeededDataset):
         super().__init__(length, seed)
         self.photos = Photographs(photos)
         if min(size) < 32:
-            raise ValueError(f"size is {size[0]}x{size[1]}, expected at least 32 pixels on each side")
+            raise InputError(f"size is {size[0]}x{size[1]}, expected at least 32 pixels on each side")
         self.size = (int(size[0]), int(size[1]))
         self.warp = warp or Warp()
         self.appearance = appearance or Appearance()
         self.collage = collage
         first, last = (difficulty, difficulty) if isinstance(difficulty, (int, float)) else difficulty
         if not (0 <= first <= 1 and 0 <= last <= 1):
-            raise ValueError(f"difficulty is {difficulty}, expected 0 to 1, or two such numbers")
+            raise InputError(f"difficulty is {difficulty}, expected 0 to 1, or two such numbers")
         self.difficulty = (float(first), float(last))
         self.ramp = ramp
 

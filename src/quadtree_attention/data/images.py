@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..extras import require
 
 MAX_PIXELS = 178_956_970  # a quarter of 2**29 * 4/3 bytes: what Pillow itself takes for a decompression bomb
@@ -37,7 +38,7 @@ def read_image(source: Any, *, upright: bool = True) -> np.ndarray:
         return _from_tensor(source)
     if module == "PIL":
         return _from_pil(source, "PIL image", upright)
-    raise ValueError(
+    raise InputError(
         f"image is a {type(source).__name__}, expected a path, a PIL image, a numpy array or a torch tensor"
     )
 
@@ -54,12 +55,12 @@ def fitted_size(size: tuple[int, int], max_size: int, name: str = "image") -> tu
         ValueError: a side comes below `MIN_SIDE`, or ``max_size`` is.
     """
     if max_size < MIN_SIDE:
-        raise ValueError(f"max_size is {max_size}, expected at least {MIN_SIDE} pixels")
+        raise InputError(f"max_size is {max_size}, expected at least {MIN_SIDE} pixels")
     factor = min(max_size / max(size), 1.0)
     height, width = (max(round(side * factor), 1) for side in size)
     if min(height, width) < MIN_SIDE:
         shrunk = f" ({width}x{height} after shrinking to max_size {max_size})" if factor < 1 else ""
-        raise ValueError(
+        raise InputError(
             f"{name} is too small: {size[1]}x{size[0]} pixels{shrunk}, expected at least {MIN_SIDE} on each side"
         )
     return height, width
@@ -111,21 +112,21 @@ def _read_file(path: Path, upright: bool) -> np.ndarray:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist, expected an image file")
     if not path.is_file():
-        raise ValueError(f"{path} is not a regular file, expected an image file")
+        raise InputError(f"{path} is not a regular file, expected an image file")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes), expected an image file")
+        raise InputError(f"{path} is empty (0 bytes), expected an image file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow: large sizes (checked below), odd metadata
             image = pil.open(path)
     except pil.UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image of a kind that Pillow can read") from None
+        raise InputError(f"{path} is not an image of a kind that Pillow can read") from None
     except pil.DecompressionBombError:
-        raise ValueError(f"{path} has more than {MAX_PIXELS} pixels; make it smaller first") from None
+        raise InputError(f"{path} has more than {MAX_PIXELS} pixels; make it smaller first") from None
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # decoders raise almost anything on damaged headers
-        raise ValueError(f"{path} is damaged: {_one_line(error)}") from None
+        raise InputError(f"{path} is damaged: {_one_line(error)}") from None
     with image:
         return _from_pil(image, str(path), upright)
 
@@ -134,9 +135,9 @@ def _from_pil(image: Any, name: str, upright: bool) -> np.ndarray:
     pil, ops = require("PIL.Image", "vision"), require("PIL.ImageOps", "vision")
     width, height = image.size
     if width == 0 or height == 0:
-        raise ValueError(f"{name} has size {width}x{height}, expected at least 1x1 pixel")
+        raise InputError(f"{name} has size {width}x{height}, expected at least 1x1 pixel")
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{name} has {width}x{height} pixels, expected at most {MAX_PIXELS}; make it smaller first")
+        raise InputError(f"{name} has {width}x{height} pixels, expected at most {MAX_PIXELS}; make it smaller first")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata
@@ -148,14 +149,14 @@ def _from_pil(image: Any, name: str, upright: bool) -> np.ndarray:
                 deep = None
                 image = _to_rgb(image, pil)
     except OSError as error:
-        raise ValueError(f"{name} is truncated or damaged: {_one_line(error)}") from None
+        raise InputError(f"{name} is truncated or damaged: {_one_line(error)}") from None
     except Exception as error:  # decoders raise almost anything on damaged data
-        raise ValueError(f"{name} cannot be decoded: {_one_line(error)}") from None
+        raise InputError(f"{name} cannot be decoded: {_one_line(error)}") from None
     if deep is None:
         return np.array(image)
     if image.mode == "I":  # 32-bit whole numbers: how some versions of Pillow hold 16-bit files
         if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError(
+            raise InputError(
                 f"{name} has 32-bit values from {deep.min()} to {deep.max()}, expected 0..65535; convert it to 16 bits"
             )
         deep = deep.astype(np.uint16)
@@ -181,27 +182,27 @@ def _to_rgb(image: Any, pil: Any) -> Any:
 
 def _from_tensor(tensor: Any) -> np.ndarray:
     if tensor.dim() not in (2, 3):
-        raise ValueError(
+        raise InputError(
             f"torch image has shape {tuple(tensor.shape)}, expected [C, H, W] or [H, W]; pass one image at a time"
         )
     tensor = tensor.detach().cpu()
     array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     if array.ndim == 3:
         if array.shape[0] not in (1, 3, 4):
-            raise ValueError(f"torch image has shape {array.shape}, expected [C, H, W] with 1, 3 or 4 channels")
+            raise InputError(f"torch image has shape {array.shape}, expected [C, H, W] with 1, 3 or 4 channels")
         array = array.transpose(1, 2, 0)
     return _from_array(array, "torch image", "[C, H, W] or [H, W]")
 
 
 def _from_array(array: np.ndarray, name: str, expected: str) -> np.ndarray:
     if array.ndim not in (2, 3):
-        raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
+        raise InputError(f"{name} has shape {array.shape}, expected {expected}")
     if array.size == 0:
-        raise ValueError(f"{name} has shape {array.shape}, expected at least one pixel")
+        raise InputError(f"{name} has shape {array.shape}, expected at least one pixel")
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[-1] not in (1, 3, 4):
-        raise ValueError(
+        raise InputError(
             f"{name} has shape {array.shape} with {array.shape[-1]} channels, expected {expected} with 1, 3 or 4"
         )
     array = _to_uint8(array, name)
@@ -217,12 +218,12 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.uint16:
         return np.rint(array.astype(np.float32) * (255 / 65535)).astype(np.uint8)
     if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{name} has dtype {array.dtype}, expected uint8, uint16, or float in 0..1")
+        raise InputError(f"{name} has dtype {array.dtype}, expected uint8, uint16, or float in 0..1")
     low, high = float(array.min()), float(array.max())
     if not np.isfinite(low + high):
-        raise ValueError(f"{name} holds NaN or infinite values, expected floats in 0..1")
+        raise InputError(f"{name} holds NaN or infinite values, expected floats in 0..1")
     if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(
+        raise InputError(
             f"{name} has float values from {low:g} to {high:g}, expected 0..1; divide by the largest value it can have"
         )
     return np.rint(array.clip(0, 1).astype(np.float32) * 255).astype(np.uint8)

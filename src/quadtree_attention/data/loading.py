@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ..errors import InputError
+
 
 class SeededDataset(Dataset):
     """Samples made by chance, ``length`` an epoch: sample n depends on ``seed`` and n alone, and numbers beyond ``length`` are those of later epochs.
@@ -21,7 +23,7 @@ class SeededDataset(Dataset):
 
     def __init__(self, length: int, seed: int) -> None:
         if length < 1:
-            raise ValueError(f"length is {length}, expected at least 1 sample an epoch")
+            raise InputError(f"length is {length}, expected at least 1 sample an epoch")
         self.length, self.seed = length, seed
 
     def __len__(self) -> int:
@@ -136,7 +138,7 @@ def stream_loader(dataset: Dataset, batch_size: int, num_workers: int) -> Stream
     """Batches of an endless stream of samples, ``len(dataset)`` of them an epoch; a last one that is not full is left out."""
     length = len(dataset)  # type: ignore[arg-type]  # torch's Dataset declares no length
     if length < batch_size:
-        raise ValueError(f"length is {length}, expected at least one batch of {batch_size}")
+        raise InputError(f"length is {length}, expected at least one batch of {batch_size}")
     options = loader_options(batch_size, num_workers)
     return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **options)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..errors import InputError
 from ..extras import require
 from .ade20k import IGNORE
 from .images import read_image
@@ -32,15 +33,15 @@ def read_mask(path: str | Path) -> np.ndarray:
             with pil.open(path) as image:
                 mode, values = image.mode, np.asarray(image)
     except Exception as error:  # decoders raise almost anything
-        raise ValueError(f"{path} cannot be read as a mask: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} cannot be read as a mask: {' '.join(str(error).split())}") from None
     if mode == "1":
         return values.astype(np.uint8)
     if mode not in ("L", "P", "I", "I;16", "I;16B"):
-        raise ValueError(
+        raise InputError(
             f"{path} has mode {mode}, expected one number a pixel (a grey or palette PNG); masks in colours must be turned into indices first"
         )
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"{path} has values from {values.min()} to {values.max()}, expected numbers of classes")
+        raise InputError(f"{path} has values from {values.min()} to {values.max()}, expected numbers of classes")
     return values.astype(np.uint8 if values.max() <= 255 else np.uint16)
 
 
@@ -81,14 +82,14 @@ class SegmentationFolder(Dataset):
         path = self.masks[index]
         image, mask = read_image(self.images[index]), read_mask(path)
         if image.shape[:2] != mask.shape:
-            raise ValueError(
+            raise InputError(
                 f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels, but {self.images[index]} has {image.shape[1]}x{image.shape[0]}, "
                 "expected the same size"
             )
         first = 1 if self.reduce_zero_label else 0
         wrong = (mask >= self.classes + first) & (mask != IGNORE)
         if wrong.any():
-            raise ValueError(
+            raise InputError(
                 f"{path} has a label {mask[wrong].min()}, expected {first} to {self.classes + first - 1} for {self.classes} classes, "
                 f"{'0 or ' if first else ''}{IGNORE} for none"
             )
@@ -108,7 +109,7 @@ def normalised(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
 def check_sides(long_side: int, short_side: int, divisor: int) -> None:
     """Raise a ValueError unless `fitted_sizes` can work with them."""
     if not 1 <= short_side <= long_side or divisor < 1:
-        raise ValueError(
+        raise InputError(
             f"short_side, long_side and divisor are {short_side}, {long_side} and {divisor}, "
             "expected 1 <= short_side <= long_side and a divisor of at least 1"
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..extras import require
 from .arrays import camera_matrix, pose_matrix, read_map
 from .images import read_image
@@ -60,7 +61,7 @@ class PosePair(Pair):
 
     def __post_init__(self) -> None:
         if not np.linalg.norm(self.T_0to1[:3, 3]) > 0:
-            raise ValueError(
+            raise InputError(
                 f"{self.name}: both cameras stand in one place, so that there is no direction between them to measure"
             )
 
@@ -76,7 +77,7 @@ class StereoPair(Pair):
         """Disparity [H, W] float32 in pixels; NaN where it is not known."""
         values = self.disparity if isinstance(self.disparity, np.ndarray) else read_map(Path(self.disparity))
         if values.ndim != 2:
-            raise ValueError(f"{self.name}: disparity has shape {values.shape}, expected [H, W] with one value a pixel")
+            raise InputError(f"{self.name}: disparity has shape {values.shape}, expected [H, W] with one value a pixel")
         values = values.astype(np.float32) / np.float32(self.scale)
         values[~(np.isfinite(values) & (values > 0))] = np.nan
         return values
@@ -95,7 +96,7 @@ def homography_list(path: str | Path, root: str | Path | None = None) -> list[Ho
     pairs = []
     for where, words in lines_of(path):
         if len(words) not in (3, 11):
-            raise ValueError(
+            raise InputError(
                 f"{where}: {len(words)} entries, expected 11: image0 image1 h11 .. h33, or 3: image0 image1 file-of-H"
             )
         image0, image1 = (existing(name, root or path.parent, where) for name in words[:2])
@@ -116,7 +117,7 @@ def hpatches(folder: str | Path, short_side: int | None = 480) -> list[Homograph
     folder = Path(folder)
     scenes = sorted(p for p in folder.glob("[iv]_*") if p.is_dir())
     if not scenes:
-        raise ValueError(f"{folder}: no folders i_* or v_* here, expected the unpacked HPatches sequences")
+        raise InputError(f"{folder}: no folders i_* or v_* here, expected the unpacked HPatches sequences")
     pairs = []
     for scene in scenes:
         images = {p.stem: p for p in sorted(scene.iterdir()) if p.suffix.lower() in (".ppm", ".png", ".jpg")}
@@ -176,7 +177,7 @@ def read_homography(path: str | Path) -> np.ndarray:
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # OpenCV and numpy each have their own
-        raise ValueError(f"{path}: not a homography ({' '.join(str(error).split())}), expected 3 x 3 numbers") from None
+        raise InputError(f"{path}: not a homography ({' '.join(str(error).split())}), expected 3 x 3 numbers") from None
     return _matrix(values, str(path))
 
 
@@ -192,13 +193,13 @@ def pose_list(path: str | Path, root: str | Path | None = None) -> list[PosePair
     pairs = []
     for where, words in lines_of(path):
         if len(words) != 38:
-            raise ValueError(
+            raise InputError(
                 f"{where}: {len(words)} entries, expected 38: image0 image1 turns0 turns1 K0(9) K1(9) T_0to1(16)"
             )
         image0, image1 = (existing(name, root or path.parent, where) for name in words[:2])
         numbers = _floats(words[2:], where)
         if not set(numbers[:2]) <= {0, 1, 2, 3}:
-            raise ValueError(f"{where}: turns are {words[2]} and {words[3]}, expected quarter turns 0, 1, 2 or 3")
+            raise InputError(f"{where}: turns are {words[2]} and {words[3]}, expected quarter turns 0, 1, 2 or 3")
         pairs.append(
             PosePair(
                 name=f"{words[0]} {words[1]}",
@@ -223,7 +224,7 @@ def image_pairs(path: str | Path, root: str | Path) -> list[tuple[str, str]]:
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for where, words in lines_of(path):
         if len(words) != 2 or words[0] == words[1]:
-            raise ValueError(f"{where}: {' '.join(words)!r}, expected the names of two images: image0 image1")
+            raise InputError(f"{where}: {' '.join(words)!r}, expected the names of two images: image0 image1")
         for name in words:
             existing(name, root, where)
         pairs.setdefault(frozenset(words), (words[0], words[1]))
@@ -244,11 +245,11 @@ def stereo_list(path: str | Path, root: str | Path | None = None) -> list[Stereo
     pairs = []
     for where, words in lines_of(path):
         if len(words) not in (3, 4):
-            raise ValueError(f"{where}: {len(words)} entries, expected 'left right disparity' or '... scale'")
+            raise InputError(f"{where}: {len(words)} entries, expected 'left right disparity' or '... scale'")
         left, right, disparity = (existing(name, root or path.parent, where) for name in words[:3])
         scale = float(_floats(words[3:], where)[0]) if len(words) == 4 else 1.0
         if not scale > 0:
-            raise ValueError(f"{where}: scale is {words[3]}, expected a positive number, such as 256 for KITTI's PNG")
+            raise InputError(f"{where}: scale is {words[3]}, expected a positive number, such as 256 for KITTI's PNG")
         name = f"{words[0]} {words[1]}"
         pairs.append(StereoPair(name=name, image0=left, image1=right, disparity=disparity, scale=scale))
     return some(pairs, path)
@@ -262,7 +263,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file, expected a list with one pair a line") from None
+        raise InputError(f"{path} is not a text file, expected a list with one pair a line") from None
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
     for number, line in enumerate(text.splitlines(), 1):
@@ -270,7 +271,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, list[str]]]:
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}; quote names with spaces, and close each quote") from None
+            raise InputError(f"{where}: {error}; quote names with spaces, and close each quote") from None
         if words:
             yield where, words
 
@@ -296,16 +297,16 @@ def _floats(words: list[str], where: str) -> np.ndarray:
     try:
         values = np.array([float(word) for word in words])
     except ValueError as error:
-        raise ValueError(f"{where}: {error}, expected numbers after the file names") from None
+        raise InputError(f"{where}: {error}, expected numbers after the file names") from None
     if not np.isfinite(values).all():
-        raise ValueError(f"{where}: numbers that are not finite, expected a pose or homography that is known")
+        raise InputError(f"{where}: numbers that are not finite, expected a pose or homography that is known")
     return values
 
 
 def _matrix(values: Any, where: str) -> np.ndarray:
     H = np.asarray(values, dtype=np.float64)
     if H.size != 9 or not np.isfinite(H).all() or abs(np.linalg.det(H.reshape(3, 3))) < 1e-12:
-        raise ValueError(f"{where}: not a homography, expected 3 x 3 finite numbers of an invertible matrix")
+        raise InputError(f"{where}: not a homography, expected 3 x 3 finite numbers of an invertible matrix")
     return H.reshape(3, 3)
 
 
@@ -321,5 +322,5 @@ def _image_size(path: Path) -> Size:
 
 def some(pairs: list[Any], path: Path) -> list[Any]:
     if not pairs:
-        raise ValueError(f"{path}: no pairs in it, expected one a line")
+        raise InputError(f"{path}: no pairs in it, expected one a line")
     return pairs

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import InputError
 from ..extras import require
 from ..formats import IMAGE_SUFFIXES
 from .images import MIN_SIDE, read_image, to_gray
@@ -34,7 +35,7 @@ def list_photographs(folder: str | Path) -> list[Path]:
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     ]
     if not found:
-        raise ValueError(f"{folder} holds no photographs ({', '.join(IMAGE_SUFFIXES)}) in it or below")
+        raise InputError(f"{folder} holds no photographs ({', '.join(IMAGE_SUFFIXES)}) in it or below")
     return sorted(found)
 
 
@@ -50,7 +51,7 @@ class Photographs:
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         if not paths:
-            raise ValueError("got no photographs, expected at least one; list_photographs finds those of a folder")
+            raise InputError("got no photographs, expected at least one; list_photographs finds those of a folder")
         self.paths = [str(path) for path in paths]
 
     def draw(self, rng: np.random.Generator, read: Callable[[str], np.ndarray] = read_image) -> np.ndarray:
@@ -66,7 +67,7 @@ class Photographs:
             except (ValueError, OSError) as error:
                 # Python shows a warning of the same text once.
                 warnings.warn(f"photograph skipped: {error}", stacklevel=2)
-        raise ValueError(f"{_TRIES} photographs in a row cannot be read, the last one {path}; check the folder")
+        raise InputError(f"{_TRIES} photographs in a row cannot be read, the last one {path}; check the folder")
 
 
 def read_gray(path: str | Path, short_side: int | None = None, *, upright: bool = True) -> np.ndarray:
@@ -83,7 +84,7 @@ def read_gray(path: str | Path, short_side: int | None = None, *, upright: bool 
         image = np.rint(to_gray(read_image(path, upright=upright)) * 255).astype(np.uint8)
     if min(image.shape) < MIN_SIDE:
         height, width = image.shape
-        raise ValueError(f"{path} is too small: {width}x{height} pixels, expected at least {MIN_SIDE} on each side")
+        raise InputError(f"{path} is too small: {width}x{height} pixels, expected at least {MIN_SIDE} on each side")
     return image
 
 

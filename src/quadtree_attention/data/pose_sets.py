@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from .arrays import camera_matrix, entries, entry, pose_matrix, read_arrays
 from .pairs import PosePair, existing, folder_with, lines_of, some
 
@@ -28,7 +29,7 @@ def scannet1500(root: str | Path) -> list[PosePair]:
     test, intrinsics = read_arrays(index / "test.npz"), read_arrays(existing("intrinsics.npz", index, str(index)))
     names = np.asarray(entry(test, "name", index / "test.npz"))
     if names.ndim != 2 or names.shape[1] != 4 or not len(names) or names.dtype.kind not in "iu":
-        raise ValueError(
+        raise InputError(
             f"{index / 'test.npz'}: 'name' has shape {names.shape} of {names.dtype}, expected whole numbers [N, 4]: scene, sub-scene, two frames"
         )
     one = "scene{:04d}_{:02d}/color/{}.jpg".format(*names[0][:3])
@@ -44,7 +45,7 @@ def scannet1500(root: str | Path) -> list[PosePair]:
         else:
             given = entries(test, "rel_pose", index / "test.npz")
             if len(given) != len(names):
-                raise ValueError(
+                raise InputError(
                     f"{index / 'test.npz'}: 'rel_pose' has {len(given)} entries, expected {len(names)}, as many as 'name'"
                 )
             T = pose_matrix(given[row], f"{where} of 'rel_pose'")
@@ -139,7 +140,7 @@ def read_pose(path: Path) -> np.ndarray:
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}, expected 4 x 4 numbers") from None
+        raise InputError(f"{path}: {error}, expected 4 x 4 numbers") from None
     return pose_matrix(values, str(path))
 
 
@@ -148,10 +149,10 @@ def overlapping(infos: Any, images: int, path: Any) -> list[tuple[int, int, floa
     try:
         pairs = [(int(info[0][0]), int(info[0][1]), float(info[1])) for info in infos]
     except (TypeError, ValueError, IndexError):
-        raise ValueError(f"{path}: 'pair_infos' is of another form, expected ((i, j), overlap, ...) each") from None
+        raise InputError(f"{path}: 'pair_infos' is of another form, expected ((i, j), overlap, ...) each") from None
     for row, (i, j, _) in enumerate(pairs):
         if not (0 <= i < images and 0 <= j < images):
-            raise ValueError(f"{path}: pair {row} is of images {i} and {j}, expected numbers below {images}")
+            raise InputError(f"{path}: pair {row} is of images {i} and {j}, expected numbers below {images}")
     return pairs
 
 

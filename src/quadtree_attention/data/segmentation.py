@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from ..errors import InputError
 from .ade20k import ADE20K_LABELS, IGNORE
 from .loading import Augmented, EpochSampler, StreamLoader, loader_options
 from .masks import SegmentationFolder, check_sides, collate_lists, seen
@@ -127,7 +128,7 @@ class SegmentationData(LightningDataModule):
     ) -> None:
         super().__init__()
         if layout not in LAYOUTS:
-            raise ValueError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+            raise InputError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
         check_sides(long_side, short_side, divisor)
         self.save_hyperparameters()
         self.splits = splits or SPLITS[layout]
@@ -147,7 +148,7 @@ class SegmentationData(LightningDataModule):
             raise FileNotFoundError(f"{path} does not exist, expected the names of the classes, one a line")
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not 1 <= len(names) <= IGNORE:
-            raise ValueError(f"{path} has {len(names)} names, expected 1 to {IGNORE}, one a line")
+            raise InputError(f"{path} has {len(names)} names, expected 1 to {IGNORE}, one a line")
         return names
 
     def train_dataloader(self) -> DataLoader:
@@ -155,7 +156,7 @@ class SegmentationData(LightningDataModule):
         dataset = Augmented(_Transformed(self._folder(0), self._augmentation()), self.hparams["seed"])
         sampler = EpochSampler(dataset, self.hparams["seed"])
         if len(sampler) < self.hparams["batch_size"]:
-            raise ValueError(
+            raise InputError(
                 f"{self.hparams['root']} has {len(sampler)} training images a device, expected at least one batch of {self.hparams['batch_size']}"
             )
         options = loader_options(self.hparams["batch_size"], self.hparams["num_workers"])

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..errors import InputError
 from .loading import SeededData, SeededDataset
 from .photos import Photographs, list_photographs
 
@@ -96,7 +97,7 @@ class StereoDataset(SeededDataset):
         super().__init__(length, seed)
         self.photos = Photographs(photos)
         if min(size) < 32:
-            raise ValueError(f"size is {size[0]}x{size[1]}, expected at least 32 pixels on each side")
+            raise InputError(f"size is {size[0]}x{size[1]}, expected at least 32 pixels on each side")
         self.size = (int(size[0]), int(size[1]))
         self.scene = scene or Scene()
         self.views = views or Views()

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import InputError
 from ..extras import require
 from .arrays import read_map
 from .loading import StreamLoader, StreamSampler, loader_options
@@ -50,9 +51,9 @@ class StereoSet(Dataset):
         views: Views | None = None,
     ) -> None:
         if name not in STEREO_SETS:
-            raise ValueError(f"name is {name!r}, expected one of {', '.join(STEREO_SETS)}")
+            raise InputError(f"name is {name!r}, expected one of {', '.join(STEREO_SETS)}")
         if split not in ("train", "validation"):
-            raise ValueError(f"split is {split!r}, expected train or validation")
+            raise InputError(f"split is {split!r}, expected train or validation")
         self.name, self.size, self.seed, self.views = name, size, seed, views
         self.pairs = _open(name, Path(root))
         places = range(len(self.pairs))
@@ -62,7 +63,7 @@ class StereoSet(Dataset):
         else:
             self.indices = [n for n in places if (n % EVERY == EVERY - 1) == (split == "validation")]
         if not self.indices:
-            raise ValueError(f"{root}: no pairs of {name} for {split}, found {len(self.pairs)} in all")
+            raise InputError(f"{root}: no pairs of {name} for {split}, found {len(self.pairs)} in all")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -194,7 +195,7 @@ class StereoSetData(LightningDataModule):
         """An endless stream: all pairs, shuffled anew each epoch, and a random crop of each."""
         dataset = StereoSet(self.name, self.root, "train", self.size, self.seed, self.views)
         if len(dataset) < self.batch_size:
-            raise ValueError(f"{self.name} has {len(dataset)} pairs to train on, expected a batch of {self.batch_size}")
+            raise InputError(f"{self.name} has {len(dataset)} pairs to train on, expected a batch of {self.batch_size}")
         options = loader_options(self.batch_size, self.num_workers)
         return StreamLoader(dataset, sampler=StreamSampler(dataset), drop_last=True, **options)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import InputError
 from ..extras import require
 from ..nn.base import Attention
 
@@ -57,11 +58,11 @@ def build_backbone(name: str, **options: Any) -> Any:
     timm = _timm()
     if not knows_backbone(name):
         ours = ", ".join(timm.list_models("quadtree*"))
-        raise ValueError(f"model is {name!r}, expected {ours}, or another name that timm knows")
+        raise InputError(f"model is {name!r}, expected {ours}, or another name that timm knows")
     try:
         return timm.create_model(name, **{key: _tuples(value) for key, value in options.items()})
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"options do not fit {name}: {str(error) or 'see its arguments in timm'}") from None
+        raise InputError(f"options do not fit {name}: {str(error) or 'see its arguments in timm'}") from None
 
 
 def level_weights(model: nn.Module) -> list[nn.Parameter]:

@@ -17,6 +17,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models.pvt_v2 import MlpWithDepthwiseConv, OverlapPatchEmbed, PyramidVisionTransformerV2
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..nn import QuadtreeAttention
 from ..ops.dispatch import Backend, Variant
 from ..ops.memory import is_plain
@@ -82,12 +83,12 @@ class PatchEmbed(OverlapPatchEmbed):
         """``[B, C, H, W]`` to ``[B, ceil(H/4), ceil(W/4), dim]``."""
         channels = self.proj.in_channels
         if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(
+            raise InputError(
                 f"images have shape {tuple(x.shape)}, expected [B, {channels}, H, W]; "
                 "a model for another number of channels is made with in_chans"
             )
         if x.shape[2] == 0 or x.shape[3] == 0:
-            raise ValueError(f"images have shape {tuple(x.shape)}, expected at least one pixel")
+            raise InputError(f"images have shape {tuple(x.shape)}, expected at least one pixel")
         return super().forward(x)
 
 
@@ -129,17 +130,17 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
         **arguments: Any,
     ) -> None:
         if not len(depths) == len(embed_dims) == len(num_heads) == len(levels):
-            raise ValueError(
+            raise InputError(
                 f"depths, embed_dims, num_heads and levels have {len(depths)}, {len(embed_dims)}, {len(num_heads)} and {len(levels)} "
                 "entries, expected one for each stage"
             )
         for name in ("sr_ratios", "linear"):
             if arguments.get(name):
-                raise ValueError(
+                raise InputError(
                     f"{name} is {arguments[name]}, expected nothing: quadtree attention has no spatial reduction; use pvt_v2 for it"
                 )
         if arguments.get("attn_drop_rate"):
-            raise ValueError(
+            raise InputError(
                 f"attn_drop_rate is {arguments['attn_drop_rate']}, expected 0: quadtree attention has no dropout of single scores; "
                 "use proj_drop_rate or drop_path_rate"
             )
@@ -194,7 +195,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     if first in have and have[first].shape[0] == want[first].shape[0]:
         have[first] = want[first]
     if problem := misfit(want, have):
-        raise ValueError(
+        raise InputError(
             f"weights do not fit the model: {problem}; are they of another variant than {getattr(model, 'default_cfg', {}).get('architecture')}?"
         )
     return state
@@ -204,7 +205,7 @@ def _stage_topk(topk: int | Sequence[int], levels: int, deepest: int) -> int | t
     if isinstance(topk, int):
         return topk
     if len(topk) < deepest - 1:
-        raise ValueError(
+        raise InputError(
             f"topk has {len(topk)} entries, expected one number, or at least {deepest - 1}: one for each level but the last of the deepest tree"
         )
     return tuple(topk)[: levels - 1]

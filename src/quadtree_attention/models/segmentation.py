@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.ade20k import ADE20K_LABELS, IGNORE
 from ..data.masks import check_sides, fitted_sizes
+from ..errors import InputError
 from ..extras import require
 from .classifier import build_backbone
 
@@ -46,11 +47,11 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.labels) <= IGNORE:
-            raise ValueError(f"labels has {len(self.labels)} names, expected 1 to {IGNORE}")
+            raise InputError(f"labels has {len(self.labels)} names, expected 1 to {IGNORE}")
         if self.norm not in NORMS:
-            raise ValueError(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
+            raise InputError(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
         if self.norm == "group" and self.head_channels % 32:
-            raise ValueError(f"head_channels is {self.head_channels}, expected a multiple of 32 for norm 'group'")
+            raise InputError(f"head_channels is {self.head_channels}, expected a multiple of 32 for norm 'group'")
         check_sides(self.long_side, self.short_side, self.divisor)
 
     def build(self) -> SemanticFPN:
@@ -83,7 +84,7 @@ class SemanticFPN(nn.Module):
         info = self.backbone.feature_info
         strides, channels = info.reduction(), info.channels()
         if not set(STRIDES) <= set(strides):
-            raise ValueError(
+            raise InputError(
                 f"backbone {config.backbone} has maps at strides {', '.join(map(str, strides))}, expected 4, 8, 16 and 32"
             )
         self._places = [strides.index(stride) for stride in STRIDES]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..ops.tree import check_mask
 
 
@@ -23,7 +24,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True, proj_bias: bool = True) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim is {dim} and num_heads {num_heads}, expected num_heads to divide dim")
+            raise InputError(f"dim is {dim} and num_heads {num_heads}, expected num_heads to divide dim")
         self.dim = dim
         self.num_heads = num_heads
         self.q_proj = nn.Linear(dim, dim, bias=qkv_bias)
@@ -54,15 +55,15 @@ class Attention(nn.Module):
             ``[B, *grid, dim]``; zeros where ``mask`` is False.
         """
         if x.dim() not in (3, 4, 5) or x.shape[-1] != self.dim:
-            raise ValueError(
+            raise InputError(
                 f"x has shape {tuple(x.shape)}, expected [B, *grid, {self.dim}] with a grid of 1, 2 or 3 axes"
             )
         if context is None:
             if context_mask is not None:
-                raise ValueError("context_mask is given without context; for self-attention pass mask alone")
+                raise InputError("context_mask is given without context; for self-attention pass mask alone")
             context, context_mask = x, mask
         if context.dim() != x.dim() or context.shape[-1] != self.dim or context.shape[0] != x.shape[0]:
-            raise ValueError(
+            raise InputError(
                 f"context has shape {tuple(context.shape)}, expected [{x.shape[0]}, *grid, {self.dim}] with {x.dim() - 2} grid axes"
             )
         check_mask("mask", mask, x.shape[:-1])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..ops import quadtree_attention, token_pyramid
 from ..ops.dispatch import Backend, Variant
 from ..ops.tree import build_valid, from_tree, level_grids, stretch
@@ -60,20 +61,20 @@ class QuadtreeAttention(Attention):
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
         if levels < 1:
-            raise ValueError(f"levels is {levels}, expected at least 1")
+            raise InputError(f"levels is {levels}, expected at least 1")
         topk = (topk,) * (levels - 1) if isinstance(topk, int) else tuple(topk)
         if len(topk) != levels - 1:
-            raise ValueError(
+            raise InputError(
                 f"topk has {len(topk)} entries for {levels} levels, expected {levels - 1}: one for each level but the last"
             )
         if variant not in ("a", "b"):
-            raise ValueError(f"variant is {variant!r}, expected 'a' or 'b'")
+            raise InputError(f"variant is {variant!r}, expected 'a' or 'b'")
         if value not in ("pool", "conv"):
-            raise ValueError(f"value is {value!r}, expected 'pool' or 'conv'")
+            raise InputError(f"value is {value!r}, expected 'pool' or 'conv'")
         if value_act not in ACTIVATIONS:
-            raise ValueError(f"value_act is {value_act!r}, expected one of {', '.join(map(repr, ACTIVATIONS))}")
+            raise InputError(f"value_act is {value_act!r}, expected one of {', '.join(map(repr, ACTIVATIONS))}")
         if lepe and variant == "a":
-            raise ValueError("lepe=True needs variant 'b': variant 'a' has no messages of single levels to add it to")
+            raise InputError("lepe=True needs variant 'b': variant 'a' has no messages of single levels to add it to")
         self.levels = levels
         self.topk = topk
         self.variant = variant
@@ -100,11 +101,11 @@ class QuadtreeAttention(Attention):
 
     def attend(self, x: Tensor, context: Tensor, mask: Tensor | None, context_mask: Tensor | None) -> Tensor:
         if (self.lepe is not None or self.value == "conv") and x.dim() != 4:
-            raise ValueError(
+            raise InputError(
                 f"x has {x.dim() - 2} grid axes, expected 2: value='conv' and lepe=True are two-dimensional"
             )
         if self.lepe is not None and context.shape != x.shape:
-            raise ValueError(
+            raise InputError(
                 f"context has grid {tuple(context.shape[1:-1])}, expected x's, {tuple(x.shape[1:-1])}: lepe=True adds a map of the "
                 "context's values to the output; use lepe=False for another grid"
             )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from .base import Attention, flat_heads, sum_dtype
 
 LINEAR_EPS = 1e-6  # keeps the division finite, as LoFTR has it
@@ -46,7 +47,7 @@ class SpatialReductionAttention(Attention):
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
         if pool < 1:
-            raise ValueError(f"pool is {pool}, expected at least 1")
+            raise InputError(f"pool is {pool}, expected at least 1")
         self.pool = pool
 
     def attend(self, x: Tensor, context: Tensor, mask: Tensor | None, context_mask: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .tree import Tree
 
 Variant = Literal["a", "b"]
@@ -76,7 +77,7 @@ def choose(backend: Backend | None, query: Tensor, value: Tensor, keep: int) -> 
     if backend is not None:
         ok, reason = supports(backend, query, value, keep)
         if not ok:
-            raise ValueError(f"backend {backend!r} cannot be used: {reason}")
+            raise InputError(f"backend {backend!r} cannot be used: {reason}")
     else:
         backend = "reference"
         by_device: dict[str, Backend] = {"cpu": "cpu", "cuda": "cuda"}

@@ -8,6 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .dispatch import Backend, Variant, choose
 from .tree import Tree, build_tree, build_valid, check_mask, from_tree, level_grids, row_major_index
 
@@ -92,7 +93,7 @@ def quadtree_attention(
     queries, keys, values, levels = _as_levels(query, key, value, levels, topk)
     topk = _check_topk(topk, levels)
     if variant not in ("a", "b"):
-        raise ValueError(f"variant is {variant!r}, expected 'a' or 'b'")
+        raise InputError(f"variant is {variant!r}, expected 'a' or 'b'")
     _check_weights(level_weights, levels, variant)
     query_grids = _check_pyramid("query", queries, levels)
     key_grids = _check_pyramid("key", keys, levels)
@@ -134,23 +135,23 @@ def _as_levels(
     for name, pyramid in lists.items():
         for level in pyramid:
             if not isinstance(level, Tensor):
-                raise ValueError(
+                raise InputError(
                     f"{name} holds a {type(level).__name__}, expected a tensor or a sequence of tensors, coarse to fine"
                 )
     counts = {name: len(lists[name]) for name, x in given.items() if not isinstance(x, Tensor)}
     if not counts:
         if levels is None:
             if isinstance(topk, int):
-                raise ValueError("levels is missing: say how many levels to build, for example levels=3")
+                raise InputError("levels is missing: say how many levels to build, for example levels=3")
             levels = len(topk) + 1
         if levels < 1:
-            raise ValueError(f"levels is {levels}, expected at least 1")
+            raise InputError(f"levels is {levels}, expected at least 1")
         return lists["query"], lists["key"], lists["value"], levels
     count = min(counts.values())
     if len(set(counts.values())) > 1 or not count:
-        raise ValueError(f"got {counts} levels, expected the same number, at least one, for each sequence")
+        raise InputError(f"got {counts} levels, expected the same number, at least one, for each sequence")
     if levels is not None and levels != count:
-        raise ValueError(f"levels is {levels}, but {count} levels were given; leave levels out for sequences")
+        raise InputError(f"levels is {levels}, but {count} levels were given; leave levels out for sequences")
     return lists["query"], lists["key"], lists["value"], count
 
 
@@ -158,11 +159,11 @@ def _check_topk(topk: int | Sequence[int], levels: int) -> tuple[int, ...]:
     topk = (topk,) * (levels - 1) if isinstance(topk, int) else tuple(topk)
     if len(topk) != levels - 1:
         hint = "; drop the last entry of a published list, it has no effect" if len(topk) == levels else ""
-        raise ValueError(
+        raise InputError(
             f"topk has {len(topk)} entries for {levels} levels, expected {levels - 1}: one for each level but the last{hint}"
         )
     if any(not isinstance(k, int) or k < 1 for k in topk):
-        raise ValueError(f"topk is {topk}, expected whole numbers of at least 1")
+        raise InputError(f"topk is {topk}, expected whole numbers of at least 1")
     return topk
 
 
@@ -170,11 +171,11 @@ def _check_weights(level_weights: Tensor | None, levels: int, variant: Variant) 
     if level_weights is None:
         return
     if variant == "a":
-        raise ValueError(
+        raise InputError(
             "level_weights is for variant 'b'; variant 'a' shares out one softmax among its levels, leave it out"
         )
     if tuple(level_weights.shape) != (levels,):
-        raise ValueError(
+        raise InputError(
             f"level_weights has shape {tuple(level_weights.shape)}, expected ({levels},): one number a level"
         )
 
@@ -184,25 +185,25 @@ def _check_pyramid(name: str, pyramid: list[Tensor], levels: int) -> list[tuple[
     finest = pyramid[-1]
     axes = finest.dim() - 3
     if not 1 <= axes <= 3:
-        raise ValueError(
+        raise InputError(
             f"{name} has shape {tuple(finest.shape)}, expected [B, *grid, heads, dim] with a grid of 1, 2 or 3 axes"
         )
     if not finest.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"{name} has dtype {finest.dtype}, expected a floating-point one; convert it with {name}.float()"
         )
     if any(size == 0 for size in finest.shape[1:]):
-        raise ValueError(f"{name} has shape {tuple(finest.shape)}, expected at least one token, head and channel")
+        raise InputError(f"{name} has shape {tuple(finest.shape)}, expected at least one token, head and channel")
     grids = level_grids(finest.shape[1 : axes + 1], levels)
     for level, x in enumerate(pyramid):
         want = (finest.shape[0], *grids[level - len(pyramid)], *finest.shape[-2:])
         if tuple(x.shape) != want:
-            raise ValueError(
+            raise InputError(
                 f"{name} level {level} has shape {tuple(x.shape)}, expected {want}: levels go coarse to fine, "
                 "each grid ceil(half) of the next; token_pyramid builds such levels"
             )
         if x.dtype != finest.dtype or x.device != finest.device:
-            raise ValueError(
+            raise InputError(
                 f"{name} level {level} is {x.dtype} on {x.device}, expected {finest.dtype} on {finest.device} as the finest level"
             )
     return grids
@@ -218,17 +219,17 @@ def _check_together(
 ) -> None:
     query, key, value = queries[-1], keys[-1], values[-1]
     if key_grids != value_grids:
-        raise ValueError(f"value has grid {value_grids[-1]}, expected the key's, {key_grids[-1]}")
+        raise InputError(f"value has grid {value_grids[-1]}, expected the key's, {key_grids[-1]}")
     if len(query_grids[-1]) != len(key_grids[-1]):
-        raise ValueError(
+        raise InputError(
             f"query has {len(query_grids[-1])} grid axes and key {len(key_grids[-1])}, expected the same number"
         )
     for name, x in (("key", key), ("value", value)):
         if x.shape[0] != query.shape[0] or x.shape[-2] != query.shape[-2]:
-            raise ValueError(
+            raise InputError(
                 f"{name} has batch {x.shape[0]} and {x.shape[-2]} heads, expected the query's {query.shape[0]} and {query.shape[-2]}"
             )
         if x.dtype != query.dtype or x.device != query.device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device}, expected the query's {query.dtype} on {query.device}")
+            raise InputError(f"{name} is {x.dtype} on {x.device}, expected the query's {query.dtype} on {query.device}")
     if key.shape[-1] != query.shape[-1]:
-        raise ValueError(f"key has dim {key.shape[-1]}, expected the query's {query.shape[-1]}")
+        raise InputError(f"key has dim {key.shape[-1]}, expected the query's {query.shape[-1]}")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from .memory import contiguous, empty, is_eager
 
 FEW = 2**16  # rows of which many lists are kept: a backbone needs ten for each size of image
@@ -253,10 +254,10 @@ def token_pyramid(x: Tensor, levels: int, *, mask: Tensor | None = None) -> list
         ValueError: levels below 1, a grid of no or more than three axes, a mask that does not fit.
     """
     if levels < 1:
-        raise ValueError(f"token_pyramid: levels is {levels}, expected at least 1")
+        raise InputError(f"token_pyramid: levels is {levels}, expected at least 1")
     axes = mask.dim() - 1 if mask is not None else x.dim() - 3
     if not 1 <= axes <= 3:
-        raise ValueError(
+        raise InputError(
             f"token_pyramid: x has shape {tuple(x.shape)}, expected [B, *grid, heads, dim] with a grid of 1 to 3 axes; "
             "for [B, *grid, dim] pass a mask, which tells the axes, or x.unsqueeze(-2)"
         )
@@ -287,11 +288,11 @@ def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
     if mask is None:
         return
     if mask.dtype != torch.bool:
-        raise ValueError(
+        raise InputError(
             f"{name} has dtype {mask.dtype}, expected torch.bool with True = valid; convert it with mask.bool()"
         )
     if tuple(mask.shape) != tuple(shape):
-        raise ValueError(
+        raise InputError(
             f"{name} has shape {tuple(mask.shape)}, expected {tuple(shape)}: [B, *grid] of the finest level"
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..data.images import read_image
+from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write
 from ..formats import CLASSIFICATION_SUFFIXES
@@ -52,7 +53,7 @@ class Classifier(HubMixin):
     def __init__(self, model: torch.nn.Module, device: str | torch.device | None = None) -> None:
         config = classifier_config(model)
         if not config.labels:
-            raise ValueError(
+            raise InputError(
                 f"this {config.model} has no classes, expected a classifier; it is the backbone of a detector or segmenter"
             )
         self.device = check_device(device)
@@ -97,7 +98,7 @@ class Classifier(HubMixin):
             ValueError, OSError: a bad image or option, in one line.
         """
         if top < 1:
-            raise ValueError(f"top is {top}, expected at least 1")
+            raise InputError(f"top is {top}, expected at least 1")
         picture = require("PIL.Image", "vision").fromarray(read_image(image))
         if self.config.input_size[0] == 1:
             picture = picture.convert("L")
@@ -137,7 +138,7 @@ def save_classifications(names: Sequence[str], found: Sequence[Classification], 
     """Write what images of these names show to .json or .csv; the file is whole or not there."""
     path = Path(path)
     if path.suffix.lower() not in CLASSIFICATION_SUFFIXES:
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(CLASSIFICATION_SUFFIXES)}")
+        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(CLASSIFICATION_SUFFIXES)}")
     rows = [
         [(label, round(float(p), 5)) for label, p in zip(one.labels, one.probabilities, strict=True)] for one in found
     ]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..data.images import read_image
+from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write
 from ..formats import DETECTION_SUFFIXES
@@ -120,7 +121,7 @@ class Detector(HubMixin):
             ValueError, OSError: a bad image or option, in one line.
         """
         if score is not None and not 0 <= score <= 1:
-            raise ValueError(f"score is {score}, expected 0 to 1")
+            raise InputError(f"score is {score}, expected 0 to 1")
         pixels = torch.from_numpy(np.array(read_image(image))).permute(2, 0, 1)
         with torch.inference_mode():
             (found,) = self.model([pixels.to(self.device) / 255])
@@ -140,7 +141,7 @@ def save_detections(entries: Sequence[dict[str, Any]], path: str | Path) -> None
     """Write entries of `Detections.to_coco` to a .json file, one a line; it is whole or not there."""
     path = Path(path)
     if path.suffix.lower() not in DETECTION_SUFFIXES:
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DETECTION_SUFFIXES)}")
+        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DETECTION_SUFFIXES)}")
     with atomic_write(path) as temporary:
         lines = ",\n".join(json.dumps(entry) for entry in entries)
         temporary.write_text(f"[\n{lines}\n]\n" if entries else "[]\n", encoding="utf-8")
@@ -158,4 +159,4 @@ def image_numbers(path: str | Path) -> dict[str, int]:
     try:
         return {Path(entry["file_name"]).name: entry["id"] for entry in content["images"]}
     except (KeyError, TypeError):
-        raise ValueError(f"{path} has no images with file_name and id, expected COCO's format") from None
+        raise InputError(f"{path} has no images with file_name and id, expected COCO's format") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..errors import InputError
+
 
 def check_device(device: str | torch.device | None) -> torch.device:
     """The device of that name; None picks a CUDA GPU if there is one, else the CPU.
@@ -18,5 +20,5 @@ def check_device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown name; one that is not on this machine
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used, expected for example cpu or cuda: {reason}") from None
+        raise InputError(f"device {str(device)!r} cannot be used, expected for example cpu or cuda: {reason}") from None
     return device

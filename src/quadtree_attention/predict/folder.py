@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import __version__
 from ..data.images import MIN_SIDE, fitted_size, read_image, resize_longest, stored_pixels
+from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write, check_output
 from .match_store import MatchStore, PairMatches
@@ -85,28 +86,28 @@ def match_folder(
     folder, out = Path(folder), check_output(out, SUFFIXES)
     colmap = out.suffix.lower() == ".db"
     if cameras not in CAMERAS:
-        raise ValueError(f"cameras is {cameras!r}, expected one of {', '.join(CAMERAS)}")
+        raise InputError(f"cameras is {cameras!r}, expected one of {', '.join(CAMERAS)}")
     if not 0 <= radius < float("inf"):
-        raise ValueError(f"radius is {radius}, expected 0 or more pixels")
+        raise InputError(f"radius is {radius}, expected 0 or more pixels")
     if colmap and features is not None:
-        raise ValueError(f"features is {features}, which belongs to .h5; a database holds the keypoints itself")
+        raise InputError(f"features is {features}, which belongs to .h5; a database holds the keypoints itself")
     if not colmap and cameras != "auto":
-        raise ValueError(f"cameras is {cameras}, which belongs to a .db; an .h5 knows no cameras")
+        raise InputError(f"cameras is {cameras}, which belongs to a .db; an .h5 knows no cameras")
     require("pycolmap" if colmap else "h5py", "sfm")
     require("scipy.spatial", "sfm")
     feature_file = None if colmap else check_output(features or out.with_name("features.h5"), (".h5",))
     if feature_file is not None and feature_file.resolve() == out.resolve():
-        raise ValueError(f"{out} is to hold both matches and features, expected two names")
+        raise InputError(f"{out} is to hold both matches and features, expected two names")
     if features is None:
         _refuse_strange(feature_file, out)
     if not pairs:
-        raise ValueError(f"{folder}: no pairs to match, expected at least two images")
+        raise InputError(f"{folder}: no pairs to match, expected at least two images")
     pairs = _inside(folder, pairs)
     if not colmap:
         _refuse_ambiguous(pairs)
     fitted_size((MIN_SIDE, MIN_SIDE), max_size)
     if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}, expected 0..1")
+        raise InputError(f"threshold is {threshold}, expected 0..1")
     made = matcher()
     settings = {"version": __version__, "max_size": max_size, "threshold": threshold, "align": align, **identity()}
     store = MatchStore(out.with_name(out.name + ".partial"), settings)
@@ -114,7 +115,7 @@ def match_folder(
         options = {"max_size": max_size, "threshold": threshold, "align": align}
         done, broken, scales = _match_all(folder, pairs, store, made, options, progress)
         if not done:
-            raise ValueError(f"{folder}: no pair of images that can both be read; the first: {broken[0]}")
+            raise InputError(f"{folder}: no pair of images that can both be read; the first: {broken[0]}")
         tracks = Tracks(store, done, {name: radius * scale for name, scale in scales.items()})
         if feature_file is None:
             from .colmap import write_database
@@ -208,7 +209,7 @@ def _refuse_ambiguous(pairs: Pairs) -> None:
     for name in dict.fromkeys(name for pair in pairs for name in pair):
         other = names.setdefault(_hloc_name(name), name)
         if other != name:
-            raise ValueError(
+            raise InputError(
                 f"{other} and {name} are both called {_hloc_name(name)} in hloc's matches; rename one of them, or write a .db"
             )
 
@@ -216,7 +217,7 @@ def _refuse_ambiguous(pairs: Pairs) -> None:
 def _refuse_strange(features: Path | None, out: Path) -> None:
     """Make sure that no one else's keypoints are replaced."""
     if features is not None and features.exists() and not out.exists():
-        raise ValueError(
+        raise InputError(
             f"{features} exists and {out} does not: it belongs to other matches; choose another name with --features, or remove it"
         )
 
@@ -227,12 +228,12 @@ def _inside(folder: Path, pairs: Pairs) -> list[tuple[str, str]]:
     for name in dict.fromkeys(name for pair in pairs for name in pair):
         names[name] = PurePath(os.path.relpath(folder / name, folder)).as_posix()
         if names[name].split("/")[0] in ("..", "."):
-            raise ValueError(f"{name!r} is not in {folder}, expected names of images in that folder")
+            raise InputError(f"{name!r} is not in {folder}, expected names of images in that folder")
     found: dict[frozenset[str], tuple[str, str]] = {}
     for name0, name1 in pairs:
         one, other = names[name0], names[name1]
         if one == other:
-            raise ValueError(f"{name0!r} and {name1!r} are the same image, expected a pair of two")
+            raise InputError(f"{name0!r} and {name1!r} are the same image, expected a pair of two")
         found.setdefault(frozenset((one, other)), (one, other))
     return list(found.values())
 

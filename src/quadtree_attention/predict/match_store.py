@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import InputError
+
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS settings (content TEXT)",
     "CREATE TABLE IF NOT EXISTS matches (name0 TEXT, name1 TEXT, stamp TEXT, points0 BLOB, points1 BLOB, confidence BLOB, "
@@ -63,7 +65,7 @@ class MatchStore:
         if count := self.count():
             settings, before = json.loads(content), json.loads(found[0]) if found else {}
             names = sorted(key for key in {**settings, **before} if settings.get(key) != before.get(key))
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds {count} pair{'s' * (count != 1)} matched with other settings ({', '.join(names)}); "
                 "remove it, or choose another --out"
             )
@@ -117,4 +119,4 @@ class MatchStore:
                 ) from None
             raise OSError(f"{self.path} cannot be used: {error}") from None
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.path} is not a file of matches, or is damaged ({error}); remove it") from None
+            raise InputError(f"{self.path} is not a file of matches, or is damaged ({error}); remove it") from None

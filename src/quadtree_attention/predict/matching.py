@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..data.images import read_image
+from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write
 from ..formats import MATCH_SUFFIXES
@@ -71,13 +72,13 @@ class Matches:
             ValueError: an unknown kind, or options that do not fit it.
         """
         if kind not in GEOMETRIES:
-            raise ValueError(f"geometry is {kind!r}, expected one of {', '.join(GEOMETRIES)}")
+            raise InputError(f"geometry is {kind!r}, expected one of {', '.join(GEOMETRIES)}")
         if (intrinsics is not None) != (kind == "essential"):
-            raise ValueError(
+            raise InputError(
                 f"intrinsics {'are missing' if intrinsics is None else 'were given'} with geometry {kind!r}; 'essential' alone takes them"
             )
         if threshold is not None and not 0 < threshold < float("inf"):
-            raise ValueError(f"geometry threshold is {threshold}, expected pixels above 0")
+            raise InputError(f"geometry threshold is {threshold}, expected pixels above 0")
         fewest, default = GEOMETRIES[kind]
         threshold = default * self.pixel if threshold is None else threshold
         cameras = _cameras(intrinsics) if kind == "essential" else None
@@ -112,7 +113,7 @@ class Matches:
         """Write to .npz, .json or .csv; ``geometry`` adds its inliers and, but for .csv, its model. The file is whole or not there."""
         path = Path(path)
         if path.suffix.lower() not in MATCH_SUFFIXES:
-            raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(MATCH_SUFFIXES)}")
+            raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(MATCH_SUFFIXES)}")
         with atomic_write(path) as temporary:
             _WRITERS[path.suffix.lower()](temporary, self, geometry)
 
@@ -181,7 +182,7 @@ class Matcher(HubMixin):
         model = self.model
         if threshold is not None:
             if not 0 <= threshold <= 1:
-                raise ValueError(f"threshold is {threshold}, expected 0..1")
+                raise InputError(f"threshold is {threshold}, expected 0..1")
             model = copy.copy(model)  # shares the weights
             model.config = replace(model.config, threshold=threshold)
         images = read_image(image0), read_image(image1)
@@ -218,7 +219,7 @@ def _network_input(view: View, pad_to: int | None) -> tuple[torch.Tensor, torch.
         return gray, mask
     height, width = gray.shape[-2:]
     if pad_to < max(height, width):
-        raise ValueError(f"pad_to is {pad_to}, expected at least the images' longer side, {max(height, width)} pixels")
+        raise InputError(f"pad_to is {pad_to}, expected at least the images' longer side, {max(height, width)} pixels")
     beyond = (0, pad_to - width, 0, pad_to - height)
     mask = torch.ones(1, height, width, dtype=torch.bool) if mask is None else mask
     return torch.nn.functional.pad(gray, beyond), torch.nn.functional.pad(mask, beyond)
@@ -232,7 +233,7 @@ def _cameras(intrinsics: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     except (ValueError, TypeError):
         pair: Sequence[Any] = intrinsics
         if not isinstance(intrinsics, list | tuple) or len(intrinsics) != 2:
-            raise ValueError(f"intrinsics are {intrinsics!r}, {wanted}") from None
+            raise InputError(f"intrinsics are {intrinsics!r}, {wanted}") from None
     else:
         pair = (
             [array, array]
@@ -249,7 +250,7 @@ def _cameras(intrinsics: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         if one.shape == (4,) and np.isfinite(one).all() and (one[:2] > 0).all():
             cameras.append((one[:2], one[2:]))
     if len(cameras) != 2:
-        raise ValueError(f"intrinsics are {np.asarray(intrinsics, object).tolist()}, {wanted}; focal lengths above 0")
+        raise InputError(f"intrinsics are {np.asarray(intrinsics, object).tolist()}, {wanted}; focal lengths above 0")
     return cameras
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.images import read_image
 from ..data.masks import seen
+from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write
 from ..formats import MASK_SUFFIXES
@@ -45,7 +46,7 @@ class Segmentation:
         """Write the numbers to a .png with a palette of `class_colors`; the file is whole or not there."""
         path = Path(path)
         if path.suffix.lower() not in MASK_SUFFIXES:
-            raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected .png")
+            raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected .png")
         image = require("PIL.Image", "vision").fromarray(self.labels)
         image.putpalette(class_colors(self.names).ravel().tolist())
         with atomic_write(path) as temporary:

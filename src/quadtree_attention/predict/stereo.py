@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import read_image, resize_longest
+from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write
 from ..formats import DISPARITY_SUFFIXES
@@ -50,7 +51,7 @@ class Stereo:
         """Write the disparity to .npy (float32), .pfm, or 16-bit .png (256 times the pixels, as KITTI has it); whole or not at all."""
         path = Path(path)
         if path.suffix.lower() not in DISPARITY_SUFFIXES:
-            raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DISPARITY_SUFFIXES)}")
+            raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DISPARITY_SUFFIXES)}")
         with atomic_write(path) as temporary:
             _WRITERS[path.suffix.lower()](temporary, self.disparity)
 
@@ -69,7 +70,7 @@ class Stereo:
         check_camera(focal, baseline)
         colors = read_image(image)
         if colors.shape[:2] != self.disparity.shape:
-            raise ValueError(
+            raise InputError(
                 f"image has {colors.shape[1]}x{colors.shape[0]} pixels, expected the "
                 f"{self.disparity.shape[1]}x{self.disparity.shape[0]} of the disparity"
             )
@@ -84,7 +85,7 @@ class Stereo:
         """Write `points` to a binary .ply, whole or not at all."""
         path = Path(path)
         if path.suffix.lower() != ".ply":
-            raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected .ply")
+            raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected .ply")
         places, colors = self.points(image, focal, baseline)
         names = ("x", "y", "z", "red", "green", "blue")
         rows = np.empty(len(places), [(name, "<f4" if name in "xyz" else "u1") for name in names])
@@ -139,7 +140,7 @@ class StereoMatcher(HubMixin):
             ValueError, OSError: bad images or options, in one line.
         """
         if view not in ("left", "right"):
-            raise ValueError(f"view is {view!r}, expected left or right")
+            raise InputError(f"view is {view!r}, expected left or right")
         images = [read_image(source) for source in (left, right)]
         names = [
             str(source) if isinstance(source, str | Path) else name
@@ -147,7 +148,7 @@ class StereoMatcher(HubMixin):
         ]
         sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in images]
         if sizes[0] != sizes[1]:
-            raise ValueError(
+            raise InputError(
                 f"{names[0]} has {sizes[0]} pixels and {names[1]} {sizes[1]}, expected a rectified pair of one size"
             )
         height, width = images[0].shape[:2]
@@ -184,7 +185,7 @@ def check_camera(focal: float, baseline: float) -> None:
     """Raise ValueError unless both are positive and finite."""
     for name, value in (("focal", focal), ("baseline", baseline)):
         if not 0 < value < float("inf"):
-            raise ValueError(f"{name} is {value}, expected a number above 0")
+            raise InputError(f"{name} is {value}, expected a number above 0")
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -210,7 +211,7 @@ def _write_pfm(path: Path, disparity: np.ndarray) -> None:
 def _write_png(path: Path, disparity: np.ndarray) -> None:
     values = np.rint(disparity * PNG_SCALE)
     if values.max() > 65535:
-        raise ValueError(
+        raise InputError(
             f"{path}: disparities up to {disparity.max():.0f} pixels do not fit 16 bits of 1/{PNG_SCALE}; write .npy or .pfm"
         )
     require("PIL.Image", "vision").fromarray(values.clip(1, None).astype(np.uint16)).save(path)

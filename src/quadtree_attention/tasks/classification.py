@@ -15,6 +15,7 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..data.loading import processes, seeded
+from ..errors import InputError
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
 from ..weights.classification import load_backbone
 from .optimization import decaying, timm_cosine
@@ -62,7 +63,7 @@ class ClassificationTask(LightningModule):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}, expected at least 2")
+            raise InputError(f"num_classes is {num_classes}, expected at least 2")
         self.save_hyperparameters()
         self.model = build_backbone(model, num_classes=num_classes, **(options or {}))
         if init_from is not None:
@@ -86,7 +87,7 @@ class ClassificationTask(LightningModule):
         """Make sure that the data has as many classes as the head."""
         names, wanted = self._class_names(), self.hparams["num_classes"]
         if names is not None and len(names) != wanted:
-            raise ValueError(
+            raise InputError(
                 f"the data has {len(names)} classes, expected num_classes, {wanted}; set --model.num_classes"
             )
 
@@ -97,7 +98,7 @@ class ClassificationTask(LightningModule):
         place = (self.hparams["seed"], self.current_epoch, index, processes()[1])
         if self._mix is not None:
             if len(images) % 2:
-                raise ValueError(
+                raise InputError(
                     f"a batch has {len(images)} images, expected an even number for mixup and cutmix; set --data.batch_size"
                 )
             with seeded(*place):
@@ -163,7 +164,7 @@ class ClassificationTask(LightningModule):
     @staticmethod
     def _check(target: Tensor, classes: int) -> None:
         if int(target.max()) >= classes:
-            raise ValueError(
+            raise InputError(
                 f"the data has a label {int(target.max())}, expected labels below num_classes, {classes}; set --model.num_classes"
             )
 

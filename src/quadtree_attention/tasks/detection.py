@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.detection import Target
 from ..data.loading import processes
+from ..errors import InputError
 from ..extras import require
 from ..models.classifier import level_weights
 from ..models.detection import DetectorConfig, coco_detector
@@ -55,7 +56,7 @@ class DetectionTask(LightningModule):
     ) -> None:
         super().__init__()
         if schedule not in ("step", "cosine"):
-            raise ValueError(f"schedule is {schedule!r}, expected step or cosine")
+            raise InputError(f"schedule is {schedule!r}, expected step or cosine")
         self.save_hyperparameters(ignore=["detector"])
         self.config = coco_detector(detector) if isinstance(detector, str) else detector
         self.model = self.config.build()
@@ -79,7 +80,7 @@ class DetectionTask(LightningModule):
         losses = self.model(images, targets)
         total = torch.stack(list(losses.values())).sum()
         if not total.isfinite():
-            raise ValueError(f"the loss is {total.item()} at step {self.global_step}; lower --model.learning_rate")
+            raise InputError(f"the loss is {total.item()} at step {self.global_step}; lower --model.learning_rate")
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(images))
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), batch_size=len(images))
@@ -143,7 +144,7 @@ class DetectionTask(LightningModule):
     def _check(self, targets: list[Target]) -> None:
         highest = max((int(target["labels"].max()) for target in targets if len(target["labels"])), default=-1)
         if highest >= len(self.config.labels):
-            raise ValueError(
+            raise InputError(
                 f"the data has a label {highest}, expected labels below {len(self.config.labels)}, the number of classes; "
                 "set --model.detector.labels"
             )

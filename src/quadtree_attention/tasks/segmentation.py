@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ..data.ade20k import IGNORE
 from ..data.loading import processes
+from ..errors import InputError
 from ..models.classifier import level_weights
 from ..models.segmentation import Norm, SegmenterConfig
 from ..weights.segmentation import load_weights
@@ -65,7 +66,7 @@ class SegmentationTask(LightningModule):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}, expected at least 2")
+            raise InputError(f"num_classes is {num_classes}, expected at least 2")
         self.save_hyperparameters()
         labels = [str(n) for n in range(num_classes)]
         self.model = SegmenterConfig(
@@ -81,7 +82,7 @@ class SegmentationTask(LightningModule):
         """Raises a ValueError if the data has another number of classes."""
         data, classes = getattr(self.trainer, "datamodule", None), self.hparams["num_classes"]
         if data is not None and len(data.class_names()) != classes:
-            raise ValueError(
+            raise InputError(
                 f"the data has {len(data.class_names())} classes, expected num_classes, {classes}; set --model.num_classes"
             )
 
@@ -159,7 +160,7 @@ class SegmentationTask(LightningModule):
         classes = self.hparams["num_classes"]
         labels = mask[mask != IGNORE]
         if labels.numel() and int(labels.max()) >= classes:
-            raise ValueError(
+            raise InputError(
                 f"the data has a label {int(labels.max())}, expected labels below num_classes, {classes}; set --model.num_classes"
             )
 

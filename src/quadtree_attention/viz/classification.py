@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.images import read_image
+from ..errors import InputError
 from ..extras import require
 from .drawing import BACKGROUND, FAINT, GAP, INK, confidence_colors, shrunk
 
@@ -30,7 +31,7 @@ def draw_classifications(images: Sequence[Any], found: Sequence[Classification],
         ValueError: another number of images than of results; bad images.
     """
     if len(images) != len(found) or not images:
-        raise ValueError(f"got {len(images)} images and {len(found)} results, expected as many of one as of the other")
+        raise InputError(f"got {len(images)} images and {len(found)} results, expected as many of one as of the other")
     pil, draw_module, fonts = (require(f"PIL.{name}", "vision") for name in ("Image", "ImageDraw", "ImageFont"))
     columns = min(len(images), max(1, round(len(images) ** 0.5)), 6)
     line, font = 18, fonts.load_default(13)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.images import read_image
+from ..errors import InputError
 from ..extras import require
 from .drawing import BACKGROUND, BAR, FAINT, INK, shrunk
 
@@ -44,7 +45,7 @@ def draw_detections(image: Any, found: Detections, *, scores: bool = True, max_s
     """
     pixels = read_image(image)
     if pixels.shape[:2] != tuple(found.size):
-        raise ValueError(
+        raise InputError(
             f"the image has {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {found.size[1]}x{found.size[0]} as the one that was looked at"
         )
     pil, draw_module, fonts = (require(f"PIL.{name}", "vision") for name in ("Image", "ImageDraw", "ImageFont"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.images import read_image
+from ..errors import InputError
 from ..extras import require
 from .drawing import BACKGROUND, BAR, FAINT, GAP, INK, confidence_colors, shrunk
 
@@ -44,7 +45,7 @@ def draw_matches(
         ValueError: inliers of another length than matches; bad images.
     """
     if inliers is not None and np.shape(inliers) != (len(matches),):
-        raise ValueError(f"inliers have shape {np.shape(inliers)}, expected ({len(matches)},): one for each match")
+        raise InputError(f"inliers have shape {np.shape(inliers)}, expected ({len(matches)},): one for each match")
     cv2 = require("cv2", "vision")
     pictures, points, left = [], [], 0
     for image, keypoints in ((image0, matches.keypoints0), (image1, matches.keypoints1)):

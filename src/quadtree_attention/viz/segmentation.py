@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.images import read_image
+from ..errors import InputError
 from ..extras import require
 from .drawing import BACKGROUND, FAINT, GAP, INK, shrunk
 
@@ -46,7 +47,7 @@ def draw_segmentation(image: Any, found: Segmentation, *, opacity: float = 0.55,
     """
     pixels = read_image(image)
     if pixels.shape[:2] != found.labels.shape:
-        raise ValueError(f"image has {pixels.shape[:2]} pixels, and the result {found.labels.shape}, expected one size")
+        raise InputError(f"image has {pixels.shape[:2]} pixels, and the result {found.labels.shape}, expected one size")
     picture = tinted(shrunk(pixels, max_side)[0], found.labels, found.names, opacity)
     shares = found.shares()
     pil, draw_module, fonts = (require(f"PIL.{name}", "vision") for name in ("Image", "ImageDraw", "ImageFont"))

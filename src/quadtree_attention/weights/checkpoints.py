@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import InputError
 from .classification import classifier_from, is_classifier, save_classifier
 from .detection import detector_from, is_detector, save_detector
 from .matching import load_matcher, matcher_from
@@ -55,7 +56,7 @@ def convert_checkpoint(
     content = read_checkpoint(source)
     task = task_of(content)
     if architecture is not None and task != "matching":
-        raise ValueError(
+        raise InputError(
             f"architecture is {architecture!r}, expected none: {source} is for {task}; it is for published matchers alone"
         )
     if task == "detection":

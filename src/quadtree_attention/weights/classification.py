@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import InputError
 from ..extras import require
 from ..models.classifier import ClassifierConfig, build_backbone, classifier_config, knows_backbone
 from .convert import convert_published
@@ -45,7 +46,7 @@ def load_classifier(name_or_path: str | Path) -> nn.Module:
         return _from_timm(name if path.parent != Path(name) else f"local-dir:{name}")
     state, content = read_safetensors(path, "classifier", lambda name: name != "LoFTR")
     if "classifier" not in content:
-        raise ValueError(f"{path} is not of a classifier, expected a file that quadtree convert wrote for one")
+        raise InputError(f"{path} is not of a classifier, expected a file that quadtree convert wrote for one")
     return filled(configuration(ClassifierConfig, content["classifier"], path).build(), state, path)
 
 
@@ -80,7 +81,7 @@ def load_backbone(model: nn.Module, name_or_path: str | Path) -> None:
         key: value for key, value in state.items() if key not in (other or ()) and (key in wanted or key not in head)
     }
     if problem := misfit({key: value for key, value in wanted.items() if key not in other}, state):
-        raise ValueError(f"{name_or_path}: weights do not fit the model: {problem}")
+        raise InputError(f"{name_or_path}: weights do not fit the model: {problem}")
     model.load_state_dict(state, strict=False)
 
 
@@ -97,7 +98,7 @@ def classifier_from(content: Mapping[str, Any], path: Path) -> nn.Module:
     try:
         state = convert_published(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     kinds: tuple[tuple[list[str], dict[str, Any]], ...] = (
         (imagenet_labels(), {}),  # with a head
         ([], {"topk": 32, "value_act": "relu"}),  # and without
@@ -109,20 +110,20 @@ def classifier_from(content: Mapping[str, Any], path: Path) -> nn.Module:
                 fits = not misfit(config.build().state_dict(), state)
             if fits:
                 return filled(config.build(), state, path)
-    raise ValueError(
+    raise InputError(
         f"{path} fits none of quadtree_b0 .. quadtree_b4, expected one of them with 1000 classes or as a backbone"
     )
 
 
 def _from_timm(name: str) -> nn.Module:
     if not knows_backbone(name):
-        raise ValueError(
+        raise InputError(
             f"unknown model {name!r}, expected one of {', '.join(names_for('classification'))}, a name that timm knows, or the path of a file"
         )
     try:
         model = build_backbone(name, pretrained=True)
     except RuntimeError as error:
-        raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{name}: {' '.join(str(error).split())}") from None
     cfg = model.pretrained_cfg
     if cfg["num_classes"] != 1000:
         labels = cfg.get("label_names") or [str(n) for n in range(cfg["num_classes"])]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -154,20 +156,20 @@ def convert_by(family: Sequence[Rule], state_dict: Mapping[str, Tensor], what: s
     return _renamed(state, matched)
 
 
-def _unknown(keys: Sequence[str], what: str) -> ValueError:
+def _unknown(keys: Sequence[str], what: str) -> InputError:
     more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-    return ValueError(f"unknown keys: {', '.join(keys[:5])}{more}; expected the names of {what}")
+    return InputError(f"unknown keys: {', '.join(keys[:5])}{more}; expected the names of {what}")
 
 
 def _weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     inner = state_dict.get("state_dict", state_dict.get("model", state_dict))
     if not isinstance(inner, Mapping) or not inner:
-        raise ValueError(
+        raise InputError(
             "no weights found: expected a state_dict, or a checkpoint that has one under 'state_dict' or 'model'"
         )
     state = {str(key).removeprefix(PREFIX): value for key, value in inner.items()}
     if len(state) < len(inner):
-        raise ValueError(f"some keys occur both with and without {PREFIX!r}, expected one set of weights")
+        raise InputError(f"some keys occur both with and without {PREFIX!r}, expected one set of weights")
     return state
 
 
@@ -192,7 +194,7 @@ def _renamed(state: Mapping[str, Tensor], matched: Mapping[str, tuple[re.Match[s
         if rule.name is None:
             continue
         if not isinstance(state[key], Tensor):
-            raise ValueError(f"{key} holds a {type(state[key]).__name__}, expected a tensor")
+            raise InputError(f"{key} holds a {type(state[key]).__name__}, expected a tensor")
         out[match.expand(rule.name)] = rule.change(state[key])
     return _branches_coarse_to_fine(out)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..extras import require
 from ..models.detection import BACKBONES, DetectorConfig, coco_detector, detector
 from .classification import load_classifier
@@ -94,7 +95,7 @@ def convert_detector(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, T
     """
     state = state_dict.get("state_dict", state_dict)
     if not isinstance(state, Mapping) or not any(str(key).startswith("neck.") for key in state):
-        raise ValueError("no weights of a detector found, expected those of a RetinaNet or Mask R-CNN of mmdetection's")
+        raise InputError("no weights of a detector found, expected those of a RetinaNet or Mask R-CNN of mmdetection's")
     kind = "mask_rcnn" if any(key.startswith("roi_head.") for key in state) else "retinanet"
     body = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
@@ -166,7 +167,7 @@ def load_body(model: nn.Module, name_or_path: str | Path) -> None:
         if key in wanted or not (key.startswith(heads) or key.endswith("num_batches_tracked"))
     }
     if problem := misfit(wanted, given):
-        raise ValueError(f"{name_or_path}: weights do not fit the backbone: {problem}")
+        raise InputError(f"{name_or_path}: weights do not fit the backbone: {problem}")
     body.load_state_dict(given)
 
 
@@ -189,12 +190,12 @@ def _published(content: Mapping[str, Any], path: Path, names: Sequence[str]) -> 
     try:
         kind, state = convert_detector(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     first = (
         "head.classification_head.cls_logits.bias" if kind == "retinanet" else "roi_heads.box_predictor.cls_score.bias"
     )
     if first not in state:
-        raise ValueError(f"{path}: weights of a {kind} without the layer that tells classes, expected all of them")
+        raise InputError(f"{path}: weights of a {kind} without the layer that tells classes, expected all of them")
     classes = len(state[first]) // 9 if kind == "retinanet" else len(state[first]) - 1
     problem = ""
     for name in names:
@@ -207,5 +208,5 @@ def _published(content: Mapping[str, Any], path: Path, names: Sequence[str]) -> 
         if not problem:
             return filled(config.build(), given, path)
     if len(names) == 1:
-        raise ValueError(f"{path}: weights do not fit the model: {problem}")
-    raise ValueError(f"{path} is a {kind} of mmdetection's that fits none of the backbones {', '.join(names)}")
+        raise InputError(f"{path}: weights do not fit the model: {problem}")
+    raise InputError(f"{path} is a {kind} of mmdetection's that fits none of the backbones {', '.join(names)}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
 from .convert import convert_published
 from .published import read_checkpoint
@@ -46,11 +47,11 @@ def load_matcher(
     if not options:
         return model
     if "topk" in options and not model.config.attention.startswith("quadtree"):
-        raise ValueError(f"{name_or_path} has {model.config.attention} attention, which has no topk; leave it out")
+        raise InputError(f"{name_or_path} has {model.config.attention} attention, which has no topk; leave it out")
     try:
         config = replace(model.config, **options)
     except TypeError as error:
-        raise ValueError(f"options do not fit the model: {error}; see LoFTRConfig for what there is") from None
+        raise InputError(f"options do not fit the model: {error}; see LoFTRConfig for what there is") from None
     return filled(LoFTR(config), model.state_dict(), name_or_path)
 
 
@@ -66,7 +67,7 @@ def _load_matcher(name_or_path: str | Path, architecture: str | None) -> LoFTR:
 
 def _refuse(architecture: str | None, name_or_path: str | Path) -> None:
     if architecture is not None:
-        raise ValueError(
+        raise InputError(
             f"architecture is {architecture!r}, expected none: {name_or_path} says its own; it is for published files alone"
         )
 
@@ -78,7 +79,7 @@ def matcher_from(content: Mapping[str, Any], path: Path, architecture: str | Non
         ValueError: an unknown architecture, or one that the checkpoint has no use for; weights that do not fit.
     """
     if architecture is not None and architecture not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+        raise InputError(f"unknown architecture {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     values = content.get("config")
     if isinstance(values, Mapping):  # of our own training
         _refuse(architecture, path)
@@ -86,7 +87,7 @@ def matcher_from(content: Mapping[str, Any], path: Path, architecture: str | Non
     try:
         state = convert_published(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     rest = {key: value for key, value in state.items() if key != "bin_score"}
     config = ARCHITECTURES[architecture or _told_from(rest, path)]
     if len(rest) < len(state):
@@ -103,11 +104,11 @@ def _told_from(state: Mapping[str, Tensor], path: Path) -> str:
         if wanted == shapes(state):
             fitting.append(name)
     if not fitting:
-        raise ValueError(f"{path} does not fit any known architecture: {', '.join(ARCHITECTURES)}")
+        raise InputError(f"{path} does not fit any known architecture: {', '.join(ARCHITECTURES)}")
     named = [name for name in fitting if name in path.stem]
     chosen = named if len(named) == 1 else fitting
     if len(chosen) > 1:
-        raise ValueError(
+        raise InputError(
             f"{path} fits {' and '.join(chosen)}, which differ in options that the file does not hold; "
             f"choose with: quadtree convert {path} OUT.safetensors --architecture {chosen[0]}"
         )

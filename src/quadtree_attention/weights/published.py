@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError, MissingPackageError
+
 # All that a pickled tensor needs. Storage types are resolved by torch.load itself.
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -84,12 +86,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
     except ImportError as error:
-        raise ImportError(f"{path}: reading it needs safetensors; pip install safetensors") from error
+        raise MissingPackageError(f"{path}: reading it needs safetensors; pip install safetensors") from error
     except Exception as error:  # damaged files fail in many ways
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(
+        raise InputError(
             f"{path}: not readable as a checkpoint ({reason}); expected torch.save or safetensors"
         ) from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a state_dict or a checkpoint with one")
+        raise InputError(f"{path}: holds a {type(content).__name__}, expected a state_dict or a checkpoint with one")
     return dict(content)

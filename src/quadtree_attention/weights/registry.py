@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 import torch
 
+from ..errors import InputError
 from .hub import PREFIX, WEIGHTS, find_weights, in_hub_or_folder
 
 CHECKPOINT_SUFFIXES = (".ckpt", ".pth", ".pt")
@@ -179,15 +180,15 @@ def located(name_or_path: str | Path, task: str) -> tuple[Path, Pretrained | Non
         return (row.path if row.url is None else downloaded(row)), row
     names = ", ".join(names_for(task))
     if name in PRETRAINED:
-        raise ValueError(f"{name} is for {PRETRAINED[name].task}, expected {names}, or the path of a file of weights")
+        raise InputError(f"{name} is for {PRETRAINED[name].task}, expected {names}, or the path of a file of weights")
     if in_hub_or_folder(name_or_path):
         return find_weights(name_or_path), None
     if not path.exists():
         if path.suffix or path.parent != Path():
             raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {names}")
-        raise ValueError(f"unknown model {name!r}, expected one of {names}, or the path of a file of weights")
+        raise InputError(f"unknown model {name!r}, expected one of {names}, or the path of a file of weights")
     if path.suffix not in WEIGHT_SUFFIXES:
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected {', '.join(WEIGHT_SUFFIXES)}")
+        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {', '.join(WEIGHT_SUFFIXES)}")
     return path, None
 
 

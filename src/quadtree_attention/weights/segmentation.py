@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.ade20k import ADE20K_LABELS
+from ..errors import InputError
 from ..models.segmentation import SegmenterConfig, SemanticFPN, semantic_fpn
 from .classification import load_classifier
 from .convert import BACKBONE, Rule, convert_by
@@ -86,7 +87,7 @@ def load_weights(model: SemanticFPN, name_or_path: str | Path) -> None:
         }
     backbone = ({k: v for k, v in s.items() if k.startswith("backbone.")} for s in (wanted, state))
     if problem := misfit(*backbone):
-        raise ValueError(f"{name_or_path}: weights do not fit the backbone: {problem}")
+        raise InputError(f"{name_or_path}: weights do not fit the backbone: {problem}")
     fitting = {key: value for key, value in state.items() if key in wanted and value.shape == wanted[key].shape}
     model.load_state_dict(fitting, strict=False)
 
@@ -124,7 +125,7 @@ def segmenter_from(content: Mapping[str, Any], path: Path) -> SemanticFPN:
     try:
         state = convert_segmenter(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     classes = state["head.classify.weight"].shape[0] if "head.classify.weight" in state else 0
     labels = _labels(content, classes)
     for n in range(5):
@@ -133,7 +134,7 @@ def segmenter_from(content: Mapping[str, Any], path: Path) -> SemanticFPN:
             fits = not misfit(config.build().state_dict(), state)
         if fits:
             return filled(config.build(), state, path)
-    raise ValueError(f"{path} fits none of quadtree_b0 .. quadtree_b4 with Semantic FPN as published")
+    raise InputError(f"{path} fits none of quadtree_b0 .. quadtree_b4 with Semantic FPN as published")
 
 
 def _labels(content: Mapping[str, Any], classes: int) -> list[str]:

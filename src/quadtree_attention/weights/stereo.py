@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..models.sttr import STTR, STTRConfig
 from .published import read_checkpoint
 from .registry import located
@@ -41,5 +42,5 @@ def stereo_from(content: Mapping[str, Any], path: Path) -> STTR:
         ValueError: anything else, or weights that do not fit.
     """
     if not is_stereo(content):
-        raise ValueError(f"{path} holds no stereo network, expected a checkpoint of StereoTask")
+        raise InputError(f"{path} holds no stereo network, expected a checkpoint of StereoTask")
     return filled(STTR(configuration(STTRConfig, content["config"], path)), trained_weights(content), path)

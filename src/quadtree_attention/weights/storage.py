@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write
 
@@ -31,7 +32,7 @@ def write_safetensors(model: nn.Module, config: Mapping[str, Any], path: str | P
     """Write a model's weights, class and configuration, as `save_model` does."""
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}, expected .safetensors")
+        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected .safetensors")
     parameters = {name for name, _ in model.named_parameters()}
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -39,7 +40,7 @@ def write_safetensors(model: nn.Module, config: Mapping[str, Any], path: str | P
         if half and name in parameters:
             tensor = tensor.half()
             if not tensor.isfinite().all():
-                raise ValueError(f"{name} has values that float16 cannot hold; save it without half")
+                raise InputError(f"{name} has values that float16 cannot hold; save it without half")
         tensors[name] = tensor
     metadata = {"format": "pt", "model": type(model).__name__, "config": json.dumps(config)}
     content = require("safetensors.torch", "vision").save(tensors, metadata)
@@ -67,15 +68,15 @@ def read_safetensors(path: Path, what: str, fits: Callable[[str], bool]) -> tupl
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not a safetensors file, or is damaged: {' '.join(str(error).split())}") from None
     if not fits(metadata.get("model", "")) or "config" not in metadata:
-        raise ValueError(
+        raise InputError(
             f"{path} has no configuration of a {what} in its metadata, expected a file written by quadtree convert"
         )
     try:
         return state, json.loads(metadata["config"])
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} has a damaged configuration in its metadata: {error}") from None
+        raise InputError(f"{path} has a damaged configuration in its metadata: {error}") from None
 
 
 def trained_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -92,13 +93,13 @@ def configuration(kind: type[Config], values: Mapping[str, Any], path: Path) -> 
     """
     unknown = set(values) - {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"{path} has options that this version does not know: {', '.join(sorted(unknown))}; update quadtree-attention"
         )
     try:
         return kind(**values)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} has a configuration that does not work: {error}") from None
+        raise InputError(f"{path} has a configuration that does not work: {error}") from None
 
 
 def filled(model: Model, state: Mapping[str, Tensor], name: str | Path) -> Model:
@@ -108,7 +109,7 @@ def filled(model: Model, state: Mapping[str, Tensor], name: str | Path) -> Model
         ValueError: weights that do not fit.
     """
     if problem := misfit(model.state_dict(), state):
-        raise ValueError(f"{name}: weights do not fit the model: {problem}")
+        raise InputError(f"{name}: weights do not fit the model: {problem}")
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return model.eval()
 

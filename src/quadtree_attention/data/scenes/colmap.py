@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ...errors import InputError
 from ...extras import require
 from ..pairs import with_long_side
 from .posed import fits, joined, posed_image
@@ -115,7 +116,7 @@ def pairs_by_overlap(views: list[View], least: float, most: float, root: Path) -
         if least < first.overlap(second) <= most
     ]
     if not pairs:
-        raise ValueError(f"{root}: no pair of images with an overlap above {least} and up to {most}")
+        raise InputError(f"{root}: no pair of images with an overlap above {least} and up to {most}")
     return pairs
 
 
@@ -124,10 +125,10 @@ class View:
 
     def __init__(self, model: Any, image: Any) -> None:
         if image.camera_id not in model.cameras:
-            raise ValueError(f"{image.name}: the model has no camera {image.camera_id}")
+            raise InputError(f"{image.name}: the model has no camera {image.camera_id}")
         camera = model.cameras[image.camera_id]
         if camera.model_name not in _MODELS:
-            raise ValueError(
+            raise InputError(
                 f"{image.name}: camera model {camera.model_name}, expected {' or '.join(_MODELS)}; run colmap image_undistorter first"
             )
         self.name, self.size = image.name, (camera.width, camera.height)
@@ -150,6 +151,6 @@ def _read(root: Path) -> Any:
             try:
                 return pycolmap.Reconstruction(folder)
             except (ValueError, RuntimeError, OSError) as error:
-                raise ValueError(f"{folder}: not a COLMAP model ({' '.join(str(error).split())})") from None
+                raise InputError(f"{folder}: not a COLMAP model ({' '.join(str(error).split())})") from None
     tried = ", ".join(str(root / place) for place in MODEL_PLACES)
     raise FileNotFoundError(f"no COLMAP model (cameras.bin or cameras.txt) found in {tried}")

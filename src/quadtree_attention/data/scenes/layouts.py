@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ...errors import InputError
 from ...extras import require
 from ..arrays import camera_matrix, entries, entry, pose_matrix, read_arrays, read_map
 from ..pairs import with_long_side
@@ -48,11 +49,11 @@ class ScanNetScene(Dataset):
         arrays = read_arrays(index)
         names = np.asarray(entry(arrays, "name", index))
         if names.ndim != 2 or names.shape[1] != 4:
-            raise ValueError(f"{index}: 'name' has shape {names.shape}, expected [N, 4]: scene, sub-scene, two frames")
+            raise InputError(f"{index}: 'name' has shape {names.shape}, expected [N, 4]: scene, sub-scene, two frames")
         if "score" in arrays:
             scores = np.asarray(arrays["score"])
             if scores.shape != names.shape[:1]:
-                raise ValueError(
+                raise InputError(
                     f"{index}: 'score' has shape {scores.shape}, expected ({len(names)},), as many as names"
                 )
             names = names[scores > min_overlap]
@@ -145,7 +146,7 @@ def _checked_depth(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray
     """A depth map ``[H, W]`` float32."""
     depth = read(path)
     if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "uif":
-        raise ValueError(f"{path}: has shape {depth.shape} of {depth.dtype}, expected a depth map [H, W] of numbers")
+        raise InputError(f"{path}: has shape {depth.shape} of {depth.dtype}, expected a depth map [H, W] of numbers")
     return depth.astype(np.float32)
 
 
@@ -157,11 +158,11 @@ def _read_h5(path: Path) -> np.ndarray:
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
     except KeyError:
-        raise ValueError(f"{path}: no data set 'depth' in it, expected a depth map [H, W]") from None
+        raise InputError(f"{path}: no data set 'depth' in it, expected a depth map [H, W]") from None
 
 
 def _some(pairs: np.ndarray, index: str | Path, min_overlap: float) -> None:
     if not len(pairs):
-        raise ValueError(
+        raise InputError(
             f"{index}: no pair with an overlap above {min_overlap}; leave the scene out, or lower min_overlap"
         )

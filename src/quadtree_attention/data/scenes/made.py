@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 
+from ...errors import InputError
 from ..appearance import Appearance, change_appearance
 from ..homography import HomographyDataset
 from ..loading import SeededData, SeededDataset
@@ -147,7 +148,7 @@ def random_cameras(
             share = overlap(depth0, depth1, shrink @ K, pose1 @ np.linalg.inv(pose0))
             if least <= share <= most:
                 return Cameras(K, pose0, pose1, share)
-    raise ValueError(f"no two cameras found for {motion}; widen its overlap, or lower its baseline and turn")
+    raise InputError(f"no two cameras found for {motion}; widen its overlap, or lower its baseline and turn")
 
 
 class MadeScenes(SeededDataset):
@@ -182,9 +183,9 @@ class MadeScenes(SeededDataset):
     ) -> None:
         super().__init__(length, seed)
         if pairs < 1:
-            raise ValueError(f"pairs is {pairs}, expected at least 1 of each scene")
+            raise InputError(f"pairs is {pairs}, expected at least 1 of each scene")
         if not (0 <= homographies <= 1 and 0 <= difficulty <= 1):
-            raise ValueError(
+            raise InputError(
                 f"homographies is {homographies} and difficulty is {difficulty}, expected shares from 0 to 1"
             )
         self.planes = HomographyDataset(photos, size, length, seed, appearance=appearance)  # checks photos and size

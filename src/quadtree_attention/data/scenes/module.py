@@ -11,6 +11,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler
 
+from ...errors import InputError
 from ..arrays import read_arrays
 from ..loading import StreamLoader, loader_options, processes
 from .colmap import ColmapScene
@@ -56,7 +57,7 @@ class ScenesData(LightningDataModule):
     def __init__(self, batch_size: int, per_scene: int, num_workers: int, seed: int) -> None:
         super().__init__()
         if per_scene < 1:
-            raise ValueError(f"per_scene is {per_scene}, expected at least 1")
+            raise InputError(f"per_scene is {per_scene}, expected at least 1")
         self.batch_size, self.per_scene, self.num_workers, self.seed = batch_size, per_scene, num_workers, seed
 
     def scenes(self, training: bool) -> list[str]:
@@ -73,7 +74,7 @@ class ScenesData(LightningDataModule):
         dataset: ConcatDataset = ConcatDataset([self.scene(name, True) for name in names])
         sampler = SceneSampler(dataset, self.per_scene, self.seed)
         if len(sampler) < self.batch_size:
-            raise ValueError(
+            raise InputError(
                 f"an epoch has {len(sampler)} pairs, {self.per_scene} of each of {len(names)} scenes, fewer than a batch of "
                 f"{self.batch_size}; raise per_scene, or lower batch_size"
             )
@@ -114,7 +115,7 @@ class Split:
                 raise type(error)(f"{self.scenes} cannot be read: {error.strerror or error}") from None
             found = [line.split()[0].removesuffix(".npz") for line in lines if line.strip()]
         if not found:
-            raise ValueError(f"{self.scenes or self.index}: no scenes in it, expected a name a line, or .npz files")
+            raise InputError(f"{self.scenes or self.index}: no scenes in it, expected a name a line, or .npz files")
         return found
 
     def file(self, name: str) -> Path:
@@ -147,7 +148,7 @@ class ScanNetData(ScenesData):
         super().__init__(batch_size, per_scene, num_workers, seed)
         for name, split in (("train", train), ("val", val)):
             if split.intrinsics is None:
-                raise ValueError(f"{name}.intrinsics is missing, expected the .npz with the scenes' intrinsics")
+                raise InputError(f"{name}.intrinsics is missing, expected the .npz with the scenes' intrinsics")
         self.train, self.val, self.size = train, val, size
         self._intrinsics: dict[str, Any] = {}  # file -> what is in it: all scenes of a split share one
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from ...errors import InputError
 from ..pairs import resize_matrix
 from ..photos import read_gray
 
@@ -45,7 +46,7 @@ def posed_image(
     whole = read_gray(path, min(size) if smooth else None, upright=False)  # cameras and depth maps know nothing of EXIF
     height, width = whole.shape
     if abs(math.log(width / height * stored[1] / stored[0])) > _STRETCH:
-        raise ValueError(
+        raise InputError(
             f"{path} has the shape of {width}x{height} pixels, expected that of its camera or depth map, {stored[0]}x{stored[1]}"
         )
     shrunk = smooth and size[0] < whole.shape[1]
@@ -66,7 +67,7 @@ def posed_image(
 def fits(longest: int, multiple: int) -> None:
     """ValueError unless images can have a longer side of ``longest`` pixels, and sides that are multiples of ``multiple``."""
     if multiple < 1 or longest < max(multiple, 32):
-        raise ValueError(
+        raise InputError(
             f"longest is {longest} and multiple is {multiple}, expected 32 pixels or more, and a multiple from 1 to that"
         )
 

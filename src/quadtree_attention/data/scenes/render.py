@@ -11,6 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ...errors import InputError
+
 _NEAR = 1e-3  # metres from the camera: nearer points are not seen
 
 
@@ -48,7 +50,7 @@ class Scene:
 
     def __init__(self, rectangles: Sequence[Rectangle], sky: int = 200) -> None:
         if not rectangles:
-            raise ValueError("got no rectangles, expected at least one")
+            raise InputError("got no rectangles, expected at least one")
         self.rectangles = tuple(rectangles)
         self.sky = sky
         self._frames = np.stack([np.stack([r.across, r.down, r.corner], 1) for r in rectangles]).astype(np.float64)

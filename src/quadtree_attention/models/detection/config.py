@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ...errors import InputError
 from ...extras import require
 
 if TYPE_CHECKING:
@@ -59,24 +60,24 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         if self.detector not in DETECTORS:
-            raise ValueError(f"detector is {self.detector!r}, expected {' or '.join(DETECTORS)}")
+            raise InputError(f"detector is {self.detector!r}, expected {' or '.join(DETECTORS)}")
         if not self.labels:
-            raise ValueError("labels are empty, expected the names of the classes, without the background")
+            raise InputError("labels are empty, expected the names of the classes, without the background")
         if self.category_ids is not None and len(self.category_ids) != len(self.labels):
-            raise ValueError(
+            raise InputError(
                 f"got {len(self.category_ids)} category_ids for {len(self.labels)} labels, expected one each"
             )
         if self.norm not in ("none", "group"):
-            raise ValueError(f"norm is {self.norm!r}, expected none or group")
+            raise InputError(f"norm is {self.norm!r}, expected none or group")
         if self.norm == "group" and self.channels % 8:
-            raise ValueError(f"channels is {self.channels}, expected a multiple of 8, the groups of GroupNorm")
+            raise InputError(f"channels is {self.channels}, expected a multiple of 8, the groups of GroupNorm")
         if not 0 <= self.extra_levels <= 2:
-            raise ValueError(f"extra_levels is {self.extra_levels}, expected 0, 1 or 2")
+            raise InputError(f"extra_levels is {self.extra_levels}, expected 0, 1 or 2")
         for name in ("channels", "min_size", "max_size", "max_detections", "candidates", "features"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
         if not 1 <= self.convs <= 4:
-            raise ValueError(f"convs is {self.convs}, expected 1 to 4")
+            raise InputError(f"convs is {self.convs}, expected 1 to 4")
 
     @property
     def ids(self) -> list[int]:
@@ -108,7 +109,7 @@ def detector(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig
     match = re.fullmatch(rf"({'|'.join(DETECTORS)})_(\w+)", name)
     if match is None:
         names = ", ".join(f"{kind}_{BACKBONES[0]}" for kind in DETECTORS)
-        raise ValueError(f"unknown detector {name!r}, expected for example {names}; backbones: {', '.join(BACKBONES)}")
+        raise InputError(f"unknown detector {name!r}, expected for example {names}; backbones: {', '.join(BACKBONES)}")
     kind: Detector = "retinanet" if match[1] == "retinanet" else "mask_rcnn"
     backbone = match[2]
     options: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
+from ...errors import InputError
 from ..classifier import build_backbone
 from .config import DetectorConfig
 
@@ -58,7 +59,7 @@ class Pyramid(nn.Module):
         wanted = [8, 16, 32] if config.detector == "retinanet" else [4, 8, 16, 32]
         reduction = body.feature_info.reduction()
         if missing := [stride for stride in wanted if stride not in reduction]:
-            raise ValueError(
+            raise InputError(
                 f"{config.backbone} has maps at 1/{', 1/'.join(map(str, reduction))}, expected one at 1/{missing[0]} too"
             )
         if config.frozen_norm:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ...errors import InputError
+
 AttentionKind = Literal["quadtree_a", "quadtree_b", "linear", "sr", "full"]
 BlockKind = Literal["vit", "loftr"]
 PositionKind = Literal["sine", "sine_bug", "none"]
@@ -77,7 +79,7 @@ class LoFTRConfig:
         _choice("position", self.position, get_args(PositionKind))
         _choice("matching", self.matching, get_args(MatchingKind))
         if len(self.block_dims) != 3:
-            raise ValueError(f"block_dims is {self.block_dims}, expected 3 numbers: channels at 1/2, 1/4 and 1/8")
+            raise InputError(f"block_dims is {self.block_dims}, expected 3 numbers: channels at 1/2, 1/4 and 1/8")
         counts = (
             "blocks_per_stage",
             "num_heads",
@@ -90,23 +92,23 @@ class LoFTRConfig:
         )
         for name in ("initial_dim", *counts):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.attention.startswith("quadtree") and len(self.topk) != self.levels - 1:
-            raise ValueError(
+            raise InputError(
                 f"topk is {self.topk} for {self.levels} levels, expected {self.levels - 1}: all levels but the last"
             )
         if self.d_model % self.num_heads or self.d_model % 4:
-            raise ValueError(
+            raise InputError(
                 f"block_dims[-1] is {self.d_model}, expected a multiple of 4 and of num_heads ({self.num_heads})"
             )
         if self.d_fine % self.fine_heads:
-            raise ValueError(f"block_dims[0] is {self.d_fine}, expected a multiple of fine_heads, {self.fine_heads}")
+            raise InputError(f"block_dims[0] is {self.d_fine}, expected a multiple of fine_heads, {self.fine_heads}")
         if self.fine_window < 1 or self.fine_window % 2 == 0:
-            raise ValueError(f"fine_window is {self.fine_window}, expected an odd number")
+            raise InputError(f"fine_window is {self.fine_window}, expected an odd number")
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}, expected above 0")
+            raise InputError(f"temperature is {self.temperature}, expected above 0")
         if self.border < 0:
-            raise ValueError(f"border is {self.border}, expected 0 or more cells")
+            raise InputError(f"border is {self.border}, expected 0 or more cells")
 
     @property
     def d_model(self) -> int:
@@ -121,7 +123,7 @@ class LoFTRConfig:
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
 LOFTR_PRESETS: dict[str, LoFTRConfig] = {

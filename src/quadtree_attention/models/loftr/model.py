@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import InputError
 from .backbone import ResNetFPN
 from .config import LoFTRConfig
 from .matching import (
@@ -96,7 +97,7 @@ class LoFTR(nn.Module):
         _check_image("image0", image0)
         _check_image("image1", image1)
         if image0.shape[0] != image1.shape[0]:
-            raise ValueError(
+            raise InputError(
                 f"got {image0.shape[0]} image0 and {image1.shape[0]} image1, expected as many of one as of the other"
             )
         mask0, mask1 = _cell_mask("mask0", mask0, image0), _cell_mask("mask1", mask1, image1)
@@ -200,13 +201,13 @@ def _padded(image: Tensor) -> Tensor:
 
 def _check_image(name: str, image: Tensor) -> None:
     if image.dim() != 4 or image.shape[1] != 1:
-        raise ValueError(f"{name} has shape {tuple(image.shape)}, expected [B, 1, H, W]: grey images, one channel")
+        raise InputError(f"{name} has shape {tuple(image.shape)}, expected [B, 1, H, W]: grey images, one channel")
     if not image.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"{name} has dtype {image.dtype}, expected floats in 0..1; convert it with {name}.float() / 255"
         )
     if 0 in image.shape:
-        raise ValueError(f"{name} has shape {tuple(image.shape)}, expected at least one image and one pixel")
+        raise InputError(f"{name} has shape {tuple(image.shape)}, expected at least one image and one pixel")
 
 
 def _cell_mask(name: str, mask: Tensor | None, image: Tensor) -> Tensor | None:
@@ -216,7 +217,7 @@ def _cell_mask(name: str, mask: Tensor | None, image: Tensor) -> Tensor | None:
     batch, _, height, width = image.shape
     cells = (batch, -(-height // STRIDE), -(-width // STRIDE))
     if mask.dtype != torch.bool:
-        raise ValueError(
+        raise InputError(
             f"{name} has dtype {mask.dtype}, expected torch.bool, True = valid; convert it with {name}.bool()"
         )
     if tuple(mask.shape) == cells:
@@ -224,4 +225,4 @@ def _cell_mask(name: str, mask: Tensor | None, image: Tensor) -> Tensor | None:
     if tuple(mask.shape) == (batch, height, width):
         return mask[:, ::STRIDE, ::STRIDE]
     shapes = f"{(batch, height, width)}, the image's, or {cells}, at 1/8"
-    raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {shapes}")
+    raise InputError(f"{name} has shape {tuple(mask.shape)}, expected {shapes}")

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ...errors import InputError
+
 
 def sine_encoding(
     height: int, width: int, dim: int, *, bug: bool = False, device: torch.device | str | None = None
@@ -23,7 +25,7 @@ def sine_encoding(
         ValueError: ``dim`` is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"position encoding of {dim} channels, expected a multiple of 4")
+        raise InputError(f"position encoding of {dim} channels, expected a multiple of 4")
     step = -1.0 if bug else -math.log(10000.0) / (dim // 2)
     # In float32 step by step, whatever the model's dtype: published weights were trained with these very numbers.
     frequency = torch.exp(torch.arange(0, dim // 2, 2, device=device).float() * step)

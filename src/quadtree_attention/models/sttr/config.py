@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ...errors import InputError
+
 AttentionKind = Literal["quadtree_a", "quadtree_b", "full"]
 PositionKind = Literal["rotary", "relative", "none"]
 ResolutionKind = Literal[1, 4]
@@ -70,10 +72,10 @@ class STTRConfig:
         for name, kind in (("attention", AttentionKind), ("position", PositionKind), ("resolution", ResolutionKind)):
             if getattr(self, name) not in get_args(kind):
                 choices = ", ".join(map(str, get_args(kind)))
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {choices}")
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected one of {choices}")
         for name, count in (("stem_dims", 3), ("stage_dims", 2)):
             if len(getattr(self, name)) != count or min(getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected {count} numbers of channels")
+                raise InputError(f"{name} is {getattr(self, name)}, expected {count} numbers of channels")
         counts = (
             "blocks_per_stage",
             "pool_dim",
@@ -94,31 +96,31 @@ class STTRConfig:
             "context_expansion",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.attention.startswith("quadtree") and len(self.topk) != self.levels - 1:
-            raise ValueError(
+            raise InputError(
                 f"topk is {self.topk} for {self.levels} levels, expected {self.levels - 1}: all levels but the last"
             )
         if self.position == "relative" and self.attention != "full":
-            raise ValueError(
+            raise InputError(
                 f"position is 'relative' with attention {self.attention!r}, expected 'rotary' or 'none' with it"
             )
         if self.dim % self.num_heads or self.dim // self.num_heads % 4:
-            raise ValueError(
+            raise InputError(
                 f"dim is {self.dim}, expected a multiple of 4 channels for each of num_heads ({self.num_heads})"
             )
         if self.context_limit is not None and not self.context_limit >= 0:
-            raise ValueError(f"context_limit is {self.context_limit}, expected pixels of at least 0, or None")
+            raise InputError(f"context_limit is {self.context_limit}, expected pixels of at least 0, or None")
         if self.stride % self.resolution:
-            raise ValueError(f"stride is {self.stride}, expected a multiple of resolution ({self.resolution})")
+            raise InputError(f"stride is {self.stride}, expected a multiple of resolution ({self.resolution})")
         if self.fine_dim < 0 or self.fine_dim % 4:
-            raise ValueError(f"fine_dim is {self.fine_dim}, expected a multiple of 4, or 0 for no fine matching")
+            raise InputError(f"fine_dim is {self.fine_dim}, expected a multiple of 4, or 0 for no fine matching")
         if self.fine_dim and self.resolution != 4:
-            raise ValueError(
+            raise InputError(
                 f"fine_dim is {self.fine_dim} at resolution {self.resolution}, expected resolution 4 or fine_dim 0"
             )
         if self.resolution == 4 and self.dim != self.growth * self.dense_layers:
-            raise ValueError(
+            raise InputError(
                 f"dim is {self.dim}, expected growth * dense_layers = {self.growth * self.dense_layers} at resolution 4"
             )
 

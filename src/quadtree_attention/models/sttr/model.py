@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...errors import InputError
 from .assignment import optimal_transport, regress, spread
 from .config import STTRConfig
 from .context import ContextAdjustment
@@ -122,16 +123,16 @@ def right_view(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def _check_pair(left: Tensor, right: Tensor) -> None:
     for name, image in (("left", left), ("right", right)):
         if image.dim() != 4 or image.shape[1] != 3:
-            raise ValueError(
+            raise InputError(
                 f"{name} has shape {tuple(image.shape)}, expected [B, 3, H, W]; repeat the channel of a grey image"
             )
         if not image.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"{name} has dtype {image.dtype}, expected floats in 0..1; convert it with {name}.float() / 255"
             )
         if 0 in image.shape:
-            raise ValueError(f"{name} has shape {tuple(image.shape)}, expected at least one image and one pixel")
+            raise InputError(f"{name} has shape {tuple(image.shape)}, expected at least one image and one pixel")
     if left.shape != right.shape:
-        raise ValueError(
+        raise InputError(
             f"left has shape {tuple(left.shape)} and right {tuple(right.shape)}, expected one shape: views of a rectified pair"
         )

@@ -20,6 +20,7 @@ from ...data import pose_sets
 from ...data.pairs import HomographyPair, Pair, PosePair, StereoPair
 from ...data.scenes.colmap import MODEL_PLACES
 from ...data.synthetic import SyntheticHomographies
+from ...errors import InputError
 from ...extras import require
 from ...files import check_output
 from ...formats import CHART_SUFFIXES
@@ -179,7 +180,7 @@ def find_layout(protocol: str, source: str | Path) -> str:
     """The layout that a source has, by what is in it; see LAYOUTS."""
     source = Path(source)
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is {protocol!r}, expected {' or '.join(PROTOCOLS)}")
+        raise InputError(f"protocol is {protocol!r}, expected {' or '.join(PROTOCOLS)}")
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist, expected a folder or list of pairs")
     if source.is_file():
@@ -195,11 +196,11 @@ def find_layout(protocol: str, source: str | Path) -> str:
         places = [*here, source / "assets" / "megadepth_test_1500_scene_info"]
         if any(p.is_dir() and any(p.glob("*.npz")) for p in places):
             return "megadepth"
-        raise ValueError(
+        raise InputError(
             f"{source}: no pairs with poses found, expected ScanNet-1500 (test.npz), MegaDepth-1500 (.npz of scenes), a COLMAP model "
             "(sparse/), or a list as SuperGlue's instead of a folder"
         )
-    raise ValueError(f"{source} is a folder, expected a list for the protocol stereo: left right disparity [scale]")
+    raise InputError(f"{source} is a folder, expected a list for the protocol stereo: left right disparity [scale]")
 
 
 def run(
@@ -238,15 +239,15 @@ def run(
     layout = layout or find_layout(protocol, source)
     if layout not in LAYOUTS or LAYOUTS[layout].protocol != protocol:
         fitting = " or ".join(name for name, known in LAYOUTS.items() if known.protocol == protocol)
-        raise ValueError(f"layout is {layout!r}, expected {fitting or 'another protocol'} for protocol {protocol!r}")
+        raise InputError(f"layout is {layout!r}, expected {fitting or 'another protocol'} for protocol {protocol!r}")
     if not models or len(set(models)) < len(models):
-        raise ValueError(
+        raise InputError(
             f"models are {', '.join(models) or 'none'}, expected one or more, each once, such as tiny, sift"
         )
     if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, expected 1 or more pairs")
+        raise InputError(f"limit is {limit}, expected 1 or more pairs")
     if padding not in PADDINGS:
-        raise ValueError(f"padding is {padding!r}, expected {' or '.join(PADDINGS)}")
+        raise InputError(f"padding is {padding!r}, expected {' or '.join(PADDINGS)}")
     networks = [name for name in models if name != "sift"]
     for option, value in (
         ("topk", topk),
@@ -255,14 +256,14 @@ def run(
         ("device", device),
     ):
         if value is not None and not networks:
-            raise ValueError(f"{option} is for networks, but models are {', '.join(models)}; leave it out")
+            raise InputError(f"{option} is for networks, but models are {', '.join(models)}; leave it out")
     if seed is not None and layout != "synthetic":
-        raise ValueError(f"seed is for the layout synthetic, got {layout}; leave it out")
+        raise InputError(f"seed is for the layout synthetic, got {layout}; leave it out")
     if protocol != "pose" and estimators is not None:
-        raise ValueError(f"estimators are for the protocol pose, got {protocol}; leave them out")
+        raise InputError(f"estimators are for the protocol pose, got {protocol}; leave them out")
     if curve is not None:
         if protocol == "stereo":
-            raise ValueError("a curve shows one error a pair, of homographies or poses; the protocol stereo has none")
+            raise InputError("a curve shows one error a pair, of homographies or poses; the protocol stereo has none")
         curve = check_output(curve, CHART_SUFFIXES)
         require("matplotlib", "bench")
     max_size = LAYOUTS[layout].max_size if max_size is None else max_size

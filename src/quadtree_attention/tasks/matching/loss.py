@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...errors import InputError
+
 _SMALLEST = 1e-30  # a confidence below it is taken for it, so that its logarithm stays finite; published: 1e-6
 _BELOW_ONE = 1 - 1e-6  # likewise from above
 
@@ -34,7 +36,7 @@ def coarse_focal_loss(
             mean, as they do in the published code.
     """
     if gamma < 1:
-        raise ValueError(f"gamma is {gamma}, expected at least 1; without focus use coarse_cross_entropy")
+        raise InputError(f"gamma is {gamma}, expected at least 1; without focus use coarse_cross_entropy")
     positive, negative, count = _split(confidence, truth, floor, mask0, mask1)
     loss_positive = -alpha * (1 - positive).pow(gamma) * positive.log()
     loss_negative = _NegativeFocal.apply(negative, gamma) * alpha

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ...errors import InputError
 from ...extras import require
 
 
@@ -49,7 +50,7 @@ def error_auc(errors: ArrayLike, thresholds: Sequence[float]) -> dict[str, float
     areas = {}
     for threshold in thresholds:
         if not threshold > 0:
-            raise ValueError(
+            raise InputError(
                 f"threshold of an AUC is {threshold!r}: expected a positive number of the errors' unit, such as 5"
             )
         last = int(np.searchsorted(known, threshold))  # errors equal to the threshold are not below it

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.aggregation import CatMetric, MeanMetric
 
+from ...errors import InputError
 from ...models.loftr import LOFTR_PRESETS, LoFTR
 from ...models.loftr.matching import expected_position
 from ...models.loftr.model import STRIDE, Features
@@ -100,31 +101,31 @@ class MatchingTask(LightningModule):
     ) -> None:
         super().__init__()
         if preset not in LOFTR_PRESETS:
-            raise ValueError(f"preset is {preset!r}, expected one of {', '.join(LOFTR_PRESETS)}")
+            raise InputError(f"preset is {preset!r}, expected one of {', '.join(LOFTR_PRESETS)}")
         if coarse_loss not in _COARSE_LOSSES:
-            raise ValueError(f"coarse_loss is {coarse_loss!r}, expected {' or '.join(_COARSE_LOSSES)}")
+            raise InputError(f"coarse_loss is {coarse_loss!r}, expected {' or '.join(_COARSE_LOSSES)}")
         if coarse_pairs not in ("dense", "sparse") or (coarse_pairs, coarse_loss) == ("sparse", "cross_entropy"):
-            raise ValueError(
+            raise InputError(
                 f"coarse_pairs is {coarse_pairs!r} with coarse_loss {coarse_loss!r}, expected dense, or sparse with focal"
             )
         if canonical_batch is not None and canonical_batch < 1:
-            raise ValueError(f"canonical_batch is {canonical_batch}, expected at least 1 pair a step, or null")
+            raise InputError(f"canonical_batch is {canonical_batch}, expected at least 1 pair a step, or null")
         if not 0 < confidence_floor < 0.5:
-            raise ValueError(f"confidence_floor is {confidence_floor}, expected above 0 and below 0.5")
+            raise InputError(f"confidence_floor is {confidence_floor}, expected above 0 and below 0.5")
         if fine_loss not in FINE_LOSSES:
-            raise ValueError(f"fine_loss is {fine_loss!r}, expected one of {', '.join(FINE_LOSSES)}")
+            raise InputError(f"fine_loss is {fine_loss!r}, expected one of {', '.join(FINE_LOSSES)}")
         if schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {schedule!r}, expected {' or '.join(SCHEDULES)}")
+            raise InputError(f"schedule is {schedule!r}, expected {' or '.join(SCHEDULES)}")
         if fine_matches < 1 or fine_truths < 0:
-            raise ValueError(
+            raise InputError(
                 f"fine_matches is {fine_matches}, expected at least 1, and fine_truths is {fine_truths}, expected 0 or more"
             )
         if fine_percent is not None and not 0 < fine_percent <= 1:
-            raise ValueError(f"fine_percent is {fine_percent}, expected a share of matches above 0 and up to 1")
+            raise InputError(f"fine_percent is {fine_percent}, expected a share of matches above 0 and up to 1")
         try:
             config = replace(LOFTR_PRESETS[preset], **(options or {}))
         except TypeError as error:
-            raise ValueError(f"options do not fit the model: {error}; see LoFTRConfig for what there is") from None
+            raise InputError(f"options do not fit the model: {error}; see LoFTRConfig for what there is") from None
         self.save_hyperparameters()
         self.model = LoFTR(config)
         if init_from is not None:
@@ -132,7 +133,7 @@ class MatchingTask(LightningModule):
                 self.model.load_state_dict(load_matcher(init_from).state_dict())
             except RuntimeError as error:
                 reason = str(error).splitlines()[-1].strip()
-                raise ValueError(f"init_from {init_from} does not fit the model: {reason}") from None
+                raise InputError(f"init_from {init_from} does not fit the model: {reason}") from None
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self._layout)
         # They gather over devices by themselves.
@@ -271,7 +272,7 @@ class MatchingTask(LightningModule):
             return 1.0
         batch = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         if batch is None:
-            raise ValueError("canonical_batch needs a data module with a batch_size; give one, or set it to null")
+            raise InputError("canonical_batch needs a data module with a batch_size; give one, or set it to null")
         pairs = batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
         return pairs / self.hparams["canonical_batch"]
 

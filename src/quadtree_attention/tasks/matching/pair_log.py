@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import InputError
 from ...files import atomic_write, check_output
 from ...table import TABLE_SUFFIXES, Table
 
@@ -44,7 +45,7 @@ class PairLog:
                 for key in sorted({*old, *settings})
                 if old.get(key) != settings.get(key)
             )
-            raise ValueError(
+            raise InputError(
                 f"{self.partial} holds {len(rows)} results of other settings ({changed}); remove it, or choose another --out"
             )
         self.done = {(row["model"], row["index"]): row for row in rows if weights.get(row["model"]) == row["weights"]}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from ...errors import InputError
 from ...predict.matching import Matcher
 from ...table import Table
 from ...weights.matching import load_matcher
@@ -40,15 +41,15 @@ class PosePairs(LightningDataModule):
         """Read the list."""
         module = getattr(self.trainer, "lightning_module", None)
         if not isinstance(module, PoseEvaluation):  # what Lightning makes of --ckpt_path
-            raise ValueError(
+            raise InputError(
                 "pairs with poses are for PoseEvaluation; name the weights by --model.weights, without --ckpt_path"
             )
         self.layout = self.asked_layout or find_layout("pose", self.source)
         if self.layout not in LAYOUTS or LAYOUTS[self.layout].protocol != "pose":
             fitting = " or ".join(name for name, known in LAYOUTS.items() if known.protocol == "pose")
-            raise ValueError(f"layout is {self.layout!r}, expected {fitting}")
+            raise InputError(f"layout is {self.layout!r}, expected {fitting}")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}, expected 1 or more pairs")
+            raise InputError(f"limit is {self.limit}, expected 1 or more pairs")
         self.pairs = list(LAYOUTS[self.layout].read(self.source))[: self.limit]
 
     def test_dataloader(self) -> DataLoader:
@@ -105,7 +106,7 @@ class PoseEvaluation(LightningModule):
     ) -> None:
         super().__init__()
         if padding not in PADDINGS:
-            raise ValueError(f"padding is {padding!r}, expected {' or '.join(PADDINGS)}")
+            raise InputError(f"padding is {padding!r}, expected {' or '.join(PADDINGS)}")
         options: dict[str, Any] = {} if topk is None else {"topk": tuple(topk)}
         if padding != "none":
             options["respect_masks"] = padding == "masked"

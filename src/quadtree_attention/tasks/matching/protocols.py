@@ -15,6 +15,7 @@ import numpy as np
 
 from ...data.images import read_image, resize_longest
 from ...data.pairs import HomographyPair, Pair, PosePair, StereoPair, resize_matrix, with_long_side
+from ...errors import InputError
 from ...extras import require
 from . import metrics
 
@@ -104,7 +105,7 @@ def judge_stereo(pair: Pair, found: Found) -> Row:
     assert isinstance(pair, StereoPair)
     disparity = pair.read_disparity()
     if disparity.shape != found.size0:
-        raise ValueError(
+        raise InputError(
             f"{pair.name}: disparity is {disparity.shape[1]}x{disparity.shape[0]}, expected the left image's "
             f"{found.size0[1]}x{found.size0[0]}"
         )
@@ -220,7 +221,7 @@ def pose_estimators(names: Sequence[str] | None) -> tuple[str, ...]:
     if names is None:
         return tuple(name for name in ESTIMATORS if name != "poselib" or find_spec("poselib") is not None)
     if not names or len(set(names)) < len(names) or not set(names) <= set(ESTIMATORS):
-        raise ValueError(
+        raise InputError(
             f"estimators are {', '.join(names) or 'none'}, expected one or more of {', '.join(ESTIMATORS)}, each once"
         )
     if "poselib" in names:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 
+from ...errors import InputError
 from ...models.sttr import STTR, STTR_PRESETS, StereoOutput
 from ...weights.stereo import load_stereo
 from ..optimization import decaying, rise_and_cosine
@@ -63,11 +64,11 @@ class StereoTask(LightningModule):
     ) -> None:
         super().__init__()
         if preset not in STTR_PRESETS:
-            raise ValueError(f"preset is {preset!r}, expected one of {', '.join(STTR_PRESETS)}")
+            raise InputError(f"preset is {preset!r}, expected one of {', '.join(STTR_PRESETS)}")
         try:
             config = replace(STTR_PRESETS[preset], **(options or {}))
         except TypeError as error:
-            raise ValueError(f"options do not fit the model: {error}; see STTRConfig for what there is") from None
+            raise InputError(f"options do not fit the model: {error}; see STTRConfig for what there is") from None
         self.save_hyperparameters()
         self.model = STTR(config)
         if init_from is not None:
@@ -79,11 +80,11 @@ class StereoTask(LightningModule):
                 self.model.load_state_dict(state)
             except RuntimeError as error:
                 reason = str(error).splitlines()[-1].strip()
-                raise ValueError(f"init_from {init_from} does not fit the model: {reason}") from None
+                raise InputError(f"init_from {init_from} does not fit the model: {reason}") from None
         self.model.transformer.recompute = recompute
         parts = [name for name, _ in self.model.named_children()]
         if unknown := set(train_only or ()) - set(parts):
-            raise ValueError(f"train_only has {', '.join(sorted(unknown))}, expected some of {', '.join(parts)}")
+            raise InputError(f"train_only has {', '.join(sorted(unknown))}, expected some of {', '.join(parts)}")
         self._frozen = [] if train_only is None else [name for name in parts if name not in train_only]
         if self._frozen:
             self.model.dustbin.requires_grad_(False)
