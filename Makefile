@@ -1,5 +1,6 @@
 # make demo    match the two example photographs and draw the result
 # make test    run the tests
+# make fuzz    try damaged files for an hour
 # make check   lint, format, types
 # Each sets up .venv by itself, and again only after pyproject.toml has changed. PYTHON=... chooses the interpreter that makes it.
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test check clean
+.PHONY: demo test fuzz check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-vision
@@ -17,6 +18,9 @@ demo: $(VENV)/.installed-vision
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.fuzz --seconds 3600
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
