@@ -22,7 +22,7 @@ import torch
 import yaml
 from PIL import Image, ImageOps
 
-from quadtree_attention.data.classification import ClassificationData
+from quadtree_attention.data.recognition.classification import ClassificationData
 from quadtree_attention.table import Table
 from quadtree_attention.weights.classification import load_classifier
 from support.training import fit

@@ -22,7 +22,7 @@ import torch
 import yaml
 from torchmetrics.detection import MeanAveragePrecision
 
-from quadtree_attention.data.detection import DetectionData
+from quadtree_attention.data.recognition.detection import DetectionData
 from quadtree_attention.table import Table
 from quadtree_attention.weights.detection import load_detector
 from support.training import fit

@@ -45,7 +45,7 @@ class Remembered:
 
 def views(photos: Path, folder: Path) -> list[np.ndarray]:
     """Render the images ``0.png``, ``1.png``, ...; returns world to camera, ``[4, 4]`` each."""
-    from quadtree_attention.data.scenes.render import Rectangle, Scene, look_at
+    from quadtree_attention.data.matching.render import Rectangle, Scene, look_at
 
     def board(corner, across, down, name):
         texture = np.asarray(Image.open(photos / name).convert("L").resize((512, 512)))

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 
 from quadtree_attention.data.images import read_image
+from quadtree_attention.evaluation.matching import load_matcher, run
 from quadtree_attention.predict.matching import Matches
 from quadtree_attention.table import Table
-from quadtree_attention.tasks.matching.evaluation import load_matcher, run
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Matchers on made-up scenes that no training saw, and how fast loaders read scenes in the published layouts.
 
-    python benchmarks/matching_scenes.py poses --photos FOLDER --models tiny,sift [--pairs 100] [--size 240 320]
-    python benchmarks/matching_scenes.py loaders --photos FOLDER
+    python -m benchmarks.matching_scenes poses --photos FOLDER --models tiny,sift [--pairs 100] [--size 240 320]
+    python -m benchmarks.matching_scenes loaders --photos FOLDER
 
 poses: relative poses by OpenCV's RANSAC at 0.5 pixels, as published with LoFTR: AUC at 5, 10, 20 degrees, share of matches within the epipolar
 threshold; "one look" is without the second look at images that differ in scale or turn, as published. Scenes and their textures are others than those
@@ -18,12 +18,13 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from tests.support.scenes import write_megadepth, write_scannet
+
+from quadtree_attention.data.matching.made_scenes import MadeScenes, SceneMaker
+from quadtree_attention.data.matching.scenes import MegaDepthData, ScanNetData, ScenesData, Split
 from quadtree_attention.data.photos import list_photographs
-from quadtree_attention.data.scenes.made import MadeScenes, SceneMaker
-from quadtree_attention.data.scenes.module import MegaDepthData, ScanNetData, ScenesData, Split
-from quadtree_attention.data.scenes.write import write_megadepth, write_scannet
+from quadtree_attention.evaluation.matching import evaluate_pose, load_matcher
 from quadtree_attention.table import Table
-from quadtree_attention.tasks.matching.evaluation import evaluate_pose, load_matcher
 
 SEED = 1000  # of the scenes; recipes begin at 0
 

@@ -25,7 +25,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from quadtree_attention.data.homography import HomographyData
+from quadtree_attention.data.matching.homography import HomographyData
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.weights.matching import load_matcher

@@ -31,8 +31,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.datasets import FashionMNIST
 
 from quadtree_attention.bench.cpu import machine
-from quadtree_attention.data.composites import CompositeData, Pasting
 from quadtree_attention.data.photos import list_photographs
+from quadtree_attention.data.recognition.composites import CompositeData, Pasting
 from quadtree_attention.files import atomic_write
 from quadtree_attention.models.segmentation import SemanticFPN
 from quadtree_attention.table import Table

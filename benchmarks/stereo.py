@@ -46,12 +46,12 @@ import torch
 from quadtree_attention.bench.flops import multiply_accumulates
 from quadtree_attention.data.arrays import read_map
 from quadtree_attention.data.images import read_image
+from quadtree_attention.evaluation.stereo import disparity_metrics, occlusion_iou
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS, attention
 from quadtree_attention.models.sttr.assignment import fill_from_behind
 from quadtree_attention.predict.stereo import StereoMatcher
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.stereo.loss import StereoTruth, stereo_losses
-from quadtree_attention.tasks.stereo.metrics import disparity_metrics, occlusion_iou
 
 SIZE = (540, 960)  # Scene Flow's
 VARIANTS = {
@@ -275,7 +275,7 @@ def alike(attention: str, photos: Path, steps: int, runs: Path) -> dict[str, str
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from quadtree_attention.data.stereo import StereoData
+    from quadtree_attention.data.stereo.synthetic import StereoData
     from quadtree_attention.tasks.stereo.module import StereoTask
 
     seed_everything(0)

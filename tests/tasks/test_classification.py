@@ -16,7 +16,7 @@ from PIL import Image
 from tests.tasks.training import LIGHTNING, trainer
 
 from quadtree_attention.__main__ import main
-from quadtree_attention.data.classification import ClassificationData
+from quadtree_attention.data.recognition.classification import ClassificationData
 from quadtree_attention.models.classifier import level_weights
 from quadtree_attention.predict.classification import Classifier
 from quadtree_attention.tasks.classification import ClassificationTask, classification_loss
@@ -125,7 +125,7 @@ def test_two_processes_are_one_that_accumulates(folder, tmp_path):
             f"--model.options={json.dumps(SMALL)}",
             "--model.mixup=0",
             "--model.cutmix=0",
-            "--data=quadtree_attention.data.classification.ClassificationData",
+            "--data=quadtree_attention.data.recognition.classification.ClassificationData",
             f"--data.root={folder}",
             "--data.input_size=[3,32,32]",
             "--data.batch_size=2",

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
 from tests.tasks.training import LIGHTNING, trainer
 
-from quadtree_attention.data.detection import DetectionData
+from quadtree_attention.data.recognition.detection import DetectionData
 from quadtree_attention.models.detection import DetectorConfig
 from quadtree_attention.predict.detection import Detector
 from quadtree_attention.tasks.detection import DetectionTask

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
 from tests.tasks.training import LIGHTNING, trainer
 
-from quadtree_attention.data.composites import CompositeData, Pasting
+from quadtree_attention.data.recognition.composites import CompositeData, Pasting
 from quadtree_attention.predict.segmentation import Segmenter
 from quadtree_attention.tasks.optimization import polynomial
 from quadtree_attention.tasks.segmentation import SegmentationTask, segmentation_loss, segmentation_scores

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quadtree_attention.data.ade20k import ADE20K_LABELS
+from quadtree_attention.data.recognition.ade20k import ADE20K_LABELS
 from quadtree_attention.models.segmentation import SEGMENTER_PRESETS, SegmenterConfig
 from quadtree_attention.weights import convert_published, read_checkpoint
 from quadtree_attention.weights.segmentation import (

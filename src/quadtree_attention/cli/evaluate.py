@@ -68,8 +68,8 @@ def evaluate(
 
     With --out every pair's figures are kept as they come, and a run that was cut off goes on where it was.
     """
-    from ..tasks.matching.evaluation import run as evaluate_pairs
-    from ..tasks.matching.protocols import pose_estimators
+    from ..evaluation.matching import run as evaluate_pairs
+    from ..evaluation.protocols import pose_estimators
 
     if protocol == "pose" and estimators is None and "poselib" not in pose_estimators(None):
         missing = "pip install 'quadtree-attention[poses]' adds the columns of PoseLib's LO-RANSAC"

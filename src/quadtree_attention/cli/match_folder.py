@@ -50,7 +50,7 @@ def match_folder(
     """
     from pathlib import Path
 
-    from ..data.pairs import image_pairs
+    from ..data.matching.pairs import image_pairs
     from ..data.photos import list_photographs
     from ..predict.folder import all_pairs, match_folder
     from ..predict.matching import Matcher

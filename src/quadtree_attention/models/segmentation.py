@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.ade20k import ADE20K_LABELS, IGNORE
-from ..data.masks import check_sides, fitted_sizes
+from ..data.recognition.ade20k import ADE20K_LABELS, IGNORE
+from ..data.recognition.masks import check_sides, fitted_sizes
 from ..errors import InputError
 from ..extras import require
 from .classifier import build_backbone
@@ -63,12 +63,12 @@ class SegmenterConfig:
         return SemanticFPN(self)
 
     def sizes_for(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) that an image of that size is brought to, and then to: `data.masks.fitted_sizes`."""
+        """(height, width) that an image of that size is brought to, and then to: `data.recognition.masks.fitted_sizes`."""
         return fitted_sizes(height, width, self.long_side, self.short_side, self.divisor)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an image goes through before the network: the arguments of `data.masks.seen`."""
+        """What an image goes through before the network: the arguments of `data.recognition.masks.seen`."""
         names = ("mean", "std", "long_side", "short_side", "divisor")
         return {name: getattr(self, name) for name in names}
 

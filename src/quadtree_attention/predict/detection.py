@@ -153,7 +153,7 @@ def image_numbers(path: str | Path) -> dict[str, int]:
     Raises:
         ValueError, OSError: not such a file.
     """
-    from ..data.annotations import read_json
+    from ..data.recognition.annotations import read_json
 
     content = read_json(Path(path))
     try:

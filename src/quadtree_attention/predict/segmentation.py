@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import read_image
-from ..data.masks import seen
+from ..data.recognition.masks import seen
 from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from ..data.detection import Target
 from ..data.loading import processes
+from ..data.recognition.detection import Target
 from ..errors import InputError
 from ..extras import require
 from ..models.classifier import level_weights

@@ -14,8 +14,8 @@ from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from ..data.ade20k import IGNORE
 from ..data.loading import processes
+from ..data.recognition.ade20k import IGNORE
 from ..errors import InputError
 from ..models.classifier import level_weights
 from ..models.segmentation import Norm, SegmenterConfig

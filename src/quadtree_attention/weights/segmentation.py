@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.ade20k import ADE20K_LABELS
+from ..data.recognition.ade20k import ADE20K_LABELS
 from ..errors import InputError
 from ..models.segmentation import SegmenterConfig, SemanticFPN, semantic_fpn
 from .classification import load_classifier

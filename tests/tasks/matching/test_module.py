@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.tasks.training import LIGHTNING, trainer
 
 from quadtree_attention.cli import run
-from quadtree_attention.data.homography import HomographyData
+from quadtree_attention.data.matching.homography import HomographyData
 from quadtree_attention.predict.matching import Matcher
 from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.tasks.optimization import rise_and_cosine

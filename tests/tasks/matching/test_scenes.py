@@ -13,16 +13,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tests.support.scenes import write_colmap, write_megadepth, write_scannet
 from tests.tasks.training import LIGHTNING, trainer
 from torch.utils.data import default_collate
 
 from quadtree_attention.cli.train import _lightning
-from quadtree_attention.data.scenes.colmap import ColmapScene
-from quadtree_attention.data.scenes.layouts import MegaDepthScene
-from quadtree_attention.data.scenes.made import MadeScenes, MadeScenesData, SceneMaker
-from quadtree_attention.data.scenes.write import write_colmap, write_megadepth, write_scannet
+from quadtree_attention.data.matching.colmap import ColmapScene
+from quadtree_attention.data.matching.layouts import MegaDepthScene
+from quadtree_attention.data.matching.made_scenes import MadeScenes, MadeScenesData, SceneMaker
+from quadtree_attention.evaluation import metrics
 from quadtree_attention.models.loftr import Features
-from quadtree_attention.tasks.matching import metrics
 from quadtree_attention.tasks.matching.loss import coarse_cross_entropy, coarse_focal_loss, coarse_sparse_focal_loss
 from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.tasks.matching.supervision import Supervision
@@ -306,7 +306,7 @@ def test_two_processes_are_one_that_accumulates(photos, tmp_path):
         "--model=quadtree_attention.tasks.matching.module.MatchingTask",
         f"--model.options={json.dumps(SMALL)}",
         *(f"--model.{key}={value}" for key, value in settings.items()),
-        "--data=quadtree_attention.data.scenes.made.MadeScenesData",
+        "--data=quadtree_attention.data.matching.made_scenes.MadeScenesData",
         f"--data.train_folder={photos}",
         f"--data.val_folder={photos}",
         *(f"--data.{key}={json.dumps(value)}" for key, value in options.items()),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from quadtree_attention.evaluation.stereo import disparity_metrics, occlusion_iou
 from quadtree_attention.models.sttr import StereoOutput
 from quadtree_attention.tasks.stereo.loss import (
     StereoTruth,
@@ -13,7 +14,6 @@ from quadtree_attention.tasks.stereo.loss import (
     relative_response,
     stereo_losses,
 )
-from quadtree_attention.tasks.stereo.metrics import disparity_metrics, occlusion_iou
 
 
 def truth_of(disparity, occluded=None, occluded_right=None, stride=1):

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.tasks.training import LIGHTNING, trainer
 
 from quadtree_attention.__main__ import main
-from quadtree_attention.data.stereo import StereoData, Views
+from quadtree_attention.data.stereo.synthetic import StereoData, Views
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS
 from quadtree_attention.predict.stereo import StereoMatcher
 from quadtree_attention.tasks.stereo.module import StereoTask

@@ -14,12 +14,12 @@ from torch import Tensor
 from torchmetrics.aggregation import CatMetric, MeanMetric
 
 from ...errors import InputError
+from ...evaluation import metrics
 from ...models.loftr import LOFTR_PRESETS, LoFTR
 from ...models.loftr.matching import expected_position
 from ...models.loftr.model import STRIDE, Features
 from ...weights.matching import load_matcher
 from ..optimization import decaying, rise_and_cosine
-from . import metrics
 from .loss import (
     coarse_cross_entropy,
     coarse_focal_loss,

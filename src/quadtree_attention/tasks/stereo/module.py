@@ -13,11 +13,11 @@ from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 
 from ...errors import InputError
+from ...evaluation.stereo import BAD, disparity_metrics, occlusion_iou
 from ...models.sttr import STTR, STTR_PRESETS, StereoOutput
 from ...weights.stereo import load_stereo
 from ..optimization import decaying, rise_and_cosine
 from .loss import StereoTruth, stereo_losses
-from .metrics import BAD, disparity_metrics, occlusion_iou
 
 _METRICS = ("epe", "epe_visible", *(f"bad@{threshold:g}" for threshold in BAD), "d1", "iou")
 

@@ -1,0 +1,156 @@
+"""Photographs with a COLMAP model as ground truth."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ...errors import InputError
+from ...extras import require
+from .pairs import with_long_side
+from .posed import fits, joined, posed_image
+
+_MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
+MODEL_PLACES = ("", "sparse", "sparse/0")  # of a model under its folder
+
+
+class ColmapScene(Dataset):
+    """The pairs of one COLMAP model, with what the model knows of them.
+
+    Where COLMAP's dense stereo has been run (``stereo/depth_maps/NAME.geometric.bin``) its depth maps are the truth, as of the other layouts;
+    images without one are then left out, with a warning. Else it is the points of the model that both images show: a sample then has float32
+    ``points0``, ``points1`` ``[P, 3]`` (pixel x, y and depth of the same points, zeros fill up) in place of depths; see `point_supervision` for what
+    can be said by these.
+
+    Args:
+        root: folder of a model without distortion, as `colmap image_undistorter` makes it: images/, and cameras, images and points3D (.bin or
+            .txt) in it, in sparse/ or in sparse/0/.
+        min_overlap, max_overlap: of a pair: points that both images show, as a share of those of the image that has fewer.
+        longest, multiple, pad: see `MegaDepthScene`.
+        points: P, drawn at random where a pair has more.
+
+    Raises ValueError or OSError in one line for files that are missing or of another form.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        min_overlap: float = 0.1,
+        max_overlap: float = 0.9,
+        longest: int = 640,
+        multiple: int = 8,
+        pad: bool = True,
+        points: int = 1024,
+    ) -> None:
+        fits(longest, multiple)
+        self.root, self.longest, self.multiple, self.pad, self.points = Path(root), longest, multiple, pad, points
+        self.views = read_views(self.root)
+        mapped = [view for view in self.views if self._depth_file(view).is_file()]
+        self.dense = bool(mapped)
+        if self.dense and len(mapped) < len(self.views):
+            left_out = len(self.views) - len(mapped)
+            warnings.warn(
+                f"{root}: {left_out} of {len(self.views)} images have no depth map and are left out", stacklevel=2
+            )
+            self.views = mapped
+        self.pairs = pairs_by_overlap(self.views, min_overlap, max_overlap, self.root)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        views = [self.views[k] for k in self.pairs[number]]
+        parts = []
+        for view in views:
+            size = with_long_side(view.size, self.longest, self.multiple)
+            side = self.longest // self.multiple * self.multiple if self.pad else None
+            depth = self._depth(view) if self.dense else None
+            path = self.root / "images" / view.name
+            parts.append(posed_image(path, view.K, view.size, size, side, depth, smooth=True))
+        if not self.dense:
+            shared = np.array(sorted(views[0].points.keys() & views[1].points.keys()))
+            if len(shared) > self.points:
+                shared = np.random.default_rng(number).permutation(shared)[: self.points]
+            for part, view in zip(parts, views, strict=True):
+                part["points"] = self._points(view, shared, part["K"].numpy().astype(np.float64))
+        return joined(parts[0], parts[1], views[1].pose @ np.linalg.inv(views[0].pose))
+
+    def _depth_file(self, view: View) -> Path:
+        return self.root / "stereo" / "depth_maps" / f"{view.name}.geometric.bin"
+
+    def _depth(self, view: View) -> np.ndarray:
+        depth = require("pycolmap", "scenes").DepthMap()
+        depth.read(self._depth_file(view))
+        return np.asarray(depth.to_array())
+
+    def _points(self, view: View, shared: np.ndarray, K: np.ndarray) -> torch.Tensor:
+        points = np.zeros((self.points, 3), np.float32)
+        if len(shared):
+            there = np.stack([view.points[k] for k in shared]) @ view.pose[:3, :3].T + view.pose[:3, 3]
+            pixels = there @ K.T
+            points[: len(shared)] = np.c_[pixels[:, :2] / pixels[:, 2:], there[:, 2]]
+        return torch.from_numpy(points)
+
+
+def read_views(root: Path) -> list[View]:
+    """The images of a model that have a pose and whose files are there, in COLMAP's order; raises as `ColmapScene`."""
+    model = _read(root)
+    views = [View(model, image) for _, image in sorted(model.images.items()) if image.has_pose]
+    for view in views:
+        if not (root / "images" / view.name).is_file():
+            raise FileNotFoundError(f"{root / 'images' / view.name} does not exist, but the model has it")
+    return views
+
+
+def pairs_by_overlap(views: list[View], least: float, most: float, root: Path) -> list[tuple[int, int]]:
+    """Numbers of views whose overlap is above ``least`` and up to ``most``; ValueError if there are none."""
+    pairs = [
+        (i, j)
+        for i, first in enumerate(views)
+        for j, second in enumerate(views[i + 1 :], i + 1)
+        if least < first.overlap(second) <= most
+    ]
+    if not pairs:
+        raise InputError(f"{root}: no pair of images with an overlap above {least} and up to {most}")
+    return pairs
+
+
+class View:
+    """What is needed of one image of a model, free of pycolmap's objects, which cannot be sent to other processes."""
+
+    def __init__(self, model: Any, image: Any) -> None:
+        if image.camera_id not in model.cameras:
+            raise InputError(f"{image.name}: the model has no camera {image.camera_id}")
+        camera = model.cameras[image.camera_id]
+        if camera.model_name not in _MODELS:
+            raise InputError(
+                f"{image.name}: camera model {camera.model_name}, expected {' or '.join(_MODELS)}; run colmap image_undistorter first"
+            )
+        self.name, self.size = image.name, (camera.width, camera.height)
+        self.K = camera.calibration_matrix()
+        self.K[:2, 2] -= 0.5  # COLMAP has the centre of the first pixel at (0.5, 0.5)
+        self.pose = np.eye(4)
+        self.pose[:3] = image.cam_from_world().matrix()
+        self.points = {p.point3D_id: model.points3D[p.point3D_id].xyz for p in image.get_observation_points2D()}
+
+    def overlap(self, other: View) -> float:
+        fewer = min(len(self.points), len(other.points))
+        return len(self.points.keys() & other.points.keys()) / fewer if fewer else 0.0
+
+
+def _read(root: Path) -> Any:
+    pycolmap = require("pycolmap", "scenes")
+    for place in MODEL_PLACES:
+        folder = root / place
+        if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
+            try:
+                return pycolmap.Reconstruction(folder)
+            except (ValueError, RuntimeError, OSError) as error:
+                raise InputError(f"{folder}: not a COLMAP model ({' '.join(str(error).split())})") from None
+    tried = ", ".join(str(root / place) for place in MODEL_PLACES)
+    raise FileNotFoundError(f"no COLMAP model (cameras.bin or cameras.txt) found in {tried}")

@@ -1,0 +1,326 @@
+"""Image pairs with known geometry, and lists of them as text; sets of pairs with poses are in pose_sets.py.
+
+A list is checked when it is read: a malformed line or a missing image ends in one line that names the file and the
+line. Images themselves are read when a pair is used.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from ...extras import require
+from ..arrays import camera_matrix, pose_matrix, read_map
+from ..images import read_image
+
+Image = str | Path | np.ndarray
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """Two images: paths, or arrays as read_image takes them.
+
+    size0, size1: (width, height) that an image is resized to before anything else, because its geometry is given in
+    such pixels; None leaves it as it is. smooth: average what is shrunk by that; else pixels are picked and
+    interpolated. upright: apply the EXIF rotation. turns0, turns1: quarter turns counterclockwise that show an image
+    upright to a matcher; the geometry belongs to the image before turning.
+    """
+
+    name: str
+    image0: Image
+    image1: Image
+    size0: Size | None = None
+    size1: Size | None = None
+    smooth: bool = True
+    upright: bool = True
+    turns0: int = 0
+    turns1: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HomographyPair(Pair):
+    """homography [3, 3]: pixels of image 0 -> pixels of image 1."""
+
+    homography: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PosePair(Pair):
+    """K0, K1 [3, 3]: intrinsics in pixels; T_0to1 [4, 4]: points of camera 0 -> points of camera 1, which stand in two places."""
+
+    K0: np.ndarray
+    K1: np.ndarray
+    T_0to1: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not np.linalg.norm(self.T_0to1[:3, 3]) > 0:
+            raise InputError(
+                f"{self.name}: both cameras stand in one place, so that there is no direction between them to measure"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StereoPair(Pair):
+    """Rectified left and right image with the left one's disparity: left x - d = right x."""
+
+    disparity: str | Path | np.ndarray
+    scale: float = 1.0  # the file's values over the disparity in pixels: 256 for KITTI's PNG
+
+    def read_disparity(self) -> np.ndarray:
+        """Disparity [H, W] float32 in pixels; NaN where it is not known."""
+        values = self.disparity if isinstance(self.disparity, np.ndarray) else read_map(Path(self.disparity))
+        if values.ndim != 2:
+            raise InputError(f"{self.name}: disparity has shape {values.shape}, expected [H, W] with one value a pixel")
+        values = values.astype(np.float32) / np.float32(self.scale)
+        values[~(np.isfinite(values) & (values > 0))] = np.nan
+        return values
+
+
+# ---- homographies --------------------------------------------------------------------------------
+
+
+def homography_list(path: str | Path, root: str | Path | None = None) -> list[HomographyPair]:
+    """A text list: 'image0 image1 h11 .. h33' or 'image0 image1 file-of-H' a line.
+
+    Paths are relative to root (the list's folder if None); quote those with spaces; # starts a comment. A file of H is
+    text (3 x 3 numbers), .npy, or OpenCV's .xml/.yml with one matrix.
+    """
+    path = Path(path)
+    pairs = []
+    for where, words in lines_of(path):
+        if len(words) not in (3, 11):
+            raise InputError(
+                f"{where}: {len(words)} entries, expected 11: image0 image1 h11 .. h33, or 3: image0 image1 file-of-H"
+            )
+        image0, image1 = (existing(name, root or path.parent, where) for name in words[:2])
+        if len(words) == 11:
+            H = _matrix(_floats(words[2:], where), where)
+        else:
+            H = read_homography(existing(words[2], root or path.parent, where))
+        pairs.append(HomographyPair(name=f"{words[0]} {words[1]}", image0=image0, image1=image1, homography=H))
+    return some(pairs, path)
+
+
+def hpatches(folder: str | Path, short_side: int | None = 480) -> list[HomographyPair]:
+    """The layout of HPatches: i_* and v_* folders with 1.ppm .. 6.ppm and H_1_2 .. H_1_6.
+
+    short_side: images are resized so that their shorter side has this many pixels, and errors are measured in those
+    pixels, as is usual for this data set; None keeps them.
+    """
+    folder = Path(folder)
+    scenes = sorted(p for p in folder.glob("[iv]_*") if p.is_dir())
+    if not scenes:
+        raise InputError(f"{folder}: no folders i_* or v_* here, expected the unpacked HPatches sequences")
+    pairs = []
+    for scene in scenes:
+        images = {p.stem: p for p in sorted(scene.iterdir()) if p.suffix.lower() in (".ppm", ".png", ".jpg")}
+        truths = sorted(scene.glob("H_1_*"))
+        if not truths:
+            raise FileNotFoundError(f"{scene}: no files H_1_2 .. H_1_6 here, expected a homography for each pair")
+        for truth in truths:
+            other = truth.name.removeprefix("H_1_")
+            for stem in ("1", other):
+                if stem not in images:
+                    raise FileNotFoundError(f"{scene}: image {stem}.ppm is missing, needed for {truth.name}")
+            H, size0, size1 = read_homography(truth), None, None
+            if short_side is not None:
+                old0, old1 = _image_size(images["1"]), _image_size(images[other])
+                size0, size1 = _with_short_side(old0, short_side), _with_short_side(old1, short_side)
+                H = resize_matrix(old1, size1) @ H @ np.linalg.inv(resize_matrix(old0, size0))
+            name = f"{scene.name}/1-{other}"
+            pairs.append(
+                HomographyPair(
+                    name=name, image0=images["1"], image1=images[other], size0=size0, size1=size1, homography=H
+                )
+            )
+    return pairs
+
+
+def resize_matrix(old: Size, new: Size) -> np.ndarray:
+    """The [3, 3] map of pixels of an image of size old to those of its resized copy; sizes (width, height)."""
+    sx, sy = new[0] / old[0], new[1] / old[1]
+    return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
+
+
+def with_long_side(size: Size, pixels: int, multiple: int) -> Size:
+    """(width, height) with a longer side of ``pixels``, both sides then rounded down to a multiple, as published for MegaDepth."""
+    factor = pixels / max(size)
+    width, height = (max(round(side * factor) // multiple, 1) * multiple for side in size)
+    return width, height
+
+
+def _with_short_side(size: Size, pixels: int) -> Size:
+    factor = pixels / min(size)
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def read_homography(path: str | Path) -> np.ndarray:
+    """A homography [3, 3] from text, .npy, or OpenCV's .xml/.yml with one matrix."""
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        elif path.suffix in (".xml", ".yml", ".yaml"):
+            cv2 = require("cv2", "vision")
+            storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
+            values = storage.getFirstTopLevelNode().mat()
+            storage.release()
+        else:
+            values = np.loadtxt(path)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # OpenCV and numpy each have their own
+        raise InputError(f"{path}: not a homography ({' '.join(str(error).split())}), expected 3 x 3 numbers") from None
+    return _matrix(values, str(path))
+
+
+# ---- poses ---------------------------------------------------------------------------------------
+
+
+def pose_list(path: str | Path, root: str | Path | None = None) -> list[PosePair]:
+    """A text list as SuperGlue's: 'image0 image1 turns0 turns1 K0(9) K1(9) T_0to1(16)' a line, 38 entries.
+
+    Matrices are row by row; K belongs to the image as stored. Paths are relative to root (the list's folder if None).
+    """
+    path = Path(path)
+    pairs = []
+    for where, words in lines_of(path):
+        if len(words) != 38:
+            raise InputError(
+                f"{where}: {len(words)} entries, expected 38: image0 image1 turns0 turns1 K0(9) K1(9) T_0to1(16)"
+            )
+        image0, image1 = (existing(name, root or path.parent, where) for name in words[:2])
+        numbers = _floats(words[2:], where)
+        if not set(numbers[:2]) <= {0, 1, 2, 3}:
+            raise InputError(f"{where}: turns are {words[2]} and {words[3]}, expected quarter turns 0, 1, 2 or 3")
+        pairs.append(
+            PosePair(
+                name=f"{words[0]} {words[1]}",
+                image0=image0,
+                image1=image1,
+                turns0=int(numbers[0]),
+                turns1=int(numbers[1]),
+                K0=camera_matrix(numbers[2:11], f"{where}: K0"),
+                K1=camera_matrix(numbers[11:20], f"{where}: K1"),
+                T_0to1=pose_matrix(numbers[20:], f"{where}: T_0to1"),
+            )
+        )
+    return some(pairs, path)
+
+
+# ---- no geometry ---------------------------------------------------------------------------------
+
+
+def image_pairs(path: str | Path, root: str | Path) -> list[tuple[str, str]]:
+    """A text list as hloc's, 'image0 image1' a line -> names of images in the folder root; a pair given twice, either way round, counts once."""
+    path = Path(path)
+    pairs: dict[frozenset[str], tuple[str, str]] = {}
+    for where, words in lines_of(path):
+        if len(words) != 2 or words[0] == words[1]:
+            raise InputError(f"{where}: {' '.join(words)!r}, expected the names of two images: image0 image1")
+        for name in words:
+            existing(name, root, where)
+        pairs.setdefault(frozenset(words), (words[0], words[1]))
+    return some(list(pairs.values()), path)
+
+
+# ---- stereo --------------------------------------------------------------------------------------
+
+
+def stereo_list(path: str | Path, root: str | Path | None = None) -> list[StereoPair]:
+    """A text list: 'left right disparity [scale]' a line.
+
+    The disparity is .npy, .npz (its first array), .pfm, or an image of one channel; the file's values are divided by
+    scale (1 if left out); 0 and values that are not finite mean unknown. Paths are relative to root (the list's folder
+    if None).
+    """
+    path = Path(path)
+    pairs = []
+    for where, words in lines_of(path):
+        if len(words) not in (3, 4):
+            raise InputError(f"{where}: {len(words)} entries, expected 'left right disparity' or '... scale'")
+        left, right, disparity = (existing(name, root or path.parent, where) for name in words[:3])
+        scale = float(_floats(words[3:], where)[0]) if len(words) == 4 else 1.0
+        if not scale > 0:
+            raise InputError(f"{where}: scale is {words[3]}, expected a positive number, such as 256 for KITTI's PNG")
+        name = f"{words[0]} {words[1]}"
+        pairs.append(StereoPair(name=name, image0=left, image1=right, disparity=disparity, scale=scale))
+    return some(pairs, path)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """('file:line', words) of each line of a text list that holds anything."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file, expected a list with one pair a line") from None
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"{path}:{number}"
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}; quote names with spaces, and close each quote") from None
+        if words:
+            yield where, words
+
+
+def existing(name: str, folder: str | Path, where: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: {path} does not exist")
+    return path
+
+
+def folder_with(root: Path, places: Iterable[str], name: str) -> Path:
+    """The first of the places under root that has a file of this name or pattern."""
+    places = tuple(places)
+    for place in places:
+        if any((root / place).glob(name)) if "*" in name else (root / place / name).is_file():
+            return root / place
+    tried = ", ".join(str(root / place) for place in places)
+    raise FileNotFoundError(f"{name} not found, expected it in one of: {tried}")
+
+
+def _floats(words: list[str], where: str) -> np.ndarray:
+    try:
+        values = np.array([float(word) for word in words])
+    except ValueError as error:
+        raise InputError(f"{where}: {error}, expected numbers after the file names") from None
+    if not np.isfinite(values).all():
+        raise InputError(f"{where}: numbers that are not finite, expected a pose or homography that is known")
+    return values
+
+
+def _matrix(values: Any, where: str) -> np.ndarray:
+    H = np.asarray(values, dtype=np.float64)
+    if H.size != 9 or not np.isfinite(H).all() or abs(np.linalg.det(H.reshape(3, 3))) < 1e-12:
+        raise InputError(f"{where}: not a homography, expected 3 x 3 finite numbers of an invertible matrix")
+    return H.reshape(3, 3)
+
+
+def _image_size(path: Path) -> Size:
+    """(width, height), from the file's head alone where it is sound."""
+    try:
+        with require("PIL.Image", "vision").open(path) as image:
+            return image.size
+    except OSError:
+        height, width = read_image(path).shape[:2]  # says what is wrong in one line
+        return width, height
+
+
+def some(pairs: list[Any], path: Path) -> list[Any]:
+    if not pairs:
+        raise InputError(f"{path}: no pairs in it, expected one a line")
+    return pairs

@@ -1,0 +1,1 @@
+"""Labelled images: classes, boxes and masks."""

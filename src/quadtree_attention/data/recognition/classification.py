@@ -1,0 +1,173 @@
+"""Labelled images for training and validation of classifiers, read and augmented by timm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from timm.data import create_dataset, create_transform
+from timm.data.auto_augment import posterize
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from ...errors import InputError
+from ..loading import Augmented, EpochSampler, StreamLoader, loader_options
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ClassificationData(LightningDataModule):
+    """Training, validation and test images with one label each.
+
+    Args:
+        root: a folder with one folder a split, which has one folder a class; or the place of the ``dataset``.
+        dataset: "" for folders and for .tar files of such folders; else a name of timm's: "wds/NAME" for webdataset shards,
+            "torch/fashion_mnist", "hfds/NAME", ...
+        train_split, val_split, test_split: names of the splits; of a folder, "train" and "validation" also find what such folders are usually
+            called; of .tar files, ``root/SPLIT.tar``; of shards, their names with braces, such as "train-{0000..0099}.tar".
+        class_map: file with one class name a line; by default the sorted names of the folders.
+        num_samples: training and validation images of "wds/" datasets that have no _info.json.
+        input_size: (channels, height, width) of the network's input.
+        mean, std: of each channel, in 0..1.
+        interpolation: "bicubic", "bilinear" or "random".
+        crop_pct: of validation: the share of the shorter side that is seen.
+        batch_size: images a device and step.
+        num_workers: processes that read images; the result does not depend on it.
+        scale, ratio: range of areas and of aspect ratios of random crops.
+        hflip: probability of a mirrored image.
+        color_jitter, auto_augment: as timm's `create_transform`; auto_augment replaces colour jitter.
+        re_prob, re_mode, re_count: random erasing.
+        repeats: augmentations of an image in one batch or the neighbouring devices; an epoch has as many samples as with 1.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        dataset: str = "",
+        train_split: str = "train",
+        val_split: str = "validation",
+        test_split: str = "test",
+        class_map: str = "",
+        num_samples: tuple[int, int] | None = None,
+        input_size: tuple[int, int, int] = (3, 224, 224),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        interpolation: str = "bicubic",
+        crop_pct: float = 0.9,
+        batch_size: int = 128,
+        num_workers: int = 4,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        color_jitter: float = 0.4,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        re_prob: float = 0.25,
+        re_mode: str = "pixel",
+        re_count: int = 1,
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if input_size[0] not in (1, 3) or min(input_size) < 1:
+            raise InputError(f"input_size is {list(input_size)}, expected [1 or 3 channels, height, width]")
+        if len(mean) != input_size[0] or len(std) != input_size[0]:
+            raise InputError(
+                f"mean and std have {len(mean)} and {len(std)} numbers, expected {input_size[0]}: one for each channel of input_size"
+            )
+        if repeats < 1:
+            raise InputError(f"repeats is {repeats}, expected at least 1")
+        self.save_hyperparameters()
+        self._names: list[str] | None = None
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What an image goes through before the network, as `ClassifierConfig` has it."""
+        names = ("input_size", "mean", "std", "interpolation", "crop_pct")
+        return {name: value for name, value in self.hparams.items() if name in names}
+
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of their numbers, if the dataset has any."""
+        if self._names is None:  # reading them takes long where there are many files
+            self._names = _class_names(self._dataset(self.hparams["train_split"], False))
+        return self._names
+
+    def train_dataloader(self) -> DataLoader:
+        """Augmented images, shuffled anew in each epoch."""
+        dataset = self._dataset(self.hparams["train_split"], True)
+        self._names = _class_names(dataset)
+        if isinstance(dataset, IterableDataset):
+            return DataLoader(dataset, drop_last=True, **self._options())
+        augmented = Augmented(dataset, self.hparams["seed"])
+        sampler = EpochSampler(augmented, self.hparams["seed"], self.hparams["repeats"])
+        if len(sampler) < self.hparams["batch_size"]:
+            raise InputError(
+                f"{self.hparams['root']} has {len(sampler)} training images a device, expected at least one batch of {self.hparams['batch_size']}"
+            )
+        return StreamLoader(augmented, sampler=sampler, drop_last=True, **self._options())
+
+    def val_dataloader(self) -> DataLoader:
+        """Images of ``val_split``, as they are, but for size."""
+        return DataLoader(self._dataset(self.hparams["val_split"], False), **self._options())
+
+    def test_dataloader(self) -> DataLoader:
+        """Images of ``test_split``, as they are, but for size."""
+        return DataLoader(self._dataset(self.hparams["test_split"], False), **self._options())
+
+    def _dataset(self, split: str, training: bool) -> Dataset:
+        h = self.hparams
+        root, name = Path(h["root"]).expanduser(), h["dataset"]
+        if not name:
+            root = next((path for path in (root / split, root / f"{split}.tar") if path.exists()), root)
+        if not name and not root.exists():
+            raise FileNotFoundError(
+                f"{root} does not exist, expected a folder with folders {h['train_split']}, {h['val_split']}, ..."
+            )
+        options = {}
+        if name.startswith("wds/"):
+            options = {
+                "batch_size": h["batch_size"],
+                "seed": h["seed"],
+                "num_samples": h["num_samples"] and h["num_samples"][not training],
+            }
+        if not name.startswith("torch/"):
+            options |= {"class_map": h["class_map"], "input_img_mode": "RGB" if h["input_size"][0] == 3 else "L"}
+        try:
+            dataset = create_dataset(name, str(root), split=split, is_training=training, **options)
+        except (RuntimeError, AssertionError) as error:  # how timm and torchvision say that something is missing
+            raise InputError(f"no images of {split!r}: {error or 'unknown dataset'}") from None
+        dataset.transform = self._transform(training)
+        return dataset
+
+    def _transform(self, training: bool) -> Any:
+        h = self.hparams
+        common = {key: h[key] for key in ("mean", "std", "interpolation")}
+        size = tuple(h["input_size"])
+        if not training:
+            return create_transform(size, crop_pct=h["crop_pct"], **common)
+        names = ("scale", "ratio", "hflip", "color_jitter", "auto_augment", "re_prob", "re_mode", "re_count")
+        transform = create_transform(size, is_training=True, **common, **{key: h[key] for key in names})
+        for part in transform.transforms:  # of RandAugment and AugMix, or of AutoAugment
+            for op in (*getattr(part, "ops", ()), *chain.from_iterable(getattr(part, "policy", ()))):
+                if op.aug_fn is posterize:
+                    op.aug_fn = _posterize
+        return transform
+
+    def _options(self) -> dict[str, Any]:
+        return loader_options(self.hparams["batch_size"], self.hparams["num_workers"])
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    """timm's, which asks Pillow for no bits at the highest magnitude: a black image, and an error since Pillow 13."""
+    return posterize(image, bits_to_keep, **options) if bits_to_keep > 0 else Image.new(image.mode, image.size)
+
+
+def _class_names(dataset: Dataset) -> list[str] | None:
+    for owner in (getattr(dataset, "reader", None), dataset):  # timm's of folders, timm's of tar files, torchvision's
+        for name in ("class_to_idx", "class_name_to_idx"):
+            if numbers := getattr(owner, name, None):
+                return sorted(numbers, key=numbers.get)
+    return None

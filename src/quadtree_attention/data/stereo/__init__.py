@@ -1,0 +1,1 @@
+"""Rectified pairs with disparity: synthetic ones of any photographs, and public datasets."""

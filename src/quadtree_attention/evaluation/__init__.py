@@ -1,0 +1,1 @@
+"""How good results are: protocols, metrics, sets of pairs, tables."""
