@@ -2,6 +2,7 @@
 # make test    run the tests
 # make fuzz    try damaged files for an hour
 # make check   lint, format, types
+# make docs    build the documentation site into site/; broken links fail
 # Each sets up .venv by itself, and again only after pyproject.toml has changed. PYTHON=... chooses the interpreter that makes it.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test fuzz check clean
+.PHONY: demo test fuzz check docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-vision
@@ -27,6 +28,9 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -39,6 +43,10 @@ $(VENV)/.installed-vision: pyproject.toml | $(BIN)/python
 	$(PIP) install -e '.[vision]'
 	touch $@
 
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
