@@ -1,17 +1,21 @@
 import ast
+import errno
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomllib
 
 import quadtree_attention
-from quadtree_attention.extras import require
-from quadtree_attention.files import atomic_write, check_output
+from quadtree_attention.extras import install_command, require
+from quadtree_attention.files import atomic_write, check_output, walk, write_text
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "quadtree_attention"
@@ -125,10 +129,32 @@ def test_extras_are_those_that_messages_name():
 
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(
-        ImportError, match=r"cv2 is not installed; install it with: pip install 'quadtree-attention\[vision\]'"
-    ):
+    with pytest.raises(ImportError, match=r"cv2 is not installed; install it with: pip install .*\[vision\]'$"):
         require("cv2", "vision")
+
+
+def test_hints_install_from_where_the_package_came(monkeypatch):
+    """It is on no index: from a folder, `pip install quadtree-attention[...]` would find nothing, or something else."""
+
+    class Installed:
+        origin: str | None = None
+
+        def read_text(self, name):
+            return self.origin
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
+    assert install_command("sfm") == "pip install 'quadtree-attention[sfm]'"
+    for editable, flag in ((True, "-e "), (False, "")):
+        Installed.origin = json.dumps({"url": ROOT.as_uri(), "dir_info": {"editable": editable}})
+        assert install_command("sfm") == f"pip install {flag}'{ROOT}[sfm]'"
+    Installed.origin = json.dumps({"url": "file:///gone/away", "dir_info": {}})
+    assert install_command("sfm") == "pip install 'quadtree-attention[sfm]'"
+
+    def missing(name):
+        raise PackageNotFoundError
+
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
+    assert install_command("sfm") == f"pip install -e '{ROOT}[sfm]'"
 
 
 def test_a_module_that_fails_inside_is_not_called_missing(tmp_path, monkeypatch):
@@ -187,3 +213,42 @@ def test_outputs_may_be_read_by_whom_the_umask_says(tmp_path):
         temporary.write_text("")
     (tmp_path / "b.txt").touch()
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError("17600 requested and 4464 written")],
+    ids=["system", "numpy"],
+)
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch, problem):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(OSError, match="No space left on device") as caught, atomic_write(tmp_path / "a.npy"):
+        raise problem
+    assert caught.value.filename == str(tmp_path / "a.npy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_stay_as_they_are(tmp_path):
+    with pytest.raises(OSError, match="of a library"), atomic_write(tmp_path / "a.npy"):
+        raise OSError("of a library")
+
+
+def test_text_takes_names_that_are_not_text(tmp_path):
+    name = os.fsdecode(b"b\xfc.jpg")
+    write_text(tmp_path / "a.json", json.dumps([name, "\u00fc"], ensure_ascii=False))
+    assert (tmp_path / "a.json").read_bytes() == b'["b\\udcfc.jpg", "\xc3\xbc"]'
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))[0] == name
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    root, other = tmp_path / "root", tmp_path / "other"
+    for file in ("b/x.txt", "b/.hidden.txt", ".git/y.txt", "c.txt"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    other.mkdir()
+    (other / "z.txt").touch()
+    (other / "up").symlink_to(root)  # a loop
+    (root / "a").symlink_to(root / "b")  # twice the same: it keeps its own name
+    (root / "link").symlink_to(other)
+    (root / "broken").symlink_to(root / "nowhere")
+    assert [path.relative_to(root).as_posix() for path in walk(root)] == ["b/x.txt", "c.txt", "link/z.txt"]

@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
-from .errors import InputError, MissingPackageError
+from .errors import InputError, MissingPackageError, out_of_memory
+
+# What takes less memory, by command.
+_LESS_MEMORY = {
+    "match": "choose a smaller --max-size",
+    "match-folder": "choose a smaller --max-size",
+    "stereo": "choose a smaller --max-size",
+    "evaluate": "choose a smaller --max-size",
+    "classify": "choose a smaller --model, or shrink the image",
+    "detect": "choose a smaller --model, or shrink the image",
+    "segment": "choose a smaller --model, or shrink the image",
+    "bench": "choose smaller --sizes",
+    "fit": "choose a smaller --data.batch_size",
+    "validate": "choose a smaller --data.batch_size",
+    "test": "choose a smaller --data.batch_size",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    A user's mistake ends in one line on stderr and status 2, images that were left out in status 1, an interrupt in status 130; a traceback
-    means a bug. The option --debug, anywhere on the command line, shows a traceback always.
+    A user's mistake ends in one line on stderr and status 2, images that were left out in status 1, an interrupt in status 130, SIGTERM in 143; a
+    traceback means a bug. The option --debug, anywhere on the command line, shows a traceback always.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    _prepare_streams()
+    signals: list[int] = []
     try:
-        from .cli import run  # needs typer, which is optional
+        with _terminated(signals):
+            from .cli import run  # needs typer, which is optional
 
-        status = run([argument for argument in arguments if argument != "--debug"])
-        sys.stdout.flush()
+            status = run(arguments)
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("terminated", 143) if signals else _fail("interrupted", 130)
     except BrokenPipeError:  # whoever read our output has gone, as in `quadtree models | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return 1
     except Exception as error:
-        problem = _mistake(error)
+        problem = _mistake(error, arguments[0] if arguments else "")
         if problem is None or debug:
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # it may be what failed, on a full disk; Python would try again at its end, and complain
+            _forget_stdout()
         return _fail(problem)
     return status
 
@@ -45,17 +74,46 @@ def command() -> None:
     sys.exit(status)
 
 
-def _mistake(error: Exception) -> str | None:
-    """What went wrong, in a line for the user; None if it is a bug."""
+def _prepare_streams() -> None:
+    """Make sure that there is somewhere to print to, and that every name of a file can be printed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever called us
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (for as long as we run)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _forget_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _terminated(signals: list[int]) -> Iterator[None]:
+    """Inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that what was done is kept; the signal is added to ``signals``."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there may handlers be set
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _mistake(error: Exception, name: str) -> str | None:
+    """What went wrong in the command of that name, in a line for the user; None if it is a bug."""
+    if out_of_memory(error):
+        return f"out of memory; {_LESS_MEMORY.get(name, 'close other programs')}"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, (InputError, MissingPackageError, OSError)):
         return str(error)
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
-        return "out of GPU memory; choose a smaller --max-size or batch, or --device cpu"
-    # torch's allocator for the CPU raises a bare RuntimeError, numpy's and Python's a MemoryError.
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "out of memory; choose a smaller --max-size or batch"
     return None
 
 

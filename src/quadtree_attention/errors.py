@@ -3,6 +3,8 @@
 The command turns these, and errors about files, into one line and exit status 2. Any other exception ends in a traceback, because it is a bug.
 """
 
+import errno
+
 
 class InputError(ValueError):
     """An input or option that cannot be used. The message is one line: what was wrong, what was expected, and what to do."""
@@ -10,3 +12,17 @@ class InputError(ValueError):
 
 class MissingPackageError(ImportError):
     """An optional package is not installed. The message is one line that says how to install it."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is too little memory, of the machine or of its GPU."""
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # Python's, numpy's, Pillow's; torch's of a GPU
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    # What torch's allocator of the CPU, CUDA, Apple's Metal, cuBLAS and OpenCV say in a RuntimeError or an error of their own.
+    said = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "Insufficient memory")
+    kinds = ("RuntimeError", "AcceleratorError", "error")
+    return type(error).__name__ in kinds and any(words in str(error) for words in said)

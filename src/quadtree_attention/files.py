@@ -1,8 +1,10 @@
-"""Output files: checked before the long work, and written whole or not at all."""
+"""Output files: checked before the long work, and written whole or not at all; and folders, walked through."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary file in the folder of ``path`` to write to; it takes the name ``path`` if all went well, and is removed otherwise.
 
     The temporary file has the suffix of ``path`` and exists, empty. If the body removes it, ``path`` stays as it was.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full, in one line that names ``path``.
     """
     path = Path(os.path.realpath(path))
     # By chance: in a container, a process that was killed had the same number. tempfile's own files are closed to all but their owner.
@@ -46,5 +51,50 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         if temporary.exists():
             temporary.replace(path)
+    except OSError as error:
+        # The system's own, of writing, names no file. Libraries tell of a full disk in words of their own, or that fewer bytes were written.
+        if no_room(error) or (error.errno is None and shutil.disk_usage(path.parent).free < 2**20):
+            code = error.errno or errno.ENOSPC
+            raise OSError(code, os.strerror(code), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an exception is the system's of a full disk, a quota that is used up, or a file that grew too large."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to a file as it is, in UTF-8, whole or not at all.
+
+    Names of files that are not UTF-8 have their odd bytes written as ``\\udcfc``, which in JSON is what it stands for.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(printable(text).encode())
+
+
+def printable(text: str) -> str:
+    """``text`` that any encoder of Unicode takes: odd bytes in the name of a file are spelled ``\\udcfc``."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def walk(folder: str | Path) -> list[Path]:
+    """All files in a folder and in those below it, sorted, but for hidden ones. Links to folders are followed, and no folder is entered twice."""
+    found: list[Path] = []
+    seen: set[Path] = set()
+    folders, links = [Path(folder)], []
+    while folders or links:
+        here = folders.pop() if folders else links.pop(0)  # links last: what lies in the folder itself has its own name
+        if (real := here.resolve()) in seen:
+            continue
+        seen.add(real)
+        for path in sorted(here.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            elif path.is_file():
+                found.append(path)
+    return sorted(found)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .files import atomic_write
+from .files import write_text
 
 TABLE_SUFFIXES = (".json", ".csv", ".md")
 
@@ -45,8 +45,7 @@ class Table:
         path = Path(path)
         if path.suffix.lower() not in TABLE_SUFFIXES:
             raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(TABLE_SUFFIXES)}")
-        with atomic_write(path) as temporary:
-            temporary.write_text(self._encoded(path.suffix.lower()), encoding="utf-8")
+        write_text(path, self._encoded(path.suffix.lower()))
 
     def _encoded(self, suffix: str) -> str:
         if suffix == ".json":

@@ -2,6 +2,14 @@ import pytest
 from PIL import Image
 
 
+@pytest.fixture(autouse=True)
+def written(tmp_path_factory, monkeypatch):
+    """The list of what commands wrote, of this test alone."""
+    path = tmp_path_factory.mktemp("cache") / "written.txt"
+    monkeypatch.setattr("quadtree_attention.cli.outputs._list", lambda: path)
+    return path
+
+
 @pytest.fixture
 def photos(tmp_path, photo):
     """Two overlapping photographs as files."""

@@ -63,22 +63,47 @@ def test_results_are_named_as_the_images(folder, tmp_path):
     out = tmp_path / "new" / "out"
     paths = result_paths(images, str(out), (".png", ".jpg"))
     assert paths == [out / "b.png", out / "broken.png", out / "more" / "a.png"]
-    assert all(path.parent.is_dir() and not path.exists() for path in paths)
+    assert not out.exists()
     one = find_images([str(folder / "b.png")])
     assert result_paths(one, str(tmp_path / "c.jpg"), (".png", ".jpg")) == [tmp_path / "c.jpg"]
     assert result_paths(one, str(out), (".png", ".jpg")) == [out / "b.png"]
-    (folder / "b.jpg").write_bytes((folder / "b.png").read_bytes())
     (tmp_path / "file").touch()
     for given, target, error, message in (
         (images, "c.png", ValueError, "is one file for 3 images"),
         (one, "c.gif", ValueError, "unknown suffix '.gif', expected .png or .jpg, or the name of a folder"),
         (one, "none/c.png", FileNotFoundError, "does not exist; create it first"),
-        (one, "in", ValueError, "would be overwritten"),
         (images, "file", NotADirectoryError, "is a file, expected a folder for the results of 3"),
-        (find_images([str(folder)]), "new", ValueError, r"b\.jpg and .*b\.png would both be"),
     ):
         with pytest.raises(error, match=message):
             result_paths(given, str(tmp_path / target), (".png", ".jpg"))
+
+
+def test_images_of_one_stem_have_results_of_their_own(folder, tmp_path):
+    (folder / "b.jpg").write_bytes((folder / "b.png").read_bytes())
+    paths = result_paths(find_images([str(folder)]), str(tmp_path / "out"), (".png",))
+    names = [path.relative_to(tmp_path / "out").as_posix() for path in paths]
+    assert names == ["b.jpg.png", "b.png.png", "broken.png", "more/a.png"]
+    (folder / "b.jpg.webp").write_bytes((folder / "b.png").read_bytes())
+    with pytest.raises(InputError, match=r"b\.jpg and .*b\.jpg\.webp would both be .*b\.jpg\.png; rename one"):
+        result_paths(find_images([str(folder)]), str(tmp_path / "out"), (".png",))
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for camera in ("cam0", "cam1"):
+        (tmp_path / camera).mkdir()
+        Image.new("RGB", (40, 30)).save(tmp_path / camera / "0001.jpg")
+    for given in ("cam0", "cam1"), ("cam0/0001.jpg", "cam1/0001.jpg"), ("cam0", "cam1/0001.jpg"):
+        found = find_images([str(tmp_path / one) for one in given])
+        assert [image.name.as_posix() for image in found] == ["cam0/0001.jpg", "cam1/0001.jpg"]
+
+
+def test_patterns_are_expanded_where_the_shell_left_them(folder):
+    assert [image.path.name for image in find_images([str(folder / "*.png")])] == ["b.png"]
+    assert [image.path.name for image in find_images([str(folder / "**" / "*.JPG")])] == ["a.JPG"]
+    with pytest.raises(FileNotFoundError, match=r"\*\.gif fits no file"):
+        find_images([str(folder / "*.gif")])
+    (folder / "c[1].png").write_bytes((folder / "b.png").read_bytes())
+    assert [image.path.name for image in find_images([str(folder / "c[1].png")])] == ["c[1].png"]
 
 
 def test_classify_a_folder(folder, tmp_path, capsys):

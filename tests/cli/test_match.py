@@ -79,7 +79,7 @@ MISTAKES = [  # arguments of quadtree match, {a} and {b} being good images, and 
     (["{a}", "{b}", "--threshold", "2"], "threshold"),
     (["{a}", "{b}", "--geometry", "sphere"], "geometry"),
     (["{a}", "{b}", "--geometry", "essential"], "--intrinsics"),
-    (["{a}"], "quadtree --help"),
+    (["{a}"], "see quadtree match --help"),
     (["{a}", "{b}", "--topk", "8,x"], "--topk is '8,x', expected whole numbers above 0"),
     (["{a}", "{b}", "--topk", "8"], "topk is (8,) for 3 levels, expected 2"),
 ]

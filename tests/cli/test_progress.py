@@ -1,4 +1,5 @@
 import re
+import sys
 
 import pytest
 
@@ -6,6 +7,7 @@ from quadtree_attention.cli.progress import PairProgress, _duration
 
 
 def test_how_far_and_how_long(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     clock = iter(range(0, 100, 2))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     with PairProgress() as progress:
@@ -24,7 +26,26 @@ def test_how_far_and_how_long(capsys, monkeypatch):
     assert [_duration(seconds) for seconds in (119, 600, 9000)] == ["119 s", "10 min", "2.5 h"]
 
 
-def test_an_error_starts_on_a_line_of_its_own(capsys):
+def test_a_log_file_gets_a_line_a_minute(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 10))  # seconds, of each call
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    with PairProgress() as progress:
+        for done in range(10):
+            progress(done, 9, done)
+    assert capsys.readouterr().err.splitlines() == [
+        "0/9 pairs",
+        "6/9 pairs, 10.0 s each, 30 s left",
+        "9/9 pairs, 10.0 s each",
+    ]
+    with PairProgress(quiet=True) as progress:
+        progress(0, 1, 0)
+        progress(1, 1, 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_starts_on_a_line_of_its_own(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
     def work():
         with PairProgress() as progress:
             progress(0, 1, 0)

@@ -149,9 +149,14 @@ def test_files(tmp_path):
         np.testing.assert_array_equal(read / (256 if suffix == ".png" else 1), stereo.disparity)
     with pytest.raises(ValueError, match=r"unknown suffix '.tif', expected .npy or .pfm or .png"):
         stereo.save(tmp_path / "d.tif")
-    with pytest.raises(ValueError, match="do not fit 16 bits"):
-        Stereo(stereo.disparity * 20, stereo.occlusion, stereo.confidence).save(tmp_path / "e.png")
-    assert not (tmp_path / "e.png").exists()
+    far = Stereo(stereo.disparity * 20, stereo.occlusion, stereo.confidence)
+    beyond = np.rint(far.disparity * 256) > 65535
+    with pytest.warns(UserWarning, match=f"{beyond.sum():,} of {beyond.size:,} pixels .* they are 0 in it: unknown"):
+        far.save(tmp_path / "e.png")
+    read = read_map(tmp_path / "e.png")
+    assert 0 < beyond.sum() < beyond.size
+    assert not read[beyond].any()
+    np.testing.assert_array_equal(read[~beyond] / 256, far.disparity[~beyond])
 
 
 def test_points(tmp_path):
@@ -225,7 +230,7 @@ def mistakes():
         (["dot.png", "dot.png"], "too small: 1x1"),
         (["{l}", "{r}", "--out", "d.txt"], "unknown suffix"),
         (["{l}", "{r}", "--out", "nowhere/d.npy"], "does not exist"),
-        (["{l}", "{r}", "--out", "{r}"], "would be overwritten"),
+        (["{l}", "{r}", "--out", "{r}"], "which is an input"),
         (["{l}", "{r}", "--points", "c.ply"], "--points needs --focal and --baseline"),
         (["{l}", "{r}", "--focal", "5"], "are for --points"),
         (["{l}", "{r}", "--points", "c.ply", "--focal", "-5", "--baseline", "1"], "focal is -5.0"),
@@ -234,7 +239,7 @@ def mistakes():
         (["{l}", "{r}", "--model", "bad.safetensors"], "safetensors"),
         (["{l}", "{r}", "--model", "none.ckpt"], "none.ckpt does not exist"),
         (["{l}", "{r}", "--max-size", "5"], "max_size is 5"),
-        (["{l}"], "quadtree --help"),
+        (["{l}"], "see quadtree stereo --help"),
     ]
 
 

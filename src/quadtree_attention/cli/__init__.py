@@ -6,11 +6,15 @@ of what a short command costs.
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from typing import Any
+
 # They register their commands, in the order of quadtree --help.
 # ruff: isort: off
 from ..errors import InputError
 from . import match, match_folder, stereo, classify, detect, segment, models, convert, evaluate, bench, train  # noqa: F401
-from .app import app
+from .app import app, note
 # ruff: isort: on
 
 __all__ = ["app", "run"]
@@ -23,11 +27,35 @@ def run(arguments: list[str]) -> int:
         InputError, OSError, MissingPackageError: a user's mistake, in one line.
     """
     try:
-        status = app(args=arguments, prog_name="quadtree", standalone_mode=False)
+        with warnings.catch_warnings():
+            if not {"-q", "--quiet"} & set(arguments):
+                warnings.filterwarnings("default", category=UserWarning, module="quadtree_attention")
+                _show_as_notes()
+            status = app(args=arguments, prog_name="quadtree", standalone_mode=False)
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's, whichever version of it typer brings
-            raise InputError(f"{error.format_message().rstrip('.')}; see quadtree --help") from None
+            command = error.ctx.command_path if getattr(error, "ctx", None) else "quadtree"
+            raise InputError(f"{error.format_message().rstrip('.')}; see {command} --help") from None
+        if type(error).__name__ == "Abort":  # how some versions of it report an interrupt, and others by the status
+            raise KeyboardInterrupt from None
         raise
-    if status == 130:  # how the parser reports an interrupt
+    except SystemExit as end:  # what it makes of a BrokenPipeError
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None
+        raise
+    if status == 130:
         raise KeyboardInterrupt
     return status or 0
+
+
+def _show_as_notes() -> None:
+    """Until the filters of warnings are restored, show those of this package as the command's own lines."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parents[1]):
+            note(str(message))
+        else:
+            usual(message, category, filename, *rest)
+
+    warnings.showwarning = show

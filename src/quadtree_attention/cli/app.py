@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from pathlib import Path
+import sys
 from typing import Annotated
 
 from .. import __version__
 from ..errors import InputError
 from ..extras import require
-from ..files import check_output
 
 typer = require("typer", "vision")
 
@@ -27,9 +25,15 @@ TOPK = Annotated[
     ),
 ]
 
+OVERWRITE = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that quadtree did not write. Inputs are never replaced.")
+]
+
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+
 app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Match and classify images, find what is in them, and see depth, with quadtree attention.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -45,7 +49,7 @@ def _version(asked: bool) -> None:
 def root(
     context: typer.Context,  # type: ignore[name-defined]  # typer is imported by require
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-v", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback of every error.")] = False,
 ) -> None:
@@ -53,16 +57,17 @@ def root(
         print(context.get_help())
 
 
-def check_outputs(*outputs: tuple[str | None, Collection[str]], sources: Iterable[str]) -> None:
-    """Make sure that the files asked for can be written, each a path, or None, and the suffixes it may have; none may be one of the ``sources``.
+def note(text: str, quiet: bool = False) -> None:
+    """Tell the user something on stderr, in one line."""
+    if not quiet:
+        print(f"quadtree: {' '.join(text.split())}", file=sys.stderr)
 
-    Raises:
-        ValueError, OSError: as `check_output`.
-    """
-    paths = [check_output(path, suffixes) for path, suffixes in outputs if path is not None]
-    for source in sources:
-        if any(path.exists() and Path(source).exists() and path.samefile(source) for path in paths):
-            raise InputError(f"{source} would be overwritten by the result, expected another name for it")
+
+def note_default(name: str, labels: tuple[str, ...], model: str, quiet: bool) -> None:
+    """Say what the default model knows, which is little; nothing if the user chose a ``model``."""
+    if model == name:
+        known = f"{', '.join(labels[:12])}{', ...' * (len(labels) > 12)}"
+        note(f"{name}, the default, knows {known} and nothing else; for others see quadtree models and --model", quiet)
 
 
 def numbers(text: str | None, option: str) -> tuple[int, ...] | None:

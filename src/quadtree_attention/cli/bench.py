@@ -6,9 +6,9 @@ from typing import Annotated
 
 from ..errors import InputError
 from ..extras import require
-from ..files import check_output
 from ..formats import CHART_SUFFIXES
-from .app import app, numbers, typer
+from .app import OVERWRITE, app, numbers, typer
+from .outputs import Outputs
 
 
 @app.command()
@@ -24,32 +24,35 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each; the median counts.")] = 5,
     memory: Annotated[bool, typer.Option(help="Measure memory too, in processes of their own.")] = True,
     parts: Annotated[bool, typer.Option(help="Where the time of quadtree attention goes, too.")] = False,
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table: .json, .csv or .md.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the table: .json, .csv or .md.")
+    ] = None,
     chart: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
+    overwrite: OVERWRITE = False,
 ) -> None:
     """Measure attentions on this machine's CPU: time, memory, and how both grow with the number of tokens."""
     from ..bench import cpu as benchmark
     from ..table import TABLE_SUFFIXES
 
-    if out is not None:
-        check_output(out, TABLE_SUFFIXES)
     if chart is not None:
         require("matplotlib.figure", "bench")
-        check_output(chart, CHART_SUFFIXES)
     cases = [
         benchmark.Case(_grid(size), numbers(topk, "--topk") or (), heads, dim, variant) for size in sizes.split(",")
     ]
-    table = benchmark.compare(cases, methods.split(","), repeats=repeats, with_memory=memory)
-    print(table.text())
-    if parts:
-        for case in cases:
-            print(f"\nforward, {case.grid[0]}x{case.grid[1]}\n{benchmark.parts(case, repeats).text()}")
-    if out is not None:
-        table.save(out)
-    if chart is not None:
-        from ..viz.chart import save_chart
+    with Outputs((), overwrite=overwrite) as outputs:
+        outputs.file("--out", out, TABLE_SUFFIXES)
+        outputs.file("--chart", chart, CHART_SUFFIXES)
+        table = benchmark.compare(cases, methods.split(","), repeats=repeats, with_memory=memory)
+        print(table.text())
+        if parts:
+            for case in cases:
+                print(f"\nforward, {case.grid[0]}x{case.grid[1]}\n{benchmark.parts(case, repeats).text()}")
+        if out is not None:
+            table.save(out)
+        if chart is not None:
+            from ..viz.chart import save_chart
 
-        save_chart(table, chart)
+            save_chart(table, chart)
 
 
 def _grid(text: str) -> tuple[int, int]:

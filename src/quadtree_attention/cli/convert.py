@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from ..files import check_output
-from .app import app, typer
+from .app import OVERWRITE, app, typer
+from .outputs import Outputs
 
 
 @app.command()
@@ -19,10 +20,12 @@ def convert(
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store parameters as float16: half the size.")] = False,
+    overwrite: OVERWRITE = False,
 ) -> None:
     """Convert a checkpoint to a .safetensors file that holds its configuration too."""
-    path = check_output(out, (".safetensors",))
-    from ..weights.checkpoints import convert_checkpoint
+    with Outputs([checkpoint], overwrite=overwrite) as outputs:
+        outputs.file("OUT.safetensors", out, (".safetensors",))
+        from ..weights.checkpoints import convert_checkpoint
 
-    model = convert_checkpoint(checkpoint, path, architecture=architecture, half=half)
-    print(f"{path}: {sum(p.numel() for p in model.parameters()):,} parameters, {path.stat().st_size / 1e6:.1f} MB")
+        model = convert_checkpoint(checkpoint, out, architecture=architecture, half=half)
+    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, {Path(out).stat().st_size / 1e6:.1f} MB")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 from typing import Annotated
 
 from ..errors import InputError
-from .app import DEVICE, TOPK, app, numbers, typer
+from ..extras import install_command
+from ..files import walk
+from ..formats import CHART_SUFFIXES, IMAGE_SUFFIXES
+from .app import DEVICE, OVERWRITE, QUIET, TOPK, app, note, numbers, typer
+from .outputs import Outputs
 from .progress import PairProgress
 
 
@@ -35,7 +39,10 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first pairs.", show_default=False)] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the table: .json, .csv or .md; single pairs go beside it.")
+        str | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Write the table: .json, .csv or .md; single pairs go beside it."
+        ),
     ] = None,
     curve: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw the share of pairs over their error: .png, .svg or .pdf.")
@@ -62,6 +69,8 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    overwrite: OVERWRITE = False,
+    quiet: QUIET = False,
     device: DEVICE = None,
 ) -> None:
     """Measure matchers on pairs with known geometry: AUC of homographies, of poses, or of stereo matches.
@@ -70,15 +79,23 @@ def evaluate(
     """
     from ..evaluation.matching import run as evaluate_pairs
     from ..evaluation.protocols import pose_estimators
+    from ..table import TABLE_SUFFIXES
 
     if protocol == "pose" and estimators is None and "poselib" not in pose_estimators(None):
-        missing = "pip install 'quadtree-attention[poses]' adds the columns of PoseLib's LO-RANSAC"
-        print(f"quadtree: only OpenCV's RANSAC is used; {missing}", file=sys.stderr)
+        missing = f"{install_command('poses')} adds the columns of PoseLib's LO-RANSAC"
+        note(f"only OpenCV's RANSAC is used; {missing}", quiet)
 
     names = [name.strip() for name in models.split(",")]
     if not all(names):
         raise InputError(f"--models is {models!r}, expected names or files with commas, such as tiny,sift")
-    with PairProgress() as progress:
+    inputs = [source, *names]
+    if Path(source).is_dir():
+        inputs += [str(path) for path in walk(source) if path.suffix.lower() in IMAGE_SUFFIXES]
+    with Outputs(inputs, overwrite=overwrite) as outputs, PairProgress(quiet) as progress:
+        table_file = outputs.file("--out", out, TABLE_SUFFIXES)
+        if table_file is not None:
+            outputs.file("--out", table_file.with_suffix(".jsonl"), (".jsonl",))
+        outputs.file("--curve", curve, CHART_SUFFIXES)
         table = evaluate_pairs(
             protocol,
             source,

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from ..errors import InputError
 from ..formats import MATCH_SUFFIXES, PICTURE_SUFFIXES
-from .app import DEVICE, TOPK, app, check_outputs, numbers, typer
+from .app import DEVICE, OVERWRITE, TOPK, app, numbers, typer
+from .outputs import Outputs
 
 GEOMETRIES = ("none", "homography", "fundamental", "essential")
 
@@ -17,7 +18,9 @@ def match(
     image0: Annotated[str, typer.Argument(metavar="A", help="First image.")],
     image1: Annotated[str, typer.Argument(metavar="B", help="Second image; its size may be another.")],
     model: Annotated[str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")] = "tiny",
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the matches: .npz, .json or .csv.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the matches: .npz, .json or .csv.")
+    ] = None,
     picture: Annotated[str | None, typer.Option(metavar="FILE", help="Draw them: .png, .jpg or .webp.")] = None,
     max_size: Annotated[int, typer.Option(help="Shrink images until their longer side has this many pixels.")] = 640,
     threshold: Annotated[
@@ -36,32 +39,35 @@ def match(
         bool, typer.Option(help="Match again, brought to one scale and turn, images that turn out to differ in these.")
     ] = True,
     topk: TOPK = None,
+    overwrite: OVERWRITE = False,
     device: DEVICE = None,
 ) -> None:
     """Match two images: points of A, and where they are in B, in pixels of the files."""
     start = time.perf_counter()
     cameras = _check_geometry(geometry, intrinsics)
     kept = numbers(topk, "--topk")
-    check_outputs((out, MATCH_SUFFIXES), (picture, PICTURE_SUFFIXES), sources=(image0, image1))
-    from ..data.images import fitted_size, read_image
+    with Outputs((image0, image1, model), overwrite=overwrite) as outputs:
+        outputs.file("--out", out, MATCH_SUFFIXES)
+        outputs.file("--picture", picture, PICTURE_SUFFIXES)
+        from ..data.images import fitted_size, read_image
 
-    pixels0 = read_image(image0)
-    fitted_size(pixels0.shape[:2], max_size, image0)
-    pixels1 = read_image(image1)
-    fitted_size(pixels1.shape[:2], max_size, image1)
+        pixels0 = read_image(image0)
+        fitted_size(pixels0.shape[:2], max_size, image0)
+        pixels1 = read_image(image1)
+        fitted_size(pixels1.shape[:2], max_size, image1)
 
-    from ..predict.matching import Matcher
+        from ..predict.matching import Matcher
 
-    matcher = Matcher.from_pretrained(model, device=device, **({} if kept is None else {"topk": kept}))
-    matches = matcher.match(pixels0, pixels1, max_size=max_size, threshold=threshold, align=align)
-    found = None if geometry == "none" else matches.geometry(geometry, intrinsics=cameras)
-    if out is not None:
-        matches.save(out, found)
-    if picture is not None:
-        from ..viz.drawing import save_picture
-        from ..viz.matches import draw_matches
+        matcher = Matcher.from_pretrained(model, device=device, **({} if kept is None else {"topk": kept}))
+        matches = matcher.match(pixels0, pixels1, max_size=max_size, threshold=threshold, align=align)
+        found = None if geometry == "none" else matches.geometry(geometry, intrinsics=cameras)
+        if out is not None:
+            matches.save(out, found)
+        if picture is not None:
+            from ..viz.drawing import save_picture
+            from ..viz.matches import draw_matches
 
-        save_picture(draw_matches(pixels0, pixels1, matches, None if found is None else found.inliers), picture)
+            save_picture(draw_matches(pixels0, pixels1, matches, None if found is None else found.inliers), picture)
     inliers = "" if found is None else f"{found.inliers.sum()} inliers ({geometry}), "
     print(f"{len(matches)} matches, {inliers}{time.perf_counter() - start:.1f} s")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
-from .app import DEVICE, TOPK, app, numbers, typer
+from .app import DEVICE, QUIET, TOPK, app, note, numbers, typer
 from .progress import PairProgress
 
 
@@ -13,7 +12,10 @@ from .progress import PairProgress
 def match_folder(
     folder: Annotated[str, typer.Argument(help="Folder of images; folders below it count too.")],
     out: Annotated[
-        str, typer.Option(metavar="FILE", help="matches.h5 for hloc, or database.db for COLMAP, with verified matches.")
+        str,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="matches.h5 for hloc, or database.db for COLMAP, with verified matches."
+        ),
     ],
     pairs: Annotated[
         str | None,
@@ -42,6 +44,7 @@ def match_folder(
         bool, typer.Option(help="Match again, brought to one scale and turn, images that turn out to differ in these.")
     ] = True,
     topk: TOPK = None,
+    quiet: QUIET = False,
     device: DEVICE = None,
 ) -> int:
     """Match the images of a folder, for structure from motion with hloc or COLMAP.
@@ -63,7 +66,7 @@ def match_folder(
     else:
         chosen = image_pairs(pairs, folder)
 
-    with PairProgress() as progress:
+    with PairProgress(quiet) as progress:
         found = match_folder(
             folder,
             chosen,
@@ -79,7 +82,7 @@ def match_folder(
             progress=progress,
         )
     for line in found.broken:
-        print(f"quadtree: left out: {line}", file=sys.stderr)
+        note(f"left out: {line}")
     verified = "" if found.verified is None else f", {found.verified} of them verified"
     files = " and ".join(str(path) for path in found.files)
     pairs_matches = f"{found.pairs} pair{'s' * (found.pairs != 1)}, {found.matches} match{'es' * (found.matches != 1)}"

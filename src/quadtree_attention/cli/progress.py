@@ -6,21 +6,31 @@ import sys
 import time
 from types import TracebackType
 
+_EACH = 60  # seconds between two lines in a log file
+
 
 class PairProgress:
-    """A line on stderr: pairs done, what one takes, and the time left; pairs that an earlier run did do not count in these.
+    """On stderr: pairs done, what one takes, and the time left; pairs that an earlier run did do not count in these.
+
+    On a terminal it is one line that changes, elsewhere, as in a log file, a line a minute, and one at the end.
 
     Use it as a context around the work: what is printed after it, an error too, stands on a line of its own.
+
+    Args:
+        quiet: show nothing.
     """
 
-    def __init__(self) -> None:
-        self._start, self._width = 0.0, 0
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._start, self._width, self._shown = 0.0, 0, float("-inf")
 
     def __enter__(self) -> PairProgress:
         return self
 
     def __call__(self, done: int, total: int, fresh: int) -> None:
         """done: pairs of ``total``, ``fresh`` of them by this run. To be called before the first one, too, when all that comes before it is ready."""
+        if self._quiet:
+            return
         now = time.perf_counter()
         line = f"{done}/{total} pair{'s' * (total != 1)}"
         if not fresh:
@@ -28,6 +38,11 @@ class PairProgress:
         else:
             each = (now - self._start) / fresh
             line += f", {each:.1f} s each" + (f", {_duration(each * (total - done))} left" if done < total else "")
+        if not sys.stderr.isatty():
+            if now - self._shown >= _EACH or done == total:
+                print(line, file=sys.stderr, flush=True)
+                self._shown = now
+            return
         print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
         self._width = len(line)
 

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from ..errors import InputError
 from ..formats import MASK_SUFFIXES, PICTURE_SUFFIXES
-from .app import DEVICE, app, typer
-from .images import ImageFile, each_image, find_images, result_paths
+from .app import DEVICE, OVERWRITE, QUIET, app, note_default, typer
+from .images import SKIP_EXISTING, ImageFile, each_image, find_images, left_to_do, result_paths
+from .outputs import Outputs
 
 if TYPE_CHECKING:
     import numpy as np
 
+DEFAULT = "segment_tiny"
+
 
 @app.command()
 def segment(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images of any size, and folders of them.")],
-    model: Annotated[
-        str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")
-    ] = "segment_tiny",
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Images of any size, folders of them, patterns like '*.jpg'."),
+    ],
+    model: Annotated[str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")] = DEFAULT,
     out: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|FOLDER", help="Write masks, .png with a palette: the number of the class of each pixel."
+            "--out",
+            "-o",
+            metavar="FILE|FOLDER",
+            help="Write masks, .png with a palette: the number of the class of each pixel.",
         ),
     ] = None,
     picture: Annotated[
@@ -31,32 +37,39 @@ def segment(
             metavar="FILE|FOLDER", help="Draw the classes over the image, with a legend: .png, .jpg or .webp."
         ),
     ] = None,
+    overwrite: OVERWRITE = False,
+    skip_existing: SKIP_EXISTING = False,
+    quiet: QUIET = False,
     device: DEVICE = None,
 ) -> int:
     """Say what each pixel of images shows. Prints the share of each class."""
     files = find_images(images)
-    masks = result_paths(files, out, MASK_SUFFIXES) if out is not None else [None] * len(files)
-    pictures = result_paths(files, picture, PICTURE_SUFFIXES) if picture is not None else [None] * len(files)
-    if set(masks) & set(pictures) - {None}:
-        raise InputError(f"--out and --picture are both {out}, expected another place for one of them")
-    places = dict(zip(files, zip(masks, pictures, strict=True), strict=True))
-    from ..predict.segmentation import Segmenter
+    masks = {} if out is None else dict(zip(files, result_paths(files, out, MASK_SUFFIXES), strict=True))
+    pictures = {} if picture is None else dict(zip(files, result_paths(files, picture, PICTURE_SUFFIXES), strict=True))
+    results = [[places[file] for places in (masks, pictures) if places] for file in files]
+    files = left_to_do(files, results, skip_existing, quiet)
+    if not files:
+        return 0
+    with Outputs([*(file.path for file in files), model], overwrite=overwrite) as outputs:
+        outputs.files("--out", [masks[file] for file in files if masks], MASK_SUFFIXES)
+        outputs.files("--picture", [pictures[file] for file in files if pictures], PICTURE_SUFFIXES)
+        from ..predict.segmentation import Segmenter
 
-    segmenter = Segmenter.from_pretrained(model, device=device)
+        segmenter = Segmenter.from_pretrained(model, device=device)
+        note_default(DEFAULT, segmenter.config.labels, model, quiet)
 
-    def work(file: ImageFile, image: np.ndarray) -> None:
-        found = segmenter.segment(image)
-        mask, drawing = places[file]
-        if mask is not None:
-            found.save(mask)
-        if drawing is not None:
-            from ..viz.drawing import save_picture
-            from ..viz.segmentation import draw_segmentation
+        def work(file: ImageFile, image: np.ndarray) -> None:
+            found = segmenter.segment(image)
+            if masks:
+                found.save(masks[file])
+            if pictures:
+                from ..viz.drawing import save_picture
+                from ..viz.segmentation import draw_segmentation
 
-            save_picture(draw_segmentation(image, found), drawing)
-        if len(files) > 1:
-            print(file.path)
-        for name, share in found.shares().items():
-            print(f"{100 * share:5.1f} %  {name}")
+                save_picture(draw_segmentation(image, found), pictures[file])
+            if len(files) > 1:
+                print(file.path)
+            for name, share in found.shares().items():
+                print(f"{100 * share:5.1f} %  {name}")
 
-    return each_image(files, work)
+        return each_image(files, work, quiet=quiet)

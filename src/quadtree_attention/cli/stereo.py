@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import warnings
 from typing import Annotated
 
 from ..errors import InputError
 from ..formats import DISPARITY_SUFFIXES, PICTURE_SUFFIXES
-from .app import DEVICE, app, check_outputs, typer
+from .app import DEVICE, OVERWRITE, QUIET, app, typer
+from .outputs import Outputs
 
 
 @app.command()
@@ -19,7 +18,12 @@ def stereo(
     model: Annotated[str, typer.Option(help="tiny, or a file of weights.")] = "tiny",
     out: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write the disparity: .npy, .pfm, or 16-bit .png of 256 times the pixels."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write the disparity: .npy, .pfm, or 16-bit .png of 256 times the pixels.",
+        ),
     ] = None,
     picture: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .jpg or .webp.")] = None,
     points: Annotated[
@@ -33,6 +37,8 @@ def stereo(
     ] = None,
     view: Annotated[str, typer.Option(help="Which image's disparity: left or right.")] = "left",
     max_size: Annotated[int, typer.Option(help="Shrink images until their longer side has this many pixels.")] = 800,
+    overwrite: OVERWRITE = False,
+    quiet: QUIET = False,
     device: DEVICE = None,
 ) -> None:
     """Disparity of a rectified pair: how far left each pixel of LEFT is in RIGHT, in pixels of the files."""
@@ -46,23 +52,22 @@ def stereo(
 
     if focal is not None and baseline is not None:
         check_camera(focal, baseline)
-    check_outputs((out, DISPARITY_SUFFIXES), (picture, PICTURE_SUFFIXES), (points, (".ply",)), sources=(left, right))
-    images = [read_image(left), read_image(right)]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with Outputs((left, right, model), overwrite=overwrite) as outputs:
+        outputs.file("--out", out, DISPARITY_SUFFIXES)
+        outputs.file("--picture", picture, PICTURE_SUFFIXES)
+        outputs.file("--points", points, (".ply",))
+        images = [read_image(left), read_image(right)]
         matcher = StereoMatcher.from_pretrained(model, device=device)
         found = matcher.match(*images, max_size=max_size, view=view)  # type: ignore[arg-type]  # match checks view
-    for warning in caught:
-        print(f"quadtree: {warning.message}", file=sys.stderr)
-    if out is not None:
-        found.save(out)
-    if picture is not None:
-        from ..viz.disparity import draw_disparity
-        from ..viz.drawing import save_picture
+        if out is not None:
+            found.save(out)
+        if picture is not None:
+            from ..viz.disparity import draw_disparity
+            from ..viz.drawing import save_picture
 
-        save_picture(draw_disparity(found), picture)
-    if points is not None and focal is not None and baseline is not None:
-        found.save_points(points, images[view == "right"], focal, baseline)
+            save_picture(draw_disparity(found), picture)
+        if points is not None and focal is not None and baseline is not None:
+            found.save_points(points, images[view == "right"], focal, baseline)
     low, high = found.range
     print(
         f"disparity {low:.1f} to {high:.1f} pixels, {100 * (found.occlusion > 0.5).mean():.0f} % hidden, "

@@ -282,6 +282,8 @@ def run(
         names = pose_estimators(estimators)
         judge, settings["estimators"] = partial(judge, estimators=names), list(names)
     pairs = LAYOUTS[layout].read(source, **({"seed": seed or 0} if layout == "synthetic" else {}))
+    if curve is not None and isinstance(pairs, list):
+        _refuse_input(curve, pairs)
     total = len(pairs) if limit is None else min(limit, len(pairs))  # type: ignore[arg-type]
     options = {} if topk is None else {"topk": tuple(topk)}
     pad_to = padded_side(max_size, LAYOUTS[layout].multiple)
@@ -314,6 +316,13 @@ def run(
         save_error_curves(_curves(protocol, rows, names), curve, degrees=protocol == "pose")
     log.finish(table)
     return table
+
+
+def _refuse_input(path: Path, pairs: Iterable[Pair]) -> None:
+    """Make sure that no image of the pairs is overwritten."""
+    images = {image for pair in pairs for image in (pair.image0, pair.image1) if isinstance(image, str | Path)}
+    if path.exists() and any(path.samefile(image) for image in images):
+        raise InputError(f"curve is {path}, which is an image of the pairs, expected another name for it")
 
 
 def padded_side(max_size: int, multiple: int | None) -> int:

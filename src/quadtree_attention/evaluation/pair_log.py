@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic_write, check_output
+from ..files import check_output, printable, write_text
 from ..table import TABLE_SUFFIXES, Table
 
 Row = dict[str, Any]
@@ -50,15 +50,20 @@ class PairLog:
             )
         self.done = {(row["model"], row["index"]): row for row in rows if weights.get(row["model"]) == row["weights"]}
         if rows:  # without what was cut off
-            with atomic_write(self.partial) as temporary:
-                temporary.write_text("".join(map(_line, [settings, *rows])), encoding="utf-8")
+            write_text(self.partial, "".join(map(_line, [settings, *rows])))
         else:
             self.partial.unlink(missing_ok=True)
 
     def _read(self) -> tuple[Row, list[Row]]:
         """Settings and rows of the file's whole lines; one that was cut off in writing, and any after it, are left out."""
         whole: list[Row] = []
-        lines = self.partial.read_text(encoding="utf-8").splitlines() if self.partial.is_file() else []
+        if not self.partial.is_file():
+            return {}, []
+        text = self.partial.read_bytes().decode("utf-8", "backslashreplace")
+        head = _line(self.settings)[: len('{"version"')]  # as far as all versions begin alike
+        if not text.startswith(head[: len(text)]):
+            raise InputError(f"{self.partial} is not of this command; remove it, or choose another --out")
+        lines = text.splitlines()
         for line in lines:
             try:
                 row = json.loads(line)
@@ -75,7 +80,7 @@ class PairLog:
         if self.out is not None:
             head = "" if self.partial.exists() else _line(self.settings)
             with self.partial.open("a", encoding="utf-8") as file:
-                file.write(head + _line(row))
+                file.write(printable(head + _line(row)))
         return row
 
     def finish(self, table: Table) -> None:
@@ -84,8 +89,7 @@ class PairLog:
             return
         table.save(self.out)
         rows = [row for row in self.done.values() if row["model"] in self.weights]
-        with atomic_write(self.out.with_suffix(".jsonl")) as temporary:
-            temporary.write_text("".join(map(_line, [self.settings, *rows])), encoding="utf-8")
+        write_text(self.out.with_suffix(".jsonl"), "".join(map(_line, [self.settings, *rows])))
         self.partial.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from ..data.images import read_image
 from ..errors import InputError
 from ..extras import require
-from ..files import atomic_write
+from ..files import write_text
 from ..formats import CLASSIFICATION_SUFFIXES
 from ..models.classifier import ClassifierConfig, classifier_config
 from ..weights.hub import HubMixin
@@ -142,16 +143,16 @@ def save_classifications(names: Sequence[str], found: Sequence[Classification], 
     rows = [
         [(label, round(float(p), 5)) for label, p in zip(one.labels, one.probabilities, strict=True)] for one in found
     ]
-    with atomic_write(path) as temporary:
-        if path.suffix.lower() == ".json":
-            data = [
-                {"image": name, "classes": [{"label": label, "probability": p} for label, p in row]}
-                for name, row in zip(names, rows, strict=True)
-            ]
-            temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        else:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(["image", "rank", "label", "probability"])
-                for name, row in zip(names, rows, strict=True):
-                    writer.writerows([name, rank, label, p] for rank, (label, p) in enumerate(row, 1))
+    if path.suffix.lower() == ".json":
+        data = [
+            {"image": name, "classes": [{"label": label, "probability": p} for label, p in row]}
+            for name, row in zip(names, rows, strict=True)
+        ]
+        write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        return
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["image", "rank", "label", "probability"])
+    for name, row in zip(names, rows, strict=True):
+        writer.writerows([name, rank, label, p] for rank, (label, p) in enumerate(row, 1))
+    write_text(path, file.getvalue())

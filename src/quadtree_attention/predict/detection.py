@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from operator import index
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from ..data.images import read_image
 from ..errors import InputError
 from ..extras import require
-from ..files import atomic_write
+from ..files import write_text
 from ..formats import DETECTION_SUFFIXES
 from ..models.detection import DetectorConfig
 from ..weights.hub import HubMixin
@@ -48,18 +49,23 @@ class Detections:
         names = sorted(set(self.labels), key=lambda name: (-self.labels.count(name), name))
         return {name: self.labels.count(name) for name in names}
 
-    def to_coco(self, image_id: int | str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Entries of COCO's result format: bbox is x, y, width, height; masks are run lengths.
+    def to_coco(
+        self, image_id: int | str, category_ids: Sequence[int], file_name: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Entries of COCO's result format: bbox is x, y, width, height; masks are run lengths. category_name, and file_name, stand for people.
 
         Args:
             image_id: number of the image.
             category_ids: number of each class, see `DetectorConfig.ids`.
+            file_name: of the image; left out if None.
         """
         out = []
         for n, (x0, y0, x1, y1) in enumerate(self.boxes.astype(float).round(2).tolist()):
             entry: dict[str, Any] = {
                 "image_id": image_id,
+                **({} if file_name is None else {"file_name": file_name}),
                 "category_id": category_ids[int(self.indices[n])],
+                "category_name": self.labels[n],
                 "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
                 "score": round(float(self.scores[n]), 5),
             }
@@ -142,21 +148,25 @@ def save_detections(entries: Sequence[dict[str, Any]], path: str | Path) -> None
     path = Path(path)
     if path.suffix.lower() not in DETECTION_SUFFIXES:
         raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DETECTION_SUFFIXES)}")
-    with atomic_write(path) as temporary:
-        lines = ",\n".join(json.dumps(entry) for entry in entries)
-        temporary.write_text(f"[\n{lines}\n]\n" if entries else "[]\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n")
 
 
 def image_numbers(path: str | Path) -> dict[str, int]:
-    """The number of each image, by its file's name, in an annotation file of COCO's format.
+    """The number of each image, by its file_name as it stands, with folders, in an annotation file of COCO's format.
 
     Raises:
-        ValueError, OSError: not such a file.
+        ValueError, OSError: not such a file, or two images of one name.
     """
     from ..data.recognition.annotations import read_json
 
     content = read_json(Path(path))
     try:
-        return {Path(entry["file_name"]).name: entry["id"] for entry in content["images"]}
+        named = [(PurePosixPath(entry["file_name"]).as_posix(), index(entry["id"])) for entry in content["images"]]
     except (KeyError, TypeError):
         raise InputError(f"{path} has no images with file_name and id, expected COCO's format") from None
+    numbers: dict[str, int] = {}
+    for name, number in named:
+        if numbers.setdefault(name, number) != number:
+            raise InputError(f"{path} has {name} twice, as images {numbers[name]} and {number}, expected it once")
+    return numbers

@@ -17,8 +17,9 @@ def check_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name; one that is not on this machine
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).tolist()  # meta, for one, holds no numbers
+    # A name that is unknown, or of a device that this machine, or this build of torch, does not have.
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise InputError(f"device {str(device)!r} cannot be used, expected for example cpu or cuda: {reason}") from None
     return device

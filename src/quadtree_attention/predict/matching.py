@@ -260,7 +260,8 @@ def _write_npz(path: Path, matches: Matches, geometry: Geometry | None) -> None:
         arrays["inliers"] = geometry.inliers
         if geometry.model is not None:
             arrays[geometry.kind] = geometry.model
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # no name of an array is allow_pickle, the one option
+    with path.open("wb") as file:  # savez would add a suffix to names such as x.NPZ
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no name of an array is allow_pickle, the one option
 
 
 def _write_json(path: Path, matches: Matches, geometry: Geometry | None) -> None:

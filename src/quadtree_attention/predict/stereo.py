@@ -48,7 +48,10 @@ class Stereo:
         return float(low), float(high)
 
     def save(self, path: str | Path) -> None:
-        """Write the disparity to .npy (float32), .pfm, or 16-bit .png (256 times the pixels, as KITTI has it); whole or not at all."""
+        """Write the disparity to .npy (float32), .pfm, or 16-bit .png (256 times the pixels, as KITTI has it); whole or not at all.
+
+        Disparities that do not fit 16 bits, of 256 pixels and more, become 0 in a .png: unknown. A warning says how many.
+        """
         path = Path(path)
         if path.suffix.lower() not in DISPARITY_SUFFIXES:
             raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DISPARITY_SUFFIXES)}")
@@ -209,12 +212,15 @@ def _write_pfm(path: Path, disparity: np.ndarray) -> None:
 
 
 def _write_png(path: Path, disparity: np.ndarray) -> None:
-    values = np.rint(disparity * PNG_SCALE)
-    if values.max() > 65535:
-        raise InputError(
-            f"{path}: disparities up to {disparity.max():.0f} pixels do not fit 16 bits of 1/{PNG_SCALE}; write .npy or .pfm"
+    values = np.rint(disparity * PNG_SCALE).clip(1, None)
+    beyond = values > 65535
+    if beyond.any():
+        warnings.warn(
+            f"{beyond.sum():,} of {beyond.size:,} pixels have disparities of {65535 / PNG_SCALE:.0f} and more, which a 16-bit .png cannot hold; they "
+            "are 0 in it: unknown; .npy and .pfm hold them",
+            stacklevel=3,
         )
-    require("PIL.Image", "vision").fromarray(values.clip(1, None).astype(np.uint16)).save(path)
+    require("PIL.Image", "vision").fromarray(np.where(beyond, 0, values).astype(np.uint16)).save(path)
 
 
 _WRITERS = {".npy": _write_npy, ".pfm": _write_pfm, ".png": _write_png}

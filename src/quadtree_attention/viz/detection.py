@@ -10,7 +10,7 @@ import numpy as np
 from ..data.images import read_image
 from ..errors import InputError
 from ..extras import require
-from .drawing import BACKGROUND, BAR, FAINT, INK, shrunk
+from .drawing import BACKGROUND, BAR, FAINT, INK, shrunk, unit
 
 if TYPE_CHECKING:
     from ..predict.detection import Detections
@@ -28,14 +28,14 @@ COLORS = (
 )
 
 
-def draw_detections(image: Any, found: Detections, *, scores: bool = True, max_side: int = 1000) -> np.ndarray:
+def draw_detections(image: Any, found: Detections, *, scores: bool = True, max_side: int | None = None) -> np.ndarray:
     """Draw what was found over an image: masks tinted, boxes with label and score, and below a legend with the number of each class.
 
     Args:
         image: any image that `data.images.read_image` takes; the one that was looked at.
         found: what is in it.
         scores: whether they stand beside the labels.
-        max_side: the image is shrunk until its longer side has at most this many pixels.
+        max_side: the image is shrunk until its longer side has at most this many pixels; None leaves it as it is.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB.
@@ -57,7 +57,7 @@ def draw_detections(image: Any, found: Detections, *, scores: bool = True, max_s
             _tint(picture, found.masks[n], class_color(int(found.indices[n])))
     height, width = picture.shape[:2]
     line = max(2, round(max(height, width) / 400))
-    font = fonts.load_default(max(11, min(17, round(max(height, width) / 60))))
+    font = fonts.load_default(max(11, round(max(height, width) / 60)))
     shown = pil.fromarray(picture)
     draw = draw_module.Draw(shown)
     boxes = found.boxes * np.array([*scale, *scale], np.float32)
@@ -90,7 +90,7 @@ def _tint(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) ->
     where = inside.astype(bool)
     picture[where] = np.uint8(0.55 * picture[where] + 0.45 * np.array(color))
     outlines, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, outlines, -1, color, 1, cv2.LINE_AA)
+    cv2.drawContours(picture, outlines, -1, color, round(unit(picture)), cv2.LINE_AA)
 
 
 def _tag_place(
@@ -120,23 +120,27 @@ def _tag_place(
 def _legend(picture: np.ndarray, found: Detections, pil: Any, draw_module: Any, fonts: Any) -> np.ndarray:
     """The picture with a bar below: the colour, the name and the number of each class; those that find no room are counted."""
     height, width = picture.shape[:2]
-    canvas = np.full((height + BAR, max(width, 320), 3), BACKGROUND, np.uint8)
+    one = unit(picture)
+    bar = round(BAR * one)
+    canvas = np.full((height + bar, max(width, 320), 3), BACKGROUND, np.uint8)
     canvas[:height, :width] = picture
     image = pil.fromarray(canvas)
-    draw, font, middle = draw_module.Draw(image), fonts.load_default(17), height + BAR // 2
+    draw, font, middle = draw_module.Draw(image), fonts.load_default(round(17 * one)), height + bar // 2
     number = {label: int(index) for label, index in zip(found.labels, found.indices, strict=True)}
     counts = list(found.counts().items())
     if not counts:
-        draw.text((16, middle), "nothing found", FAINT, font, anchor="lm")
-    left = 16
+        draw.text((16 * one, middle), "nothing found", FAINT, font, anchor="lm")
+    left = 16 * one
     for place, (label, count) in enumerate(counts):
         text = f"{label}  {count}"
         rest = f"and {len(counts) - place} more" if place + 1 < len(counts) else ""
-        room = draw.textlength(rest, font) + 20 if rest else 0
-        if left + 22 + draw.textlength(text, font) + room > canvas.shape[1] - 8:
+        room = draw.textlength(rest, font) + 20 * one if rest else 0
+        if left + 22 * one + draw.textlength(text, font) + room > canvas.shape[1] - 8 * one:
             draw.text((left, middle), f"and {len(counts) - place} more", FAINT, font, anchor="lm")
             break
-        draw.rounded_rectangle((left, middle - 7, left + 14, middle + 7), 3, class_color(number[label]))
-        draw.text((left + 22, middle), text, INK, font, anchor="lm")
-        left += 22 + round(draw.textlength(text, font)) + 24
+        draw.rounded_rectangle(
+            (left, middle - 7 * one, left + 14 * one, middle + 7 * one), 3 * one, class_color(number[label])
+        )
+        draw.text((left + 22 * one, middle), text, INK, font, anchor="lm")
+        left += 46 * one + round(draw.textlength(text, font))
     return np.array(image)

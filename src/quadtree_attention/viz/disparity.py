@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..extras import require
-from .drawing import BACKGROUND, BAR, INK
+from .drawing import BACKGROUND, BAR, INK, unit
 
 if TYPE_CHECKING:
     from ..predict.stereo import Stereo
 
 
-def draw_disparity(stereo: Stereo, *, max_side: int = 1000) -> np.ndarray:
+def draw_disparity(stereo: Stereo, *, max_side: int | None = None) -> np.ndarray:
     """Draw a disparity map in OpenCV's viridis, whose steps look even, near things bright; hidden pixels are hatched; a scale below.
 
     The scale spans the 1st to the 99th percentile of what both views show.
 
     Returns:
-        ``[H, W, 3]`` uint8 RGB, shrunk until its longer side has at most ``max_side`` pixels.
+        ``[H, W, 3]`` uint8 RGB, shrunk until its longer side has at most ``max_side`` pixels; None leaves it as it is.
     """
     cv2 = require("cv2", "vision")
     height, width = stereo.disparity.shape
-    factor = min(max_side / max(height, width), 1)
+    factor = 1 if max_side is None else min(max_side / max(height, width), 1)
     size = max(round(width * factor), 1), max(round(height * factor), 1)
     disparity = cv2.resize(stereo.disparity, size, interpolation=cv2.INTER_NEAREST)
     hidden = cv2.resize(np.uint8(stereo.occlusion > 0.5), size, interpolation=cv2.INTER_NEAREST).astype(bool)
@@ -35,21 +35,27 @@ def draw_disparity(stereo: Stereo, *, max_side: int = 1000) -> np.ndarray:
         shades = np.uint8(np.rint(255 * np.clip((values - low) / (high - low), 0, 1)))
         return cv2.applyColorMap(shades, cv2.COLORMAP_VIRIDIS)[..., ::-1]
 
-    canvas = np.full((size[1] + BAR, max(size[0], 320), 3), BACKGROUND, np.uint8)
+    one = unit(disparity)
+    bar, period = round(BAR * one), round(6 * one)
+    canvas = np.full((size[1] + bar, max(size[0], 320), 3), BACKGROUND, np.uint8)
     picture = colors(disparity)
     rows, columns = np.indices(hidden.shape)
-    dark, light = hidden & ((rows + columns) % 6 < 3), hidden & ((rows + columns) % 6 >= 3)
+    first = (rows + columns) % period < period / 2
+    dark, light = hidden & first, hidden & ~first
     picture[dark] = np.uint8(picture[dark] * 0.25)
     picture[light] = np.uint8(picture[light] * 0.55)
     canvas[: size[1], : size[0]] = picture
 
     pil, draw_module, fonts = (require(f"PIL.{name}", "vision") for name in ("Image", "ImageDraw", "ImageFont"))
     image = pil.fromarray(canvas)
-    draw, font, middle = draw_module.Draw(image), fonts.load_default(17), canvas.shape[0] - BAR // 2
+    draw, font, middle = draw_module.Draw(image), fonts.load_default(round(17 * one)), canvas.shape[0] - bar // 2
     left = f"{low:.1f}"
-    draw.text((16, middle), left, INK, font, anchor="lm")
-    start = 24 + round(draw.textlength(left, font))
-    ramp = colors(np.linspace(low, high, 100, dtype=np.float32)[None])
-    image.paste(pil.fromarray(np.ascontiguousarray(np.broadcast_to(ramp, (8, 100, 3)))), (start, middle - 4))
-    draw.text((start + 108, middle), f"{high:.1f} px   hidden: hatched", INK, font, anchor="lm")
+    draw.text((16 * one, middle), left, INK, font, anchor="lm")
+    start = round(24 * one + draw.textlength(left, font))
+    thick, long = round(8 * one), round(100 * one)
+    ramp = colors(np.linspace(low, high, long, dtype=np.float32)[None])
+    image.paste(
+        pil.fromarray(np.ascontiguousarray(np.broadcast_to(ramp, (thick, long, 3)))), (start, middle - thick // 2)
+    )
+    draw.text((start + long + 8 * one, middle), f"{high:.1f} px   hidden: hatched", INK, font, anchor="lm")
     return np.array(image)

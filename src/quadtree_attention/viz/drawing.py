@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write
 
@@ -17,6 +18,9 @@ INK, FAINT = (232, 234, 240), (150, 155, 168)
 SCALE = np.array([(123, 97, 255), (56, 149, 255), (36, 205, 196), (122, 230, 110), (255, 236, 92)], np.float64)
 
 
+_LONGEST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels of a side
+
+
 def confidence_colors(confidence: np.ndarray, low: float, high: float) -> np.ndarray:
     """Colours ``[M, 3]`` uint8 RGB of confidences ``[M]``: violet at ``low`` and below, over blue and green, to yellow at ``high``."""
     place = np.clip((confidence - low) / max(high - low, 1e-9), 0, 1) * (len(SCALE) - 1)
@@ -25,17 +29,34 @@ def confidence_colors(confidence: np.ndarray, low: float, high: float) -> np.nda
 
 
 def save_picture(picture: np.ndarray, path: str | Path) -> None:
-    """Write ``[H, W, 3]`` uint8 RGB to an image file, whole or not at all; the suffix says the format."""
+    """Write ``[H, W, 3]`` uint8 RGB to an image file, whole or not at all; the suffix says the format.
+
+    Raises:
+        InputError: more pixels on a side than the format has room for.
+    """
     image = require("PIL.Image", "vision").fromarray(picture)
+    suffix = Path(path).suffix.lower()
+    longest = _LONGEST.get(suffix, max(image.size))
+    if max(image.size) > longest:
+        raise InputError(
+            f"{path} would have {image.width}x{image.height} pixels, {suffix} holds {longest} a side; write .png"
+        )
     with atomic_write(path) as temporary:
-        image.save(temporary, **({} if temporary.suffix == ".png" else {"quality": 92}))
+        image.save(temporary, **({} if suffix == ".png" else {"quality": 92}))
 
 
-def shrunk(image: np.ndarray, max_side: int) -> tuple[np.ndarray, tuple[float, float]]:
-    """An image ``[H, W, 3]`` whose longer side has at most ``max_side`` pixels, and its scale in x and y.
+def unit(picture: np.ndarray, side: int = 1000) -> float:
+    """How many pixels stand for one of a picture of ``side`` pixels, at least 1: text and lines of larger pictures grow with them."""
+    return max(1.0, max(picture.shape[:2]) / side)
+
+
+def shrunk(image: np.ndarray, max_side: int | None) -> tuple[np.ndarray, tuple[float, float]]:
+    """An image ``[H, W, 3]`` whose longer side has at most ``max_side`` pixels, and its scale in x and y; None leaves it as it is.
 
     Unlike `resize_longest` it takes images of any size.
     """
+    if max_side is None:
+        return image, (1.0, 1.0)
     height, width = image.shape[:2]
     factor = min(max_side / max(height, width), 1)
     size = max(round(width * factor), 1), max(round(height * factor), 1)

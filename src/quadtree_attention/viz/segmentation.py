@@ -11,7 +11,7 @@ import numpy as np
 from ..data.images import read_image
 from ..errors import InputError
 from ..extras import require
-from .drawing import BACKGROUND, FAINT, GAP, INK, shrunk
+from .drawing import BACKGROUND, FAINT, GAP, INK, shrunk, unit
 
 if TYPE_CHECKING:
     from ..predict.segmentation import Segmentation
@@ -30,14 +30,16 @@ def class_colors(names: Sequence[str]) -> np.ndarray:
     return np.rint(255 * np.array([(0, 0, 0)] * first + colors).reshape(-1, 3)).astype(np.uint8)
 
 
-def draw_segmentation(image: Any, found: Segmentation, *, opacity: float = 0.55, max_side: int = 1000) -> np.ndarray:
+def draw_segmentation(
+    image: Any, found: Segmentation, *, opacity: float = 0.55, max_side: int | None = None
+) -> np.ndarray:
     """An image tinted by class, with outlines between classes; below it a legend, the largest class first, with its share of the image.
 
     Args:
         image: any image that `data.images.read_image` takes, of the size that ``found`` has.
         found: what was found in it.
         opacity: of the colours, 0..1. A first class named "background" has none.
-        max_side: the longer side is shrunk to at most so many pixels.
+        max_side: the longer side is shrunk to at most so many pixels; None leaves it as it is.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB.
@@ -51,17 +53,18 @@ def draw_segmentation(image: Any, found: Segmentation, *, opacity: float = 0.55,
     picture = tinted(shrunk(pixels, max_side)[0], found.labels, found.names, opacity)
     shares = found.shares()
     pil, draw_module, fonts = (require(f"PIL.{name}", "vision") for name in ("Image", "ImageDraw", "ImageFont"))
-    font = fonts.load_default(14)
+    one = unit(picture)
+    font = fonts.load_default(round(14 * one))
     width = max(picture.shape[1], 240)
-    places, height = _legend(shares, width, font)
+    places, height = _legend(shares, width, font, one)
     sheet = pil.new("RGB", (width, picture.shape[0] + height), BACKGROUND)
     sheet.paste(pil.fromarray(picture), (0, 0))
     draw = draw_module.Draw(sheet)
     colors = dict(zip(found.names, class_colors(found.names).tolist(), strict=True))
     for (name, share), (x, y) in zip(shares.items(), places, strict=True):
         y += picture.shape[0]
-        draw.rectangle((x, y - 7, x + 13, y + 6), tuple(colors[name]), FAINT)
-        draw.text((x + 20, y), _entry(name, share), INK, font, anchor="lm")
+        draw.rectangle((x, y - 7 * one, x + 13 * one, y + 6 * one), tuple(colors[name]), FAINT)
+        draw.text((x + 20 * one, y), _entry(name, share), INK, font, anchor="lm")
     return np.array(sheet)
 
 
@@ -75,26 +78,30 @@ def tinted(image: np.ndarray, labels: np.ndarray, names: Sequence[str], opacity:
     if names[0] == "background":
         weight[0] = 0
     weight[len(names) :] = 0  # no class
-    alpha = weight[labels][..., None]
-    picture = image * (1 - alpha) + colors[labels] * alpha
+    picture = np.empty_like(image)
+    for top in range(0, len(image), 256):  # in strips: of a large photograph, floats would take gigabytes
+        strip = slice(top, top + 256)
+        alpha = weight[labels[strip]][..., None]
+        picture[strip] = np.rint(image[strip] * (1 - alpha) + colors[labels[strip]] * alpha)
     edge = np.zeros(labels.shape, bool)
     edge[1:] |= labels[1:] != labels[:-1]
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    picture[edge] = 255
-    return np.rint(picture).astype(np.uint8)
+    picture[cv2.dilate(np.uint8(edge), np.ones((round(unit(image)),) * 2, np.uint8)) > 0] = 255
+    return picture
 
 
 def _entry(name: str, share: float) -> str:
     return f"{name} {100 * share:.0f} %" if share >= 0.005 else f"{name} <1 %"
 
 
-def _legend(shares: dict[str, float], width: int, font: Any) -> tuple[list[tuple[int, int]], int]:
+def _legend(shares: dict[str, float], width: int, font: Any, one: float) -> tuple[list[tuple[float, float]], int]:
     """Where each entry begins, and the height of them all."""
-    x, y, places = GAP, GAP + LINE // 2, []
+    gap, line = GAP * one, LINE * one
+    x, y, places = gap, gap + line / 2, []
     for name, share in shares.items():
-        long = 20 + int(font.getlength(_entry(name, share))) + GAP
-        if x > GAP and x + long > width:
-            x, y = GAP, y + LINE
+        long = 20 * one + font.getlength(_entry(name, share)) + gap
+        if x > gap and x + long > width:
+            x, y = gap, y + line
         places.append((x, y))
         x += long
-    return places, y + LINE // 2 + GAP
+    return places, round(y + line / 2 + gap)

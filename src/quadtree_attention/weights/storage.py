@@ -31,7 +31,7 @@ def save_model(model: nn.Module, path: str | Path, *, half: bool = False) -> Non
 def write_safetensors(model: nn.Module, config: Mapping[str, Any], path: str | Path, *, half: bool = False) -> None:
     """Write a model's weights, class and configuration, as `save_model` does."""
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected .safetensors")
     parameters = {name for name, _ in model.named_parameters()}
     tensors = {}
