@@ -222,7 +222,7 @@ def test_mask_rcnn_finds_what_the_formulas_give(backbone):
 
 def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("quadtree_attention.weights.detection.BACKBONES", ("quadtree_b1", "quadtree_b0"))
-    state = {key: torch.empty(value.shape) for key, value in published("retinanet", "quadtree_b0").items()}
+    state = {key: torch.zeros(value.shape) for key, value in published("retinanet", "quadtree_b0").items()}
     torch.save({"meta": {"epoch": 12}, "state_dict": state, "optimizer": {}}, tmp_path / "b0.pth")
     assert is_detector(read_checkpoint(tmp_path / "b0.pth"))
     model = load_detector(tmp_path / "b0.pth")
@@ -238,9 +238,7 @@ def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
     save_detector(model, tmp_path / "b0.safetensors")
     again = load_detector(tmp_path / "b0.safetensors")
     assert again.config.ids == config.ids
-    assert all(
-        torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True) if not a.isnan().any()
-    )
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     state["bbox_head.atss_centerness.weight"] = torch.zeros(1)
     with pytest.raises(
         ValueError,

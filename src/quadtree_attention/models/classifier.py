@@ -12,6 +12,9 @@ from ..errors import InputError
 from ..extras import require
 from ..nn.base import Attention
 
+# What networks of timm's raise when they are built with options that do not fit them.
+_MISFIT = (TypeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+
 
 @dataclass(frozen=True)
 class ClassifierConfig:
@@ -61,8 +64,13 @@ def build_backbone(name: str, **options: Any) -> Any:
         raise InputError(f"model is {name!r}, expected {ours}, or another name that timm knows")
     try:
         return timm.create_model(name, **{key: _tuples(value) for key, value in options.items()})
-    except (TypeError, AssertionError) as error:
-        raise InputError(f"options do not fit {name}: {str(error) or 'see its arguments in timm'}") from None
+    except InputError:
+        raise
+    except _MISFIT as error:
+        if not options:
+            raise
+        reason = " ".join(str(error).split()) or "see its arguments in timm"
+        raise InputError(f"options do not fit {name}: {reason[:300]}") from error
 
 
 def level_weights(model: nn.Module) -> list[nn.Parameter]:

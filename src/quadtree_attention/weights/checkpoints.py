@@ -13,7 +13,7 @@ from .classification import classifier_from, is_classifier, save_classifier
 from .detection import detector_from, is_detector, save_detector
 from .matching import load_matcher, matcher_from
 from .published import read_checkpoint
-from .registry import CHECKPOINT_SUFFIXES
+from .registry import is_checkpoint
 from .segmentation import is_segmenter, segmenter_from
 from .stereo import is_stereo, stereo_from
 from .storage import save_model
@@ -36,7 +36,7 @@ def convert_checkpoint(
     """Write the network of a checkpoint, published or of our training, to a .safetensors file that holds its configuration too.
 
     Args:
-        source: a .ckpt, .pth or .pt file; or anything else that `load_matcher` takes.
+        source: a checkpoint; or anything else that `load_matcher` takes.
         path: the file to write, whole or not at all.
         architecture: of a published matcher, where its weights leave a choice; see `load_matcher`.
         half: store parameters as float16.
@@ -49,7 +49,7 @@ def convert_checkpoint(
         OSError: a file that is missing, cannot be downloaded or cannot be written.
     """
     source = Path(source)
-    if source.suffix not in CHECKPOINT_SUFFIXES or not source.is_file():
+    if not is_checkpoint(source) or not source.is_file():
         matcher = load_matcher(source, architecture=architecture)
         save_model(matcher, path, half=half)
         return matcher

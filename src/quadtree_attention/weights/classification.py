@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..extras import require
 from ..models.classifier import ClassifierConfig, build_backbone, classifier_config, knows_backbone
 from .convert import convert_published
-from .hub import in_hub_or_folder
-from .published import read_checkpoint
-from .registry import PRETRAINED, WEIGHT_SUFFIXES, find, located, names_for
-from .storage import configuration, filled, has_config, misfit, read_safetensors, trained_weights, write_safetensors
+from .hub import in_hub_or_folder, quiet_hub
+from .published import read_checkpoint, weights_in
+from .registry import PRETRAINED, find, is_checkpoint, is_safetensors, located, names_for
+from .storage import filled, misfit, read_metadata, read_safetensors, restored, trained_weights, write_safetensors
 
 
 def load_classifier(name_or_path: str | Path) -> nn.Module:
     """Load a classifier, on the CPU, in eval mode and float32; its ``config`` is a `ClassifierConfig`.
 
     Args:
-        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_classifier`; a .ckpt, .pth or .pt file, of our training or published;
+        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_classifier`; a checkpoint, of our training or published;
             a folder of `Classifier.save_pretrained` or of timm's `save_for_hf`, or such a repository, "hf-hub:OWNER/NAME"; or a name of timm's
             that has weights, such as "pvt_v2_b0".
 
@@ -36,24 +36,24 @@ def load_classifier(name_or_path: str | Path) -> nn.Module:
     row = find(name, "classification")
     by_timm = row is not None and row.url is not None  # the backbones, which timm downloads through models/pvt.py
     if row is None and name not in PRETRAINED and not in_hub_or_folder(name_or_path):
-        by_timm = path.suffix not in WEIGHT_SUFFIXES
+        by_timm = not is_safetensors(path) and not is_checkpoint(path)
     if by_timm:
         return _from_timm(name)
     path, _ = located(name_or_path, "classification")
-    if path.suffix != ".safetensors":
+    if not is_safetensors(path):
         return classifier_from(read_checkpoint(path), path)
-    if in_hub_or_folder(name_or_path) and not has_config(path):  # as timm writes them
+    if in_hub_or_folder(name_or_path) and "config" not in read_metadata(path):  # as timm writes them
         return _from_timm(name if path.parent != Path(name) else f"local-dir:{name}")
     state, content = read_safetensors(path, "classifier", lambda name: name != "LoFTR")
     if "classifier" not in content:
         raise InputError(f"{path} is not of a classifier, expected a file that quadtree convert wrote for one")
-    return filled(configuration(ClassifierConfig, content["classifier"], path).build(), state, path)
+    return restored(ClassifierConfig, ClassifierConfig.build, content["classifier"], state, path)
 
 
 def is_classifier(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint, as read, is of a classifier or of a backbone, of our training or published."""
     try:
-        return "classifier" in content or any(key.startswith("stages.") for key in convert_published(content))
+        return "classifier" in content or any(key.startswith("stages.") for key in _renamed(content))
     except ValueError:
         return False
 
@@ -92,27 +92,34 @@ def classifier_from(content: Mapping[str, Any], path: Path) -> nn.Module:
         ValueError: weights that do not fit.
     """
     if isinstance(content.get("classifier"), Mapping):  # of our own training
-        return filled(
-            configuration(ClassifierConfig, content["classifier"], path).build(), trained_weights(content), path
+        return restored(
+            ClassifierConfig, ClassifierConfig.build, content["classifier"], trained_weights(content, path), path
         )
     try:
-        state = convert_published(content)
+        state = _renamed(content)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    kinds: tuple[tuple[list[str], dict[str, Any]], ...] = (
-        (imagenet_labels(), {}),  # with a head
-        ([], {"topk": 32, "value_act": "relu"}),  # and without
-    )
+    if "head.weight" in state:
+        classes = len(state["head.weight"]) if state["head.weight"].dim() == 2 else 0
+        labels = imagenet_labels() if classes == 1000 else [str(n) for n in range(classes)]
+        options: dict[str, Any] = {}
+    else:
+        labels, options = [], {"topk": 32, "value_act": "relu"}  # of a detector
     for n in range(5):
-        for labels, options in kinds:
-            config = ClassifierConfig(f"quadtree_b{n}", labels, options, crop_pct=0.875)
-            with torch.device("meta"):
-                fits = not misfit(config.build().state_dict(), state)
-            if fits:
-                return filled(config.build(), state, path)
+        config = ClassifierConfig(f"quadtree_b{n}", labels, options, crop_pct=0.875)
+        with torch.device("meta"):
+            fits = not misfit(config.build().state_dict(), state)
+        if fits:
+            return filled(config.build(), state, path)
     raise InputError(
-        f"{path} fits none of quadtree_b0 .. quadtree_b4, expected one of them with 1000 classes or as a backbone"
+        f"{path} fits none of quadtree_b0 .. quadtree_b4, expected one of them as a classifier or as a backbone"
     )
+
+
+def _renamed(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights of a backbone in timm's names, which trainings with timm have, or in the published ones."""
+    state = weights_in(content)
+    return state if "patch_embed.proj.weight" in state else convert_published(state)
 
 
 def _from_timm(name: str) -> nn.Module:
@@ -121,7 +128,10 @@ def _from_timm(name: str) -> nn.Module:
             f"unknown model {name!r}, expected one of {', '.join(names_for('classification'))}, a name that timm knows, or the path of a file"
         )
     try:
-        model = build_backbone(name, pretrained=True)
+        with quiet_hub():
+            model = build_backbone(name, pretrained=True)
+    except OSError as error:  # of the Hub, over several lines
+        raise OSError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from None
     except RuntimeError as error:
         raise InputError(f"{name}: {' '.join(str(error).split())}") from None
     cfg = model.pretrained_cfg

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import InputError
+from .published import weights_in
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,8 @@ def _unknown(keys: Sequence[str], what: str) -> InputError:
 
 
 def _weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    inner = state_dict.get("state_dict", state_dict.get("model", state_dict))
-    if not isinstance(inner, Mapping) or not inner:
-        raise InputError(
-            "no weights found: expected a state_dict, or a checkpoint that has one under 'state_dict' or 'model'"
-        )
-    state = {str(key).removeprefix(PREFIX): value for key, value in inner.items()}
+    inner = weights_in(state_dict)
+    state = {key.removeprefix(PREFIX): value for key, value in inner.items()}
     if len(state) < len(inner):
         raise InputError(f"some keys occur both with and without {PREFIX!r}, expected one set of weights")
     return state
@@ -195,6 +192,8 @@ def _renamed(state: Mapping[str, Tensor], matched: Mapping[str, tuple[re.Match[s
             continue
         if not isinstance(state[key], Tensor):
             raise InputError(f"{key} holds a {type(state[key]).__name__}, expected a tensor")
+        if not state[key].dim() and not key.endswith("num_batches_tracked"):
+            raise InputError(f"{key} holds a single number, expected weights")
         out[match.expand(rule.name)] = rule.change(state[key])
     return _branches_coarse_to_fine(out)
 

@@ -17,9 +17,9 @@ from ..extras import require
 from ..models.detection import BACKBONES, DetectorConfig, coco_detector, detector
 from .classification import load_classifier
 from .convert import Rule, convert_by, convert_published
-from .published import read_checkpoint
-from .registry import located
-from .storage import configuration, filled, misfit, read_safetensors, trained_weights, write_safetensors
+from .published import names_in, read_checkpoint, weights_in
+from .registry import is_safetensors, located
+from .storage import filled, misfit, read_safetensors, restored, trained_weights, write_safetensors
 
 if TYPE_CHECKING:
     from ..models.detection.model import MaskRCNN, RetinaNet
@@ -93,8 +93,8 @@ def convert_detector(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, T
     Raises:
         ValueError: keys that such a detector does not have; the message names the first few.
     """
-    state = state_dict.get("state_dict", state_dict)
-    if not isinstance(state, Mapping) or not any(str(key).startswith("neck.") for key in state):
+    state = weights_in(state_dict)
+    if not any(key.startswith("neck.") for key in state):
         raise InputError("no weights of a detector found, expected those of a RetinaNet or Mask R-CNN of mmdetection's")
     kind = "mask_rcnn" if any(key.startswith("roi_head.") for key in state) else "retinanet"
     body = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
@@ -108,7 +108,7 @@ def load_detector(name_or_path: str | Path) -> RetinaNet | MaskRCNN:
     """Load a detector, on the CPU, in eval mode and float32; its ``config`` is a `DetectorConfig`.
 
     Args:
-        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_detector`; a .ckpt, .pth or .pt file, of our training or published; a
+        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_detector`; a checkpoint, of our training or published; a
             folder of `Detector.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
@@ -116,17 +116,16 @@ def load_detector(name_or_path: str | Path) -> RetinaNet | MaskRCNN:
         OSError: a file that is missing, or cannot be downloaded.
     """
     path, row = located(name_or_path, "detection")
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         state, content = read_safetensors(path, "detector", lambda name: name in ("RetinaNet", "MaskRCNN"))
-        return filled(configuration(DetectorConfig, content.get("detector", {}), path).build(), state, path)
+        return restored(DetectorConfig, DetectorConfig.build, content.get("detector"), state, path)
     return detector_from(read_checkpoint(path), path, None if row is None else (row.name.removesuffix("_1x"),))
 
 
 def is_detector(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint, as read, is of a detector, of our training or published."""
-    state = content.get("state_dict", content)
     heads = ("bbox_head.", "roi_head.")
-    return "detector" in content or (isinstance(state, Mapping) and any(str(key).startswith(heads) for key in state))
+    return "detector" in content or any(key.startswith(heads) for key in names_in(content))
 
 
 def detector_from(content: Mapping[str, Any], path: Path, names: Sequence[str] | None = None) -> RetinaNet | MaskRCNN:
@@ -138,7 +137,7 @@ def detector_from(content: Mapping[str, Any], path: Path, names: Sequence[str] |
         ValueError: weights that do not fit.
     """
     if isinstance(content.get("detector"), Mapping):  # of our own training
-        return filled(configuration(DetectorConfig, content["detector"], path).build(), trained_weights(content), path)
+        return restored(DetectorConfig, DetectorConfig.build, content["detector"], trained_weights(content, path), path)
     return _published(content, path, BACKBONES if names is None else names)
 
 
@@ -194,7 +193,7 @@ def _published(content: Mapping[str, Any], path: Path, names: Sequence[str]) -> 
     first = (
         "head.classification_head.cls_logits.bias" if kind == "retinanet" else "roi_heads.box_predictor.cls_score.bias"
     )
-    if first not in state:
+    if first not in state or state[first].dim() != 1:
         raise InputError(f"{path}: weights of a {kind} without the layer that tells classes, expected all of them")
     classes = len(state[first]) // 9 if kind == "retinanet" else len(state[first]) - 1
     problem = ""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,10 +41,27 @@ def find_weights(name_or_path: str | Path) -> Path:
             )
         return path
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    hub = require("huggingface_hub", "hub")
     try:
-        return Path(require("huggingface_hub", "hub").hf_hub_download(repository, WEIGHTS, revision=revision or None))
+        with quiet_hub():
+            return Path(hub.hf_hub_download(repository, WEIGHTS, revision=revision or None))
     except (OSError, ValueError) as error:
         raise OSError(f"cannot download {WEIGHTS} of {name}: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep huggingface_hub from writing lines of its own for each try; what went wrong in the end is in its error."""
+    if find_spec("huggingface_hub") is None:
+        yield
+        return
+    logging = require("huggingface_hub.utils.logging", "hub")
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class HubMixin:

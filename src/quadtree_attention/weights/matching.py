@@ -13,9 +13,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
 from .convert import convert_published
-from .published import read_checkpoint
-from .registry import located
-from .storage import configuration, filled, read_safetensors, shapes, trained_weights
+from .published import read_checkpoint, weights_in
+from .registry import is_safetensors, located
+from .storage import filled, read_safetensors, restored, shapes, trained_weights
 
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
@@ -33,7 +33,7 @@ def load_matcher(
     """Load a matcher, on the CPU, in eval mode and float32.
 
     Args:
-        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file, published or of our training; a
+        name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a checkpoint, published or of our training; a
             folder of `Matcher.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
         architecture: a name in `ARCHITECTURES`, for published files by path alone; by default it is told from the weights and the file's name.
         options: fields of `LoFTRConfig` to change that the weights do not depend on, such as ``{"topk": (32, 16)}``: an earlier commit of
@@ -57,11 +57,11 @@ def load_matcher(
 
 def _load_matcher(name_or_path: str | Path, architecture: str | None) -> LoFTR:
     path, row = located(name_or_path, "matching")
-    if row is not None or path.suffix == ".safetensors":
+    if row is not None or is_safetensors(path):
         _refuse(architecture, name_or_path)
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         state, values = read_safetensors(path, "matcher", lambda name: name == "LoFTR")
-        return filled(LoFTR(configuration(LoFTRConfig, values, path)), state, path)
+        return restored(LoFTRConfig, LoFTR, values, state, path)
     return matcher_from(read_checkpoint(path), path, architecture if row is None else row.name)
 
 
@@ -83,9 +83,11 @@ def matcher_from(content: Mapping[str, Any], path: Path, architecture: str | Non
     values = content.get("config")
     if isinstance(values, Mapping):  # of our own training
         _refuse(architecture, path)
-        return filled(LoFTR(configuration(LoFTRConfig, values, path)), trained_weights(content), path)
+        return restored(LoFTRConfig, LoFTR, values, trained_weights(content, path), path)
     try:
-        state = convert_published(content)
+        state = weights_in(content)
+        if not any(key.startswith("coarse.") for key in state):  # of ours
+            state = convert_published(state)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     rest = {key: value for key, value in state.items() if key != "bin_score"}

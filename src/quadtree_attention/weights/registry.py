@@ -13,7 +13,8 @@ import torch
 from ..errors import InputError
 from .hub import PREFIX, WEIGHTS, find_weights, in_hub_or_folder
 
-CHECKPOINT_SUFFIXES = (".ckpt", ".pth", ".pt")
+# Of files of torch.save's, "checkpoints" here; .bin is how older repositories of the Hub have them.
+CHECKPOINT_SUFFIXES = (".ckpt", ".pth", ".pt", ".pth.tar", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", *CHECKPOINT_SUFFIXES)
 EMBEDDED = Path(__file__).parent / "embedded"
 _RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/"
@@ -127,6 +128,16 @@ PRETRAINED: dict[str, Pretrained] = {
 }
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether it is named as a .safetensors file."""
+    return path.name.lower().endswith(".safetensors")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is named as a checkpoint of torch.save's."""
+    return path.name.lower().endswith(CHECKPOINT_SUFFIXES)
+
+
 def find(name: str, task: str) -> Pretrained | None:
     """The weights of that name for a task, if there are any; "tiny" are those that come with the package, for every task."""
     if name == "tiny":
@@ -168,7 +179,7 @@ def located(name_or_path: str | Path, task: str) -> tuple[Path, Pretrained | Non
     """The file of weights for a task, there for sure, and its row in the table of weights if it has one.
 
     Args:
-        name_or_path: "tiny" or another name in `PRETRAINED`, which is downloaded if it has to be; a .safetensors, .ckpt, .pth or .pt file; a folder
+        name_or_path: "tiny" or another name in `PRETRAINED`, which is downloaded if it has to be; a .safetensors file or a checkpoint; a folder
             of `HubMixin.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
@@ -187,7 +198,7 @@ def located(name_or_path: str | Path, task: str) -> tuple[Path, Pretrained | Non
         if path.suffix or path.parent != Path():
             raise FileNotFoundError(f"{path} does not exist, expected a file of weights or one of {names}")
         raise InputError(f"unknown model {name!r}, expected one of {names}, or the path of a file of weights")
-    if path.suffix not in WEIGHT_SUFFIXES:
+    if not is_safetensors(path) and not is_checkpoint(path):
         raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {', '.join(WEIGHT_SUFFIXES)}")
     return path, None
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.recognition.ade20k import ADE20K_LABELS
+from ..data.recognition.ade20k import ADE20K_LABELS, IGNORE
 from ..errors import InputError
 from ..models.segmentation import SegmenterConfig, SemanticFPN, semantic_fpn
 from .classification import load_classifier
 from .convert import BACKBONE, Rule, convert_by
-from .published import read_checkpoint
-from .registry import CHECKPOINT_SUFFIXES, find, located
-from .storage import configuration, filled, misfit, read_safetensors, trained_weights
+from .published import names_in, read_checkpoint
+from .registry import find, is_checkpoint, is_safetensors, located
+from .storage import filled, misfit, read_metadata, read_safetensors, restored, trained_weights
 
 _END = r"\.(?P<end>weight|bias|running_mean|running_var|num_batches_tracked)"
 SEMANTIC_FPN = (  # mmsegmentation's EncoderDecoder of a backbone, FPN and FPNHead
@@ -46,7 +46,7 @@ def convert_segmenter(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 def load_segmenter(name_or_path: str | Path) -> SemanticFPN:
     """Load a segmenter, on the CPU, in eval mode and float32.
 
-    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file, of our training or published; a
+    name_or_path: a name in `PRETRAINED`; a .safetensors file of `save_model`; a checkpoint, of our training or published; a
         folder of `Segmenter.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
@@ -54,17 +54,15 @@ def load_segmenter(name_or_path: str | Path) -> SemanticFPN:
         OSError: a file that is missing, or cannot be downloaded.
     """
     path, _ = located(name_or_path, "segmentation")
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         state, values = read_safetensors(path, "segmenter", lambda name: name == "SemanticFPN")
-        return filled(configuration(SegmenterConfig, values, path).build(), state, path)
+        return restored(SegmenterConfig, SegmenterConfig.build, values, state, path)
     return segmenter_from(read_checkpoint(path), path)
 
 
 def is_segmenter(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint, as read, is of a segmenter, of our training or published."""
-    state = content.get("state_dict", content)
-    published = isinstance(state, Mapping) and any(str(key).startswith("decode_head.") for key in state)
-    return "segmenter" in content or published
+    return "segmenter" in content or any(key.startswith("decode_head.") for key in names_in(content))
 
 
 def load_weights(model: SemanticFPN, name_or_path: str | Path) -> None:
@@ -97,19 +95,14 @@ def _segmenter(name_or_path: str | Path) -> SemanticFPN | None:
     path = Path(name_or_path)
     if find(str(name_or_path), "segmentation") is not None or _is_ours(path):
         return load_segmenter(name_or_path)
-    if path.suffix in CHECKPOINT_SUFFIXES and path.is_file():
+    if is_checkpoint(path) and path.is_file():
         content = read_checkpoint(path)
         return segmenter_from(content, path) if is_segmenter(content) else None
     return None
 
 
 def _is_ours(path: Path) -> bool:
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get("model") == "SemanticFPN"
+    return is_safetensors(path) and path.is_file() and read_metadata(path).get("model") == "SemanticFPN"
 
 
 def segmenter_from(content: Mapping[str, Any], path: Path) -> SemanticFPN:
@@ -119,14 +112,17 @@ def segmenter_from(content: Mapping[str, Any], path: Path) -> SemanticFPN:
         ValueError: weights that do not fit.
     """
     if isinstance(content.get("segmenter"), Mapping):  # of our own training
-        return filled(
-            configuration(SegmenterConfig, content["segmenter"], path).build(), trained_weights(content), path
+        return restored(
+            SegmenterConfig, SegmenterConfig.build, content["segmenter"], trained_weights(content, path), path
         )
     try:
         state = convert_segmenter(content)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    classes = state["head.classify.weight"].shape[0] if "head.classify.weight" in state else 0
+    last = state.get("head.classify.weight")
+    classes = len(last) if last is not None and last.dim() else 0
+    if classes > IGNORE:
+        raise InputError(f"{path} has {classes} classes, expected {IGNORE} at most")
     labels = _labels(content, classes)
     for n in range(5):
         config = semantic_fpn(f"quadtree_b{n}", labels)

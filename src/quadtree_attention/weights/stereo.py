@@ -9,14 +9,14 @@ from typing import Any
 from ..errors import InputError
 from ..models.sttr import STTR, STTRConfig
 from .published import read_checkpoint
-from .registry import located
-from .storage import configuration, filled, read_safetensors, trained_weights
+from .registry import is_safetensors, located
+from .storage import read_safetensors, restored, trained_weights
 
 
 def load_stereo(name_or_path: str | Path) -> STTR:
     """Load a stereo network, on the CPU, in eval mode and float32.
 
-    name_or_path: "tiny" or another name in `PRETRAINED`; a .safetensors file of `save_model`; a .ckpt, .pth or .pt file of our training; a
+    name_or_path: "tiny" or another name in `PRETRAINED`; a .safetensors file of `save_model`; a checkpoint of our training; a
         folder of `StereoMatcher.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
@@ -24,9 +24,9 @@ def load_stereo(name_or_path: str | Path) -> STTR:
         OSError: a file that is missing or cannot be read.
     """
     path, _ = located(name_or_path, "stereo")
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         state, values = read_safetensors(path, "stereo network", lambda name: name == "STTR")
-        return filled(STTR(configuration(STTRConfig, values, path)), state, path)
+        return restored(STTRConfig, STTR, values, state, path)
     return stereo_from(read_checkpoint(path), path)
 
 
@@ -43,4 +43,4 @@ def stereo_from(content: Mapping[str, Any], path: Path) -> STTR:
     """
     if not is_stereo(content):
         raise InputError(f"{path} holds no stereo network, expected a checkpoint of StereoTask")
-    return filled(STTR(configuration(STTRConfig, content["config"], path)), trained_weights(content), path)
+    return restored(STTRConfig, STTR, content["config"], trained_weights(content, path), path)
