@@ -34,7 +34,6 @@ _DAMAGED = (
     ArithmeticError,
     AssertionError,
     RuntimeError,  # torch's own; NotImplementedError and RecursionError are such too
-    MemoryError,
 )
 _BOMB = 20  # times its size on the disk that a zipped file may have in memory; torch.save does not compress
 
@@ -159,14 +158,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
                 content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
+    except MemoryError:
+        raise _unreadable(path, "it asks for more memory than there is") from None
     except _DAMAGED as error:
         raise _unreadable(path, error) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise _unreadable(path, error) from None  # a place that is not in the file
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected a state_dict or a checkpoint with one")
     return dict(content)
 
 
-def _unreadable(path: Path, error: BaseException) -> InputError:
+def _unreadable(path: Path, error: object) -> InputError:
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     return InputError(f"{path}: not readable as a checkpoint ({reason}); expected torch.save or safetensors")
 

@@ -78,7 +78,7 @@ class LoFTRConfig:
         _choice("block", self.block, get_args(BlockKind))
         _choice("position", self.position, get_args(PositionKind))
         _choice("matching", self.matching, get_args(MatchingKind))
-        if len(self.block_dims) != 3:
+        if len(self.block_dims) != 3 or min(self.block_dims) < 1:
             raise InputError(f"block_dims is {self.block_dims}, expected 3 numbers: channels at 1/2, 1/4 and 1/8")
         counts = (
             "blocks_per_stage",
@@ -105,6 +105,10 @@ class LoFTRConfig:
             raise InputError(f"block_dims[0] is {self.d_fine}, expected a multiple of fine_heads, {self.fine_heads}")
         if self.fine_window < 1 or self.fine_window % 2 == 0:
             raise InputError(f"fine_window is {self.fine_window}, expected an odd number")
+        if self.topk and min(self.topk) < 1:
+            raise InputError(f"topk is {self.topk}, expected at least 1 each")
+        if not self.mlp_ratio * self.d_model >= 1:
+            raise InputError(f"mlp_ratio is {self.mlp_ratio}, expected above 0")
         if self.temperature <= 0:
             raise InputError(f"temperature is {self.temperature}, expected above 0")
         if self.border < 0:

@@ -101,6 +101,8 @@ class STTRConfig:
             raise InputError(
                 f"topk is {self.topk} for {self.levels} levels, expected {self.levels - 1}: all levels but the last"
             )
+        if self.topk and min(self.topk) < 1:
+            raise InputError(f"topk is {self.topk}, expected at least 1 each")
         if self.position == "relative" and self.attention != "full":
             raise InputError(
                 f"position is 'relative' with attention {self.attention!r}, expected 'rotary' or 'none' with it"
