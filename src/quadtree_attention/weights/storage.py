@@ -44,6 +44,7 @@ _MOST = {
 }
 # Options by which timm reads other files, or downloads them.
 _ELSEWHERE = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+_FILLING = {"uniform_", "normal_", "fill_", "zero_", "mul_", "add_", "sub_", "div_", "erfinv_", "clamp_", "copy_"}
 _BUFFERS = 50_000_000  # numbers that are no weights, as tables of positions
 
 
@@ -264,6 +265,12 @@ class _Bounded(TorchFunctionMode):
         self._left -= 1
         if self._left < 0:
             raise InputError("it makes a network of many more parts than there are tensors in the file")
+        if function in (torch.randn, torch.rand):
+            function = torch.empty
+        if getattr(function, "__name__", "") in _FILLING:
+            tensor = args[0] if args else (kwargs or {}).get("tensor")
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor  # nothing to fill; and torch would load what takes longer than a match
         return function(*args, **kwargs or {})
 
 
