@@ -77,10 +77,10 @@ def command() -> None:
 def _prepare_streams() -> None:
     """Make sure that there is somewhere to print to, and that every name of a file can be printed."""
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by whoever called us
+        if getattr(sys, name) is None:  # closed by whoever called us
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (for as long as we run)
-        elif hasattr(stream, "reconfigure"):
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -110,8 +110,8 @@ def _mistake(error: Exception, name: str) -> str | None:
     """What went wrong in the command of that name, in a line for the user; None if it is a bug."""
     if out_of_memory(error):
         return f"out of memory; {_LESS_MEMORY.get(name, 'close other programs')}"
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, (InputError, MissingPackageError, OSError)):
         return str(error)
     return None

@@ -84,7 +84,8 @@ def walk(folder: str | Path) -> list[Path]:
     """All files in a folder and in those below it, sorted, but for hidden ones. Links to folders are followed, and no folder is entered twice."""
     found: list[Path] = []
     seen: set[Path] = set()
-    folders, links = [Path(folder)], []
+    folders: list[Path] = [Path(folder)]
+    links: list[Path] = []
     while folders or links:
         here = folders.pop() if folders else links.pop(0)  # links last: what lies in the folder itself has its own name
         if (real := here.resolve()) in seen:

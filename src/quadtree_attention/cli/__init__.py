@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # They register their commands, in the order of quadtree --help.
 # ruff: isort: off
@@ -28,13 +28,13 @@ def run(arguments: list[str]) -> int:
     """
     try:
         with warnings.catch_warnings():
-            if not {"-q", "--quiet"} & set(arguments):
-                warnings.filterwarnings("default", category=UserWarning, module="quadtree_attention")
-                _show_as_notes()
+            action: Literal["ignore", "default"] = "ignore" if {"-q", "--quiet"} & set(arguments) else "default"
+            warnings.filterwarnings(action, category=UserWarning, module="quadtree_attention")
+            _show_as_notes()
             status = app(args=arguments, prog_name="quadtree", standalone_mode=False)
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's, whichever version of it typer brings
-            command = error.ctx.command_path if getattr(error, "ctx", None) else "quadtree"
+            command = getattr(getattr(error, "ctx", None), "command_path", "quadtree")
             raise InputError(f"{error.format_message().rstrip('.')}; see {command} --help") from None
         if type(error).__name__ == "Abort":  # how some versions of it report an interrupt, and others by the status
             raise KeyboardInterrupt from None
@@ -52,10 +52,10 @@ def _show_as_notes() -> None:
     """Until the filters of warnings are restored, show those of this package as the command's own lines."""
     usual = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any) -> None:
         if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parents[1]):
             note(str(message))
         else:
-            usual(message, category, filename, *rest)
+            usual(message, category, filename, *rest, **named)
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]  # it takes what the usual one takes

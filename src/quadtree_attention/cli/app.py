@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 from .. import __version__
@@ -63,7 +64,7 @@ def note(text: str, quiet: bool = False) -> None:
         print(f"quadtree: {' '.join(text.split())}", file=sys.stderr)
 
 
-def note_default(name: str, labels: tuple[str, ...], model: str, quiet: bool) -> None:
+def note_default(name: str, labels: Sequence[str], model: str, quiet: bool) -> None:
     """Say what the default model knows, which is little; nothing if the user chose a ``model``."""
     if model == name:
         known = f"{', '.join(labels[:12])}{', ...' * (len(labels) > 12)}"

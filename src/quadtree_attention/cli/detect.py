@@ -12,6 +12,7 @@ from .outputs import Outputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import numpy as np
 
@@ -57,7 +58,7 @@ def detect(
     files = left_to_do(files, [[drawn[file]] if drawn else [] for file in files], skip_existing, quiet)
     if not files:
         return 0
-    inputs = [*(file.path for file in files), model, *([] if annotations is None else [annotations])]
+    inputs: list[str | Path] = [*(file.path for file in files), model, *([] if annotations is None else [annotations])]
     with Outputs(inputs, overwrite=overwrite) as outputs:
         results = outputs.file("--out", out, DETECTION_SUFFIXES)
         outputs.files("--picture", [drawn[file] for file in files if drawn], PICTURE_SUFFIXES)
