@@ -118,7 +118,7 @@ def test_an_image_that_needs_too_much_memory_is_left_out(photos, tmp_path, monke
     assert photos[1] in captured.out
 
 
-@pytest.mark.parametrize("device", ["meta", "abacus", "xla", "fpga", "hpu", "mkldnn", "0", ""])
+@pytest.mark.parametrize("device", ["meta", "abacus", "xla", "fpga", "hpu", "0", ""])
 def test_devices_that_cannot_be_used(device, photos, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of names that it no longer uses
