@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,22 @@ def test_rotated_products_depend_on_the_distance_alone():
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
     assert products[0].std() > 1e-3
     assert torch.equal(queries[:, 4:], query[0, 0].expand(6, 8)[:, 4:])  # half of the channels know no place
+
+
+def test_numbers_are_those_of_the_definition_rounded_once():
+    """Half an ulp of a number up to 1 is 2^-25; float64's own errors are far below 1e-12. So they are the same on every machine."""
+    half_ulp = 2.0**-25 + 1e-12
+    places = np.array([0.0, 1.5, 400, 511])
+    angle = places[:, None] * 1000.0 ** -(np.arange(2) / 2)  # half of 8 channels: two pairs
+    east = torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0]).expand(1, 4, 1, 8)
+    rotated = rotate(east, torch.from_numpy(places))[0, :, 0].double().numpy()
+    np.testing.assert_allclose(rotated[:, :2], np.cos(angle), rtol=0, atol=half_ulp)
+    np.testing.assert_allclose(rotated[:, 2:4], np.sin(angle), rtol=0, atol=half_ulp)
+
+    distance = np.arange(399, -400, -1)[:, None] * 10000.0 ** (-2 * np.arange(8) / 16)
+    got = relative_sines(400, 16, torch.zeros(())).double().numpy()
+    np.testing.assert_allclose(got[:, ::2], np.sin(distance), rtol=0, atol=half_ulp)
+    np.testing.assert_allclose(got[:, 1::2], np.cos(distance), rtol=0, atol=half_ulp)
 
 
 def test_parents_stand_amid_their_children():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from ...ops import token_pyramid
+from ..sines import frequencies, sines
 
 ROTARY_BASE = 1000.0  # ratio of the slowest to the fastest turn: rows of a few hundred tokens
 SINE_BASE = 10000.0  # as published
@@ -28,28 +27,15 @@ def rotate(x: Tensor, place: Tensor) -> Tensor:
     x: ``[B, W, heads, dim]``, dim a multiple of 4; place: ``[W]``.
     """
     pairs = x.shape[-1] // 4
-    sine, cosine = (table[:, None].to(x.dtype) for table in _turns(place, pairs))  # [W, 1, pairs]
+    sine, cosine = (table[:, None] for table in sines(place, frequencies(ROTARY_BASE, pairs), x.dtype))  # [W, 1, pairs]
     first, second, rest = x.split((pairs, pairs, x.shape[-1] - 2 * pairs), -1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest], -1)
 
 
-def _turns(place: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    speed = ROTARY_BASE ** (-torch.arange(pairs, dtype=torch.float32, device=place.device) / pairs)
-    angle = place[:, None] * speed
-    return angle.sin(), angle.cos()
-
-
-@lru_cache(maxsize=8)
-def _sine_speeds(dim: int) -> Tensor:
-    with torch.inference_mode(False):
-        return SINE_BASE ** (-2 * torch.arange(dim // 2, dtype=torch.float32) / dim)
-
-
 def relative_sines(tokens: int, dim: int, like: Tensor) -> Tensor:
     """Sine encoding of the distances W - 1 down to -(W - 1): ``[2 W - 1, dim]``, sine and cosine in turns, in the dtype of ``like``."""
-    distance = torch.arange(tokens - 1, -tokens, -1, dtype=torch.float32, device=like.device)
-    angle = distance[:, None] * _sine_speeds(dim).to(like.device)
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(like.dtype)
+    distance = torch.arange(tokens - 1, -tokens, -1, device=like.device)
+    return torch.stack(sines(distance, frequencies(SINE_BASE, dim // 2), like.dtype), -1).flatten(1)
 
 
 def by_distance(scores: Tensor) -> Tensor:
