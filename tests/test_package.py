@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -119,6 +120,30 @@ def test_imports_go_down_only():
             if other and (module == "__init__" or floor(other) < floor(module)):
                 wrong.append(f"{path.relative_to(PACKAGE)}:{line} imports {other}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("module", "category", "fails"),
+    [
+        ("quadtree_attention", RuntimeWarning, True),
+        ("quadtree_attention.ops.tree", UserWarning, True),
+        ("tests.ops.test_operator", UserWarning, True),  # ours, with a stacklevel that points to the caller
+        ("quadtree_attention.ops.tree", FutureWarning, False),
+        ("quadtree_attention.ops.tree", DeprecationWarning, False),
+        ("torch.nn.functional", UserWarning, False),
+        ("quadtree_attentions", UserWarning, False),
+    ],
+)
+def test_warnings_of_ours_fail_tests_and_no_others(module, category, fails):
+    """As pyproject.toml says. The module of a warning is the one whose line it is about."""
+    code = compile(f"import warnings; warnings.warn('made up', {category.__name__})", "made_up.py", "exec")
+    with warnings.catch_warnings(record=True) as caught:  # with pytest's filters
+        if fails:
+            with pytest.raises(category, match="made up"):
+                exec(code, {"__name__": module})
+        else:
+            exec(code, {"__name__": module})
+    assert len(caught) == (not fails)
 
 
 def test_extras_are_those_that_messages_name():
