@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib import metadata
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,10 +147,57 @@ def test_warnings_of_ours_fail_tests_and_no_others(module, category, fails):
     assert len(caught) == (not fails)
 
 
-def test_extras_are_those_that_messages_name():
+def required() -> Iterator[tuple[str, str, str]]:
+    """Each `require` of the package: top-level module and extra, as written, and where."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "require":
+                module, extra = node.args
+                first = module.values[0] if isinstance(module, ast.JoinedStr) else module  # f"PIL.{name}"
+                choices = [first.body, first.orelse] if isinstance(first, ast.IfExp) else [first]
+                for choice in choices:
+                    where = f"{path.relative_to(PACKAGE)}:{node.lineno}"
+                    yield ast.literal_eval(choice).partition(".")[0], ast.literal_eval(extra), where
+
+
+def installed_by(extra: str) -> set[str]:
+    """Distributions that an extra installs: those it names, and what these need themselves."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(project["optional-dependencies"]) >= {"vision", "train", "export", "test"}
-    assert not [name for name in project["dependencies"] if not name.startswith(("torch", "numpy", "numba"))]
+    found: set[str] = set()
+    for requirement in project["optional-dependencies"][extra]:
+        name, extras = re.fullmatch(r"([\w-]+)(?:\[([\w,]+)\])?.*", requirement).groups()
+        if name == project["name"]:
+            found |= {distribution for other in extras.split(",") for distribution in installed_by(other)}
+        else:
+            needs = [need for need in metadata.requires(name) or [] if "extra ==" not in need]
+            found |= {name, *(re.match(r"[\w.-]+", need).group() for need in needs)}
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in found}
+
+
+def test_the_extra_that_a_message_names_installs_what_is_missing():
+    owners = metadata.packages_distributions()
+    places = list(required())
+    assert {"cv2", "timm", "lightning", "pycolmap", "h5py"} <= {module for module, _, _ in places}
+    for module, extra, where in places:
+        owner = {re.sub(r"[-_.]+", "-", name).lower() for name in owners[module]}
+        assert owner & installed_by(extra), f"{where}: {module} does not come with the extra {extra!r}"
+
+
+def test_extras_named_in_texts_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {}
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *PACKAGE.rglob("*.py")]:
+        for names in re.findall(
+            r"quadtree-attention\[([\w,]+)\]|-e '?\.\[([\w,]+)\]", path.read_text(encoding="utf-8")
+        ):
+            named |= dict.fromkeys("".join(names).split(","), path.name)
+    assert len(named) > 5
+    assert named.keys() <= project["optional-dependencies"].keys()
+
+
+def test_the_core_needs_three_packages():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [re.match(r"\w+", name).group() for name in project["dependencies"]] == ["torch", "numpy", "numba"]
 
 
 def test_missing_extra_is_named(monkeypatch):
