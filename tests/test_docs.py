@@ -41,7 +41,7 @@ def options_of(command: str) -> set[str]:
         for part, settings in yaml.safe_load(recipe.read_text()).items():
             if isinstance(settings, dict) and "class_path" in settings:
                 classes.add((part, settings["class_path"]))
-    found = {"--config", "--ckpt_path", "--print_config", "--help", "--debug"}
+    found = {"--config", "--ckpt_path", "--print_config", "--help", "--debug", "--data", "--model", "--trainer"}
     for part, path in classes:
         module, _, name = path.rpartition(".")
         found |= {
@@ -75,7 +75,7 @@ def problem(line: str, whole: bool) -> str | None:
         try:
             COMMANDS[command].make_context(command, arguments)
         except Exception as error:  # of the parser
-            return str(getattr(error, "message", error))
+            return f"{type(error).__name__}: {getattr(error, 'message', error)}"
     return None
 
 
@@ -124,8 +124,8 @@ def test_command_lines_of_all_kinds_are_looked_at():
     [
         ("quadtree match_folder photos --out a.db", "no command 'match_folder'"),
         ("quadtree match a.png b.png --guess 3", "no option '--guess' of 'match'"),
-        ("quadtree match a.png b.png --max-size big", "'big' is not"),
-        ("quadtree match a.png", "Missing parameter"),
+        ("quadtree match a.png b.png --max-size big", "BadParameter"),
+        ("quadtree match a.png", "MissingParameter"),
         ("quadtree fit --config recipes/none.yaml", "no file 'recipes/none.yaml'"),
         ("quadtree fit --config recipes/imagenet.yaml --data.guess 1", "no option '--data.guess' of 'fit'"),
     ],
