@@ -14,6 +14,10 @@ class MissingPackageError(ImportError):
     """An optional package is not installed. The message is one line that says how to install it."""
 
 
+class InputWarning(UserWarning):
+    """An input that is used, though not as it stands. One line: what is odd, and what was done. The command shows it as one line."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that there is too little memory, of the machine or of its GPU."""
     if (

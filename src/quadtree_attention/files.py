@@ -1,15 +1,18 @@
-"""Output files: checked before the long work, and written whole or not at all; and folders, walked through."""
+"""Files: images found in folders; outputs checked before the long work, and written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, InputWarning
+from .formats import IMAGE_SUFFIXES, PHOTO_SUFFIXES
 
 
 def check_output(path: str | Path, suffixes: Collection[str]) -> Path:
@@ -99,3 +102,19 @@ def walk(folder: str | Path) -> list[Path]:
             elif path.is_file():
                 found.append(path)
     return sorted(found)
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The images among the files that `walk` finds, by their suffix; photographs of kinds that are not read, such as .heic, are told of in an
+    InputWarning."""
+    files = walk(folder)
+    others = Counter(path.suffix.lower() for path in files if path.suffix.lower() in PHOTO_SUFFIXES)
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        warnings.warn(
+            InputWarning(
+                f"{folder}: photographs of kinds that cannot be read are left out: {kinds}; convert them to .jpg or .png"
+            ),
+            stacklevel=3,
+        )
+    return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]

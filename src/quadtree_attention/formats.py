@@ -3,6 +3,8 @@
 IMAGE_SUFFIXES = (
     ".jpg",
     ".jpeg",
+    ".jpe",
+    ".jfif",
     ".png",
     ".webp",
     ".bmp",
@@ -14,6 +16,21 @@ IMAGE_SUFFIXES = (
     ".jp2",
     ".avif",
 )  # read
+PHOTO_SUFFIXES = (
+    ".heic",
+    ".heif",
+    ".hif",
+    ".jxl",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".orf",
+    ".rw2",
+    ".psd",
+)  # not read
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # drawn
 CHART_SUFFIXES = (".png", ".svg", ".pdf")
 CLASSIFICATION_SUFFIXES = (".json", ".csv")

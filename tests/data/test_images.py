@@ -1,12 +1,16 @@
 import io
 import struct
+import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from quadtree_attention.data.images import MAX_PIXELS, fitted_size, read_image, resize_longest, to_gray
+from quadtree_attention.data.decoding import MAX_PIXELS
+from quadtree_attention.data.images import fitted_size, read_image, resize_longest, stored_pixels, to_gray
+from quadtree_attention.errors import InputError, InputWarning
 
 
 @pytest.fixture
@@ -207,3 +211,113 @@ def test_resize_averages():
 def test_too_small(size, max_size):
     with pytest.raises(ValueError, match="at least 32"):
         fitted_size(size, max_size)
+
+
+ORIENTED = np.arange(3 * 5 * 40, dtype=np.uint32).reshape(3, 200) % 251  # no two ways of turning give the same
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.png", {}),
+        ("a.webp", {"lossless": True}),
+        ("plain.tif", {}),
+        ("lzw.tif", {"compression": "tiff_lzw"}),
+        ("deflate.tif", {"compression": "tiff_adobe_deflate"}),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rotations_of_all_formats_are_applied_only_if_asked_for(tmp_path, orientation, name, options, channels):
+    stored = (
+        np.uint8(ORIENTED)[..., None]
+        if channels == 1
+        else np.uint8(np.stack([ORIENTED, ORIENTED + 1, ORIENTED + 2], -1))
+    )
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, Image.fromarray(stored.squeeze(-1) if channels == 1 else stored), name, exif=exif, **options)
+    stored = np.broadcast_to(stored, (*stored.shape[:2], 3))
+    # TIFF 6.0, page 36: where row 0 and column 0 are as one sees it
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored),
+    }[orientation]
+    np.testing.assert_array_equal(read_image(path), upright)
+    np.testing.assert_array_equal(read_image(path, upright=False), stored)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_image(image), upright)
+    # and a point of it is found again
+    y, x = 1, 2
+    there = stored_pixels(path, np.array([[x, y]]), upright.shape[:2])[0].astype(int)
+    np.testing.assert_array_equal(stored[there[1], there[0]], upright[y, x])
+
+
+def test_deep_images_that_fill_little_of_their_range_are_stretched_and_say_so(tmp_path):
+    levels = np.linspace(0, 1, 4096).reshape(64, 64)
+    for name, low, high in (("12-bit.png", 0, 4095), ("thermal.tif", 7000, 8500), ("bright.png", 60_000, 65_535)):
+        path = saved(tmp_path, Image.fromarray(np.uint16(low + (high - low) * levels)), name)
+        with pytest.warns(InputWarning, match=rf"{name}: values from [0-9.]+ to [0-9.]+ fill little of 0..65535"):
+            out = read_image(path)[..., 0]
+        assert np.abs(out - 255 * levels).max() < 2
+        assert len(np.unique(out)) == 256
+    with pytest.warns(InputWarning, match=r"numpy image: values from 0\.400\d* to 0\.499\d* fill little of 0..1"):
+        assert np.ptp(read_image(0.4 + 0.1 * levels)) == 255
+
+
+def test_deep_images_that_are_even_or_fill_their_range_are_left_alone():
+    assert set(np.unique(read_image(np.full((40, 40), 514, np.uint16)))) == {2}
+    assert read_image(np.full((40, 40), 0.2)).max() == 51
+    ramp = np.linspace(0, 20_000, 1600).reshape(40, 40)
+    np.testing.assert_array_equal(read_image(np.uint16(ramp))[..., 0], np.rint(np.uint16(ramp) / 257.0))
+    # one hot pixel makes no range
+    hot = np.full((100, 100), 1000, np.uint16)
+    hot[50:] = 2000
+    hot[0, 0] = 65_535
+    with pytest.warns(InputWarning, match="from 1000 to 2000"):
+        assert read_image(hot)[[20, 80], 0, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_deep_colours_keep_their_lower_bits(tmp_path, suffix, orientation):
+    levels = np.stack([np.linspace(0, 4095, 4800).reshape(60, 80)] * 3, -1)
+    levels[..., 2] /= 2
+    path = tmp_path / f"deep{suffix}"
+    cv2.imwrite(str(path), np.uint16(levels)[..., ::-1])
+    if orientation == 6:
+        if suffix == ".tif":
+            pytest.skip("OpenCV writes no EXIF into TIFF")
+        content = path.read_bytes()
+        body = b"eXIf" + Image.Exif.tobytes(_exif(6))[6:]
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        path.write_bytes(content[:33] + chunk + content[33:])
+        levels = np.rot90(levels, -1)
+    with pytest.warns(InputWarning, match="fill little"):
+        out = read_image(path)
+    assert out.shape == levels.shape
+    assert np.abs(out - levels * (255 / 4095)).max() < 2
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def test_nothing_of_libtiff_reaches_stderr(tmp_path, capfd):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = saved(tmp_path, Image.fromarray(noise), "a.tif", compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = b"\xff" * 200  # libtiff: "Using code not yet in table"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.tif"):
+        read_image(path)
+    assert capfd.readouterr() == ("", "")

@@ -4,6 +4,7 @@ from PIL import Image
 
 from quadtree_attention.data.images import read_image, to_gray
 from quadtree_attention.data.photos import Photographs, list_photographs, read_gray
+from quadtree_attention.errors import InputWarning
 
 
 def save(path, image, **options):
@@ -19,6 +20,30 @@ def test_list_is_sorted_and_searches_folders_below(tmp_path, photo):
     (tmp_path / "notes.txt").write_text("no photograph")
     found = [path.relative_to(tmp_path).as_posix() for path in list_photographs(tmp_path)]
     assert found == ["a/z.PNG", "a.jpeg", "b.jpg"]
+
+
+def test_links_to_folders_are_followed_once_and_hidden_folders_are_not(tmp_path, photo):
+    inside, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    save(inside / "a.png", photo)
+    save(inside / ".ipynb_checkpoints/a.png", photo)
+    save(elsewhere / "below/b.png", photo)
+    (inside / "link").symlink_to(elsewhere)
+    (elsewhere / "below/loop").symlink_to(inside)
+    (elsewhere / "broken.png").symlink_to(tmp_path / "none.png")
+    found = [path.relative_to(inside).as_posix() for path in list_photographs(inside)]
+    assert found == ["a.png", "link/below/b.png"]
+
+
+def test_photographs_of_kinds_that_are_not_read_are_counted(tmp_path, photo):
+    save(tmp_path / "a.png", photo)
+    Image.fromarray(photo).save(tmp_path / "b.jfif", "JPEG")
+    for name in ("c.HEIC", "d.heic", "e.dng", ".f.dng", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.warns(
+        InputWarning, match=r"of kinds that cannot be read are left out: 1 \.dng, 2 \.heic; convert them to"
+    ):
+        found = list_photographs(tmp_path)
+    assert [path.name for path in found] == ["a.png", "b.jfif"]
 
 
 def test_list_says_what_is_wrong(tmp_path, photo):

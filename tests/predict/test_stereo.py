@@ -11,7 +11,7 @@ from PIL import Image
 
 from quadtree_attention import StereoMatcher
 from quadtree_attention.__main__ import main
-from quadtree_attention.data.arrays import read_map
+from quadtree_attention.data.maps import read_map
 from quadtree_attention.predict.stereo import Stereo, _resized
 from quadtree_attention.viz.disparity import draw_disparity
 from quadtree_attention.weights.registry import find

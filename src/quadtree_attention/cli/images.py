@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import InputError, out_of_memory
 from ..extras import require
-from ..files import check_output, no_room, walk
+from ..files import check_output, image_files, no_room
 from ..formats import IMAGE_SUFFIXES
 from .app import note, typer
 
@@ -49,7 +49,7 @@ def find_images(sources: Iterable[str]) -> list[ImageFile]:
             raise FileNotFoundError(f"{source} does not exist, expected an image file or a folder of images")
         inside = [source]
         if source.is_dir():
-            inside = [path for path in walk(source) if path.suffix.lower() in IMAGE_SUFFIXES]
+            inside = image_files(source)
             if not inside:
                 raise InputError(f"{source} has no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
         for path in inside:

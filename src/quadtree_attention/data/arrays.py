@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
-import pickle
+import math
+import struct
+import tokenize
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,48 +16,79 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..extras import require
+from .decoding import one_line
+from .pickles import PICKLE_ERRORS, unpickle
 
-_ROTATION = (
-    1e-2  # how far the product of a rotation and its transpose may be from the identity: numbers are rounded in text
+MAX_EXPANDED = 1 << 30  # bytes of all arrays of an .npz file
+# What reading a damaged zip, .npy header or pickle raises.
+_ARRAY_ERRORS = (
+    *PICKLE_ERRORS,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    SyntaxError,
+    tokenize.TokenError,
+    MemoryError,
 )
 
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays of arrays, numbers and strings, and nothing that could run code."""
-
-    _allowed = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-            ("_codecs", "encode"),  # how older pickles spell bytes
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-        return super().find_class(module, name)
+# How far the product of a rotation and its transpose may be from the identity: numbers are rounded in text.
+_ROTATION = 1e-2
 
 
 def read_arrays(path: str | Path) -> dict[str, Any]:
     """The arrays of an .npz file by name: a zip of arrays, or a pickled dictionary, as MegaDepth's indexes are.
 
     Objects may only be arrays, numbers, strings and containers of them: no code of the file is ever run.
+
+    Raises:
+        ValueError, OSError: it is missing, damaged, holds something else, or expands to more than 1 GiB, in one line that starts with its name.
     """
     path = Path(path)
     try:
         if not zipfile.is_zipfile(path):
-            with path.open("rb") as file:
-                return dict(_ArraysOnly(file).load())
+            found = unpickle(path.read_bytes())
+            if not isinstance(found, dict):
+                raise ValueError(f"it holds a {type(found).__name__}")
+            return {str(name): value for name, value in found.items()}
         with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy"): _read_npy(archive.read(name)) for name in archive.namelist()}
+            if sum(one.file_size for one in archive.infolist()) > MAX_EXPANDED:
+                raise ValueError(f"it expands to more than {MAX_EXPANDED >> 30} GiB")
+            return {name.removesuffix(".npy"): _npy(archive.read(name)) for name in archive.namelist()}
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # a damaged pickle raises almost anything
-        message = " ".join(str(error).split())
-        raise InputError(f"{path}: not a file of arrays ({message}), expected .npz with numbers and strings") from None
+    except _ARRAY_ERRORS as error:
+        raise InputError(
+            f"{path}: not a file of arrays ({one_line(error)}), expected .npz with numbers and strings"
+        ) from None
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """The array of an .npy file, of numbers or strings; ValueError or OSError in one line that starts with the file's name."""
+    path = Path(path)
+    try:
+        found = _npy(path.read_bytes())
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
+    except _ARRAY_ERRORS as error:
+        raise InputError(f"{path}: not an array ({one_line(error)}), expected .npy with numbers") from None
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{path}: not an array, but a {type(found).__name__}, expected .npy with numbers")
+    return found
+
+
+def read_numbers(path: str | Path, what: str) -> np.ndarray:
+    """Numbers of a text file, a row a line, of ``what`` it should hold; ValueError or OSError in one line that starts with the file's name."""
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # of numpy: an empty file, whose missing numbers the caller finds
+            return np.loadtxt(path, encoding="utf-8-sig")
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not {what} ({one_line(error)}), expected text with numbers") from None
 
 
 def entry(arrays: Mapping[str, Any], key: str, where: Any) -> Any:
@@ -100,32 +135,28 @@ def _numbers(values: Any) -> np.ndarray:
         return np.zeros(0)
 
 
-def _read_npy(data: bytes) -> Any:
-    """An array of a zip; of Python objects too, and a 0-d object array as the object itself."""
+def _npy(data: bytes) -> Any:
+    """The array of an .npy file; of Python objects too, and a 0-d object array as the object itself."""
+    with np.errstate(all="ignore"):  # numpy multiplies the sides of a shape, however large
+        return _checked_npy(data)
+
+
+def _checked_npy(data: bytes) -> Any:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    if reader(file)[2].hasobject:
-        array = _ArraysOnly(file).load()
+    shape, _, kind = reader(file)
+    if kind.hasobject:
+        if kind != np.dtype(object):
+            raise ValueError(f"it has entries of several parts, {kind!r:.60}")
+        array = unpickle(data[file.tell() :])
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"it holds a {type(array).__name__}")
         return array.item() if array.ndim == 0 else array
+    if kind.kind not in "biufcSU":
+        raise ValueError(f"it has entries of type {kind!r:.60}")
+    if min(shape, default=0) < 0 or math.prod(map(int, shape)) * kind.itemsize > len(
+        data
+    ):  # numpy would make room first
+        raise ValueError(f"it is cut off: shape {shape!r:.60} of {kind}")
     return np.load(io.BytesIO(data), allow_pickle=False)
-
-
-def read_map(path: Path) -> np.ndarray:
-    """An array [H, W] from .npy, .npz, or what OpenCV reads with its depth kept (.png, .tif, .pfm, .exr)."""
-    if not path.is_file():  # OpenCV would say so by itself, on stderr
-        raise FileNotFoundError(f"{path} does not exist, expected a map of numbers")
-    if path.suffix in (".npy", ".npz"):
-        try:
-            values = np.load(path, allow_pickle=False)
-            if isinstance(values, np.ndarray):
-                return values
-            with values as archive:
-                return archive[archive.files[0]]
-        except Exception as error:  # numpy has many, none with the file's name
-            raise InputError(f"{path}: not a file of numbers ({' '.join(str(error).split())})") from None
-    cv2 = require("cv2", "vision")
-    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if values is None:
-        raise InputError(f"{path}: cannot be read as a map of numbers, expected .npy, .npz, .pfm, .tif or .png")
-    return values

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from ..extras import require
+from .decoding import as_mode, decode, opened, orientation, silenced, transposed
 
-MAX_PIXELS = 178_956_970  # a quarter of 2**29 * 4/3 bytes: what Pillow itself takes for a decompression bomb
 MIN_SIDE = 32  # pixels: below, no match can be found
+_LITTLE = 1 / 4  # share of the range of deep pixels; fewer are stretched
+_TAILS = (0.1, 99.9)  # percentiles that are brought to 0 and 255 then
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -24,13 +26,16 @@ def read_image(source: Any, *, upright: bool = True) -> np.ndarray:
 
     upright: apply the EXIF rotation. Depth maps and COLMAP's cameras are of the pixels as stored, without.
 
-    16-bit images are scaled by 255/65535. Transparent pixels are laid over white. Of an animation, the first frame is taken.
+    16-bit images are scaled by 255/65535, floats by 255. Where these fill less than a quarter of their range, as 12 bits in 16 and thermal images
+    do, their percentiles from 0.1 to 99.9 are stretched to 0..255, with an InputWarning. Transparent pixels are laid over white. Of an
+    animation, the first frame is taken.
 
     Raises:
         ValueError, OSError: whatever is wrong with the image, in one line that starts with its name.
     """
     if isinstance(source, str | Path):
-        return _read_file(Path(source), upright)
+        with opened(source) as image:
+            return _from_pil(image, str(source), upright, Path(source))
     if isinstance(source, np.ndarray):
         return _from_array(source, "numpy image", "[H, W] or [H, W, C]")
     module = type(source).__module__.partition(".")[0]
@@ -86,11 +91,8 @@ def stored_pixels(path: Path, points: np.ndarray, size: tuple[int, int]) -> np.n
 
     size: (height, width) as `read_image` gives it.
     """
-    with require("PIL.Image", "vision").open(path) as image:
-        try:
-            orientation = image.getexif().get(0x0112, 1)
-        except Exception:  # as in _upright: the metadata can be anything
-            return points
+    with opened(path) as image:
+        turn = orientation(image)
     x, y = points[:, 0], points[:, 1]
     right, bottom = size[1] - 1 - x, size[0] - 1 - y
     turned = {
@@ -101,83 +103,53 @@ def stored_pixels(path: Path, points: np.ndarray, size: tuple[int, int]) -> np.n
         6: (y, right),
         7: (bottom, right),
         8: (bottom, x),
-    }.get(orientation, (x, y))
+    }.get(turn, (x, y))
     return np.stack(turned, 1)
 
 
-def _read_file(path: Path, upright: bool) -> np.ndarray:
-    pil = require("PIL.Image", "vision")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected an image file")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist, expected an image file")
-    if not path.is_file():
-        raise InputError(f"{path} is not a regular file, expected an image file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes), expected an image file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow: large sizes (checked below), odd metadata
-            image = pil.open(path)
-    except pil.UnidentifiedImageError:
-        raise InputError(f"{path} is not an image of a kind that Pillow can read") from None
-    except pil.DecompressionBombError:
-        raise InputError(f"{path} has more than {MAX_PIXELS} pixels; make it smaller first") from None
-    except OSError as error:
-        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # decoders raise almost anything on damaged headers
-        raise InputError(f"{path} is damaged: {_one_line(error)}") from None
-    with image:
-        return _from_pil(image, str(path), upright)
+def _from_pil(image: Any, name: str, upright: bool, path: Path | None = None) -> np.ndarray:
+    deep_colors = image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", "")[:1])
+    image = decode(image, name, upright=upright)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        if image.mode == "I":  # 32-bit whole numbers: how some versions of Pillow hold 16-bit files
+            if deep.min() < 0 or deep.max() > 65535:
+                raise InputError(
+                    f"{name} has 32-bit values from {deep.min()} to {deep.max()}, expected 0..65535; convert it to 16 bits"
+                )
+            deep = deep.astype(np.uint16)
+        return _from_array(deep.astype(deep.dtype.newbyteorder("=")), name, "[H, W]")
+    pixels = np.array(_to_rgb(image, name))
+    if deep_colors and path is not None and np.ptp(pixels) < _LITTLE * 255:
+        deep = _all_bits(
+            path, upright
+        )  # Pillow keeps the upper 8 of 16 bits of colours, which are few grey levels here
+        return pixels if deep is None else _from_array(deep, name, "[H, W, C]")
+    return pixels
 
 
-def _from_pil(image: Any, name: str, upright: bool) -> np.ndarray:
-    pil, ops = require("PIL.Image", "vision"), require("PIL.ImageOps", "vision")
-    width, height = image.size
-    if width == 0 or height == 0:
-        raise InputError(f"{name} has size {width}x{height}, expected at least 1x1 pixel")
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{name} has {width}x{height} pixels, expected at most {MAX_PIXELS}; make it smaller first")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata
-            image.load()
-            image = _upright(image, ops) if upright else image
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                deep = np.asarray(image)
-            else:
-                deep = None
-                image = _to_rgb(image, pil)
-    except OSError as error:
-        raise InputError(f"{name} is truncated or damaged: {_one_line(error)}") from None
-    except Exception as error:  # decoders raise almost anything on damaged data
-        raise InputError(f"{name} cannot be decoded: {_one_line(error)}") from None
-    if deep is None:
-        return np.array(image)
-    if image.mode == "I":  # 32-bit whole numbers: how some versions of Pillow hold 16-bit files
-        if deep.min() < 0 or deep.max() > 65535:
-            raise InputError(
-                f"{name} has 32-bit values from {deep.min()} to {deep.max()}, expected 0..65535; convert it to 16 bits"
-            )
-        deep = deep.astype(np.uint16)
-    return _from_array(deep.astype(deep.dtype.newbyteorder("=")), name, "[H, W]")
+def _all_bits(path: Path, upright: bool) -> np.ndarray | None:
+    """16-bit colours ``[H, W, 3 or 4]`` uint16 of a file; None if OpenCV sees none."""
+    cv2, pil = require("cv2", "vision"), require("PIL.Image", "vision")
+    with silenced():
+        deep = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)  # as stored
+    if deep is None or deep.dtype != np.uint16 or deep.ndim != 3:
+        return None
+    with opened(path) as image:
+        turn = orientation(image) if upright else 1
+    channels = (deep[..., k] for k in (2, 1, 0, 3)[: deep.shape[2]])
+    return np.stack([np.asarray(transposed(pil.fromarray(one), turn)) for one in channels], -1)
 
 
-def _upright(image: Any, ops: Any) -> Any:
-    """Apply the EXIF rotation; an image whose metadata is damaged stays as it is."""
-    try:
-        return ops.exif_transpose(image)
-    except Exception:  # the pixels are fine, and the metadata can be anything
-        return image
-
-
-def _to_rgb(image: Any, pil: Any) -> Any:
+def _to_rgb(image: Any, name: str) -> Any:
+    """A decoded image of any mode in RGB, what is transparent over white."""
     if image.mode == "La":
-        image = image.convert("LA")
+        image = as_mode(image, "LA", name)
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        pil = require("PIL.Image", "vision")
+        image = as_mode(image, "RGBA", name)
         image = pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return as_mode(image, "RGB", name)
 
 
 def _from_tensor(tensor: Any) -> np.ndarray:
@@ -213,21 +185,35 @@ def _from_array(array: np.ndarray, name: str, expected: str) -> np.ndarray:
 
 
 def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
+    """``[H, W, C]`` in 8 bits; values that fill little of their range are stretched, with a warning, as few grey levels would be left."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
-        return np.rint(array.astype(np.float32) * (255 / 65535)).astype(np.uint8)
-    if not np.issubdtype(array.dtype, np.floating):
+        full = 65535.0
+    elif np.issubdtype(array.dtype, np.floating):
+        full = 1.0
+        low, high = float(array.min()), float(array.max())
+        if not np.isfinite(low + high):
+            raise InputError(f"{name} holds NaN or infinite values, expected floats in 0..1")
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise InputError(
+                f"{name} has float values from {low:g} to {high:g}, expected 0..1; divide by the largest value it can have"
+            )
+    else:
         raise InputError(f"{name} has dtype {array.dtype}, expected uint8, uint16, or float in 0..1")
-    low, high = float(array.min()), float(array.max())
-    if not np.isfinite(low + high):
-        raise InputError(f"{name} holds NaN or infinite values, expected floats in 0..1")
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise InputError(
-            f"{name} has float values from {low:g} to {high:g}, expected 0..1; divide by the largest value it can have"
+    colors = array[..., :3]
+    step = 1 + max(array.shape[:2]) // 1000  # percentiles of fewer pixels are as good
+    low, high = (float(value) for value in np.percentile(colors[::step, ::step], _TAILS))
+    if 0 < high - low < _LITTLE * full:
+        warnings.warn(
+            InputWarning(
+                f"{name}: values from {low:.6g} to {high:.6g} fill little of 0..{full:g}, they were stretched"
+            ),
+            stacklevel=4,
         )
-    return np.rint(array.clip(0, 1).astype(np.float32) * 255).astype(np.uint8)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    else:
+        low, high = 0.0, full
+    pixels = (array.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+    if array.shape[-1] == 4:  # alpha keeps its own range
+        pixels[..., 3] = array[..., 3].astype(np.float32) * np.float32(255 / full)
+    return np.rint(pixels.clip(0, 255)).astype(np.uint8)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
-from ..extras import require
+from ..files import image_files
 from ..formats import IMAGE_SUFFIXES
+from .decoding import as_mode, decode, opened
 from .images import MIN_SIDE, read_image, to_gray
 
 _TRIES = 20  # broken photographs in a row before giving up
 
 
 def list_photographs(folder: str | Path) -> list[Path]:
-    """The image files of a folder and of those below it, known by their suffix and sorted by path; hidden ones are left out.
+    """The photographs of a folder and of those below it, see `files.image_files`.
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such folder.
@@ -29,14 +29,10 @@ def list_photographs(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{folder} does not exist, expected a folder of photographs")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, expected a folder of photographs")
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
+    found = image_files(folder)
     if not found:
         raise InputError(f"{folder} holds no photographs ({', '.join(IMAGE_SUFFIXES)}) in it or below")
-    return sorted(found)
+    return found
 
 
 class Photographs:
@@ -89,16 +85,11 @@ def read_gray(path: str | Path, short_side: int | None = None, *, upright: bool 
 
 
 def _read_jpeg(path: str | Path, short_side: int | None, upright: bool) -> np.ndarray | None:
-    """The quick way, by the luma channel of a JPEG alone; None for what needs the long way, broken files included."""
-    pil, ops = require("PIL.Image", "vision"), require("PIL.ImageOps", "vision")
-    try:
-        # Read at once: Pillow asks for small pieces, which some file systems are slow to give.
-        with pil.open(BytesIO(Path(path).read_bytes())) as image:
-            if image.format != "JPEG" or image.mode not in ("L", "RGB"):
-                return None
-            # Without a size the file is decoded whole.
-            factor = min(1.0, short_side / min(image.size)) if short_side else 1.0
-            image.draft("L", tuple(max(1, round(side * factor)) for side in image.size))
-            return np.asarray((ops.exif_transpose(image) if upright else image).convert("L"))
-    except Exception:  # decoders raise almost anything; the long way says what is wrong
-        return None
+    """The quick way, by the luma channel of a JPEG alone; None for what needs the long way."""
+    with opened(path) as image:
+        if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+            return None
+        # Without a size the file is decoded whole.
+        factor = min(1.0, short_side / min(image.size)) if short_side else 1.0
+        image.draft("L", tuple(max(1, round(side * factor)) for side in image.size))
+        return np.asarray(as_mode(decode(image, str(path), upright=upright), "L", str(path)))

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask
 
 from quadtree_attention.data.recognition.annotations import read_coco, read_voc
 
@@ -77,8 +78,14 @@ def test_coco(coco):
         (lambda c: c.pop("categories"), r"file\.json has no list 'categories', expected COCO's format"),
         (lambda c: c["images"][1].pop("width"), r"file\.json: images\[1\] has no 'width'"),
         (lambda c: c["images"][1].update(id=7), r"images\[1\]: id 7 is there twice"),
-        (lambda c: c["categories"][0].pop("name"), r"category 18 has no 'name'"),
+        (lambda c: c["categories"][0].pop("name"), r"categories\[0\] has no 'name'"),
         (lambda c: c["annotations"][1].pop("image_id"), r"annotations\[1\] has no 'image_id'"),
+        (lambda c: c["categories"][1].update(id=18), r"categories\[1\]: id 18 is there twice, expected one category"),
+        (lambda c: c["categories"][1].update(id=[18]), r"categories\[1\]: id is \[18\], expected a whole number"),
+        (lambda c: c["categories"][1].update(id="18"), r"categories\[1\]: id is '18', expected a whole number"),
+        (lambda c: c["categories"].append(None), r"categories\[2\] has no 'id'"),
+        (lambda c: c["images"].append(3), r"images\[2\] has no 'file_name'"),
+        (lambda c: c["annotations"].append([]), r"annotations\[2\] has no 'image_id'"),
     ],
 )
 def test_bad_files(coco, change, message):
@@ -86,6 +93,11 @@ def test_bad_files(coco, change, message):
     for drop in (False, True):
         with pytest.raises(ValueError, match=message):
             read_coco(path, images, drop=drop)
+
+
+def outlined(outline=None, **runs):
+    """Gives the first object an outline."""
+    return lambda c: c["annotations"][0].update(segmentation=runs or outline)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +116,39 @@ def test_bad_files(coco, change, message):
         (lambda c: c["annotations"][0].update(bbox="all"), r"bbox is 'all', expected 4 numbers: x, y, width, height"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 0, 3]), r"box 1, 2, 1, 5 \(x0, y0, x1, y1\) has no area"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 3]), r"has no area"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), r"is not finite"),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, 3, float("nan")]),
+            r"bbox is \[1, 2, 3, nan\], expected 4 numbers",
+        ),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, "3", 4]), r"bbox is \[1, 2, '3', 4\], expected 4 numbers"),
         (lambda c: c["annotations"][1].update(bbox=[15, 2, 9, 3]), r"annotations\[1\] .*is outside its image of 20x10"),
         (lambda c: c["annotations"][1].update(bbox=[20, 2, 0.5, 3]), r"has no area inside its image of 20x10"),
-        (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), r"segmentation is neither polygons"),
-        (lambda c: c["annotations"][1]["segmentation"].update(size=[20, 10]), r"segmentation is neither polygons"),
+        (lambda c: c["annotations"][0].update(iscrowd="no"), r"iscrowd is 'no', expected 0 or 1"),
+        (lambda c: c["annotations"][0].update(area=float("nan")), r"area is nan, expected a number of pixels"),
+        (lambda c: c["annotations"][0].update(area="9"), r"area is '9', expected a number of pixels"),
+        (lambda c: c["annotations"][0].update(category_id=[3]), r"category_id is \[3\], expected a whole number"),
+        (lambda c: c["images"][1].update(width="64"), r"images\[1\]: width is '64', expected a whole number"),
+        (lambda c: c["images"][1].update(width=0), r"images\[1\]: size is 0x8, expected 1 to"),
+        (lambda c: c["images"][1].update(width=1e12), r"images\[1\]: size is 1000000000000x8, expected 1 to"),
+        (
+            lambda c: c["images"][1].update(file_name=None),
+            r"images\[1\]: file_name is None, expected the name of a file",
+        ),
+        (lambda c: c["images"][1].update(file_name="\0"), r"images\[1\]: image .* does not exist"),
+        (lambda c: c["images"][1].update(file_name="x" * 5000), r"images\[1\]: image .* does not exist"),
+        (outlined([[1, 2, 3, 4]]), r"segmentation has a polygon \[1, 2, 3, 4\], expected at least 3 points"),
+        (outlined([[1, 2, 3, 4, 5, float("nan")]]), r"segmentation has a polygon .*, expected at least 3 points"),
+        (outlined([[1, 2, 1e8, 4, 5, 6]]), r"segmentation has a polygon .* that is far outside its image of 20x10"),
+        (outlined([[1, 2, float("inf"), 4, 5, 6]]), r"segmentation has a polygon .*, expected at least 3 points"),
+        (outlined([["1", 2, 3, 4, 5, 6]]), r"segmentation has a polygon .*, expected at least 3 points"),
+        (outlined("all"), r"segmentation is 'all', expected polygons or run lengths"),
+        (outlined(size=[20, 10], counts=[200]), r"segmentation has size \[20, 10\], expected \[10, 20\]"),
+        (outlined(size=None, counts=[200]), r"segmentation has size None, expected \[10, 20\]"),
+        (outlined(size=[10, 20], counts=[100, 20, 10]), r"has run lengths of 130 pixels in all, expected 200"),
+        (outlined(size=[10, 20], counts=[300, -100]), r"has run lengths \[300, -100\], expected a list"),
+        (outlined(size=[10, 20], counts="PPPP2"), r"has run lengths 'PPPP2'"),
+        (outlined(size=[10, 20], counts="\u20ac"), r"has run lengths '.', which are not as pycocotools packs them"),
+        (outlined(size=[10, 20], counts=None), r"has run lengths None, expected a list"),
     ],
 )
 def test_bad_entries_are_named_or_dropped(coco, change, message):
@@ -122,7 +162,30 @@ def test_bad_entries_are_named_or_dropped(coco, change, message):
     assert sum(len(one.labels) for one in found.images) + len(found.images) == 3
 
 
+@pytest.mark.parametrize("outline", [None, []])
+def test_objects_without_an_outline_are_bad_only_where_masks_are_wanted(coco, outline):
+    path, images = coco(outlined(outline))
+    assert len(read_coco(path, images).images[0].labels) == 2
+    with pytest.raises(ValueError, match=r"annotations\[0\] \(id 1\) has no segmentation, expected an outline"):
+        read_coco(path, images, masks=True)
+    with pytest.warns(UserWarning, match="1 bad entries were dropped"):
+        found = read_coco(path, images, masks=True, drop=True)
+    assert found.images[0].masks().shape == (1, 10, 20)
+
+
+def test_packed_run_lengths_are_those_of_pycocotools(coco):
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.02, 0.5, 1.0):
+        want = np.asfortranarray(rng.random((10, 20)) < share, np.uint8)
+        codes = mask.encode(want)
+        path, images = coco(outlined(size=[10, 20], counts=codes["counts"].decode()))
+        np.testing.assert_array_equal(read_coco(path, images).images[0].masks()[0], want)
+
+
 def test_what_is_no_json(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"deep\.json is nested too deeply"):
+        read_coco(tmp_path / "deep.json", tmp_path)
     (tmp_path / "text.json").write_text("{1")
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
@@ -199,6 +262,26 @@ def test_bad_objects_are_named_or_dropped(voc, objects, message):
     assert [len(one.labels) for one in found.images] == [0, 1]
 
 
+@pytest.mark.parametrize("encoding", ["klingon", "utf-7", "hex"])
+def test_encodings_that_python_does_not_have(voc, encoding):
+    root = voc()
+    path = root / "Annotations" / "two.xml"
+    path.write_text(f"<?xml version='1.0' encoding='{encoding}'?>{path.read_text()}")
+    with pytest.raises(ValueError, match=r"two\.xml is not XML: "):
+        read_voc(root, "train")
+
+
+def test_entities_are_not_expanded(voc):
+    root = voc()
+    path = root / "Annotations" / "two.xml"
+    entities = "".join(f"<!ENTITY a{n + 1} '{f'&a{n};' * 10}'>" for n in range(5))
+    path.write_text(
+        f"<!DOCTYPE a [<!ENTITY a0 'x'>{entities}]>{path.read_text().replace('</annotation>', '&a5;</annotation>')}"
+    )
+    with pytest.raises(ValueError, match=r"two\.xml is not XML: it has a document type, expected none"):
+        read_voc(root, "train")
+
+
 def test_bad_folders(voc, tmp_path):
     root = voc(text="<annotation><object>")
     with pytest.raises(ValueError, match=r"two\.xml is not XML: "):
@@ -216,7 +299,7 @@ def test_bad_folders(voc, tmp_path):
         read_voc(root, "train")
     voc()
     (root / "JPEGImages" / "two.jpg").unlink()
-    with pytest.raises(ValueError, match=r"two\.xml: image .*two\.\* does not exist"):
+    with pytest.raises(ValueError, match=r"train\.txt: image .*two\.\* does not exist, two\.xml would be"):
         read_voc(root, "train")
     with pytest.raises(FileNotFoundError, match="has no folder Annotations or annotations"):
         read_voc(root / "JPEGImages", "train")

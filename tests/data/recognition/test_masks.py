@@ -83,7 +83,7 @@ def test_what_is_wrong_names_the_file(folders, tmp_path):
     Image.new("RGB", (5, 4)).save(masks / "a.png")
     wrong(ValueError, r"a\.png has mode RGB, expected one number a pixel")
     (masks / "a.png").write_text("no image")
-    wrong(ValueError, r"a\.png cannot be read as a mask: cannot identify")
+    wrong(ValueError, r"a\.png is not an image of a kind that Pillow can read")
     (masks / "a.png").unlink()
     wrong(FileNotFoundError, r"a\.jpg has no mask, expected .*a\.png; 1 of the 2 images of .* have none")
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(masks / "a.png")

@@ -44,14 +44,17 @@ def _coco(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_coco(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.annotations import read_coco
-    from quadtree_attention.data.detection import DetectionDataset
+    from quadtree_attention.data.recognition.annotations import read_coco
+    from quadtree_attention.data.recognition.detection import DetectionDataset
+    from quadtree_attention.errors import InputError
 
-    for drop in (True, False):
-        images = read_coco(path, folder / "images", drop=drop).images
-        masks = all(one.outlines is not None for one in images)
+    for drop, masks in ((True, True), (False, False), (False, True)):
+        images = read_coco(path, folder / "images", drop=drop, masks=masks).images
         for sample in range(len(images)):
-            DetectionDataset(images, masks)[sample]
+            try:
+                DetectionDataset(images, masks)[sample]
+            except InputError as error:  # of the image, where the sizes of both are not the same
+                raise InputError(f"{path.name}: {error}") from None
 
 
 XML = b"""<annotation><filename>a.png</filename><size><width>64</width><height>48</height><depth>3</depth></size>
@@ -75,7 +78,7 @@ def _voc(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_voc(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.annotations import read_voc
+    from quadtree_attention.data.recognition.annotations import read_voc
 
     for drop in (True, False):
         read_voc(folder, "train", drop=drop)

@@ -31,7 +31,7 @@ def _indexes(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_index(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.scenes.layouts import MegaDepthScene
+    from quadtree_attention.data.matching.layouts import MegaDepthScene
 
     MegaDepthScene(folder, path)
 
@@ -43,7 +43,7 @@ def _scannet(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_scannet(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.scenes.layouts import ScanNetScene
+    from quadtree_attention.data.matching.layouts import ScanNetScene
 
     ScanNetScene(folder, folder / "test.npz", folder / "intrinsics.npz")
 
@@ -62,7 +62,7 @@ def _homographies(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_homography(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.pairs import read_homography
+    from quadtree_attention.data.matching.pairs import read_homography
 
     assert read_homography(path).shape == (3, 3)
 
@@ -73,7 +73,7 @@ def _poses(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_pose(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.pose_sets import read_pose
+    from quadtree_attention.data.matching.layouts import read_pose
 
     assert read_pose(path).shape == (4, 4)
 

@@ -116,7 +116,7 @@ def _masks(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_masks(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.masks import SegmentationFolder
+    from quadtree_attention.data.recognition.masks import SegmentationFolder
 
     image, mask = SegmentationFolder(folder / "images", folder / "masks", 4)[0]
     assert image.shape[:2] == mask.shape
@@ -152,13 +152,13 @@ def _pfm(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_map(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.arrays import read_map
+    from quadtree_attention.data.maps import read_map
 
     assert isinstance(read_map(path), np.ndarray)
 
 
 def _disparity(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.pairs import StereoPair
+    from quadtree_attention.data.matching.pairs import StereoPair
 
     disparity = StereoPair(name=str(path), image0="", image1="", disparity=path, scale=256.0).read_disparity()
     assert disparity.dtype == np.float32
@@ -178,9 +178,9 @@ HOSTILE_PFM = {
 
 
 KINDS = [
-    Kind("images", _images, _read_image, HOSTILE_IMAGES, cases=0),
-    Kind("gray", _images, _read_gray, HOSTILE_IMAGES, cases=0),
-    Kind("masks", _masks, _read_masks, HOSTILE_IMAGES, cases=0),
+    Kind("images", _images, _read_image, HOSTILE_IMAGES, cases=0, memory=3 << 30),
+    Kind("gray", _images, _read_gray, HOSTILE_IMAGES, cases=0, memory=3 << 30),
+    Kind("masks", _masks, _read_masks, HOSTILE_IMAGES, cases=0, memory=3 << 30),
     Kind("pfm", _pfm, _read_map, HOSTILE_PFM, cases=0),
     Kind("maps", _maps, _read_map, cases=0),
     Kind("disparity", _maps, _disparity, cases=0),

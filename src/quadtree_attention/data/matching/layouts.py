@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from ...errors import InputError
 from ...extras import require
-from ..arrays import camera_matrix, entries, entry, pose_matrix, read_arrays, read_map
+from ..arrays import camera_matrix, entries, entry, pose_matrix, read_arrays, read_numbers
+from ..maps import read_map
 from .pairs import with_long_side
 from .posed import Size, fits, joined, posed_image
 
@@ -47,13 +48,15 @@ class ScanNetScene(Dataset):
         self.intrinsics = intrinsics if isinstance(intrinsics, Mapping) else read_arrays(intrinsics)
         arrays = read_arrays(index)
         names = np.asarray(entry(arrays, "name", index))
-        if names.ndim != 2 or names.shape[1] != 4:
-            raise InputError(f"{index}: 'name' has shape {names.shape}, expected [N, 4]: scene, sub-scene, two frames")
+        if names.ndim != 2 or names.shape[1] != 4 or names.dtype.kind not in "iu":
+            raise InputError(
+                f"{index}: 'name' has shape {names.shape} of {names.dtype}, expected whole numbers [N, 4]: scene, sub-scene, two frames"
+            )
         if "score" in arrays:
             scores = np.asarray(arrays["score"])
-            if scores.shape != names.shape[:1]:
+            if scores.shape != names.shape[:1] or scores.dtype.kind not in "iuf":
                 raise InputError(
-                    f"{index}: 'score' has shape {scores.shape}, expected ({len(names)},), as many as names"
+                    f"{index}: 'score' has shape {scores.shape}, expected ({len(names)},), as many as names, of numbers"
                 )
             names = names[scores > min_overlap]
         self.names = names.astype(np.int32)
@@ -169,13 +172,7 @@ def _some(pairs: np.ndarray, index: str | Path, min_overlap: float) -> None:
 
 def read_pose(path: Path) -> np.ndarray:
     """A pose ``[4, 4]`` of a text file, as ScanNet has them: camera to world."""
-    try:
-        values = np.loadtxt(path)
-    except OSError as error:
-        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: {error}, expected 4 x 4 numbers") from None
-    return pose_matrix(values, str(path))
+    return pose_matrix(read_numbers(path, "a pose"), str(path))
 
 
 def overlapping(infos: Any, images: int, path: Any) -> list[tuple[int, int, float]]:

@@ -6,6 +6,7 @@ line. Images themselves are read when a pair is used.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,9 +16,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ...extras import require
-from ..arrays import camera_matrix, pose_matrix, read_map
-from ..images import read_image
+from ..arrays import camera_matrix, pose_matrix, read_npy, read_numbers
+from ..decoding import opened
+from ..maps import read_map
+
+_OPENCV_MATRIX = re.compile(
+    r"rows[:>]\s*(\d+)\s*(?:</rows>\s*<)?cols[:>]\s*(\d+)\s*(?:</cols>\s*<)?"
+    r'dt[:>]\s*"?[a-z]"?\s*(?:</dt>\s*<)?data[:>]\s*\[?([^]<]*)'
+)
 
 Image = str | Path | np.ndarray
 Size = tuple[int, int]
@@ -78,7 +84,8 @@ class StereoPair(Pair):
         values = self.disparity if isinstance(self.disparity, np.ndarray) else read_map(Path(self.disparity))
         if values.ndim != 2:
             raise InputError(f"{self.name}: disparity has shape {values.shape}, expected [H, W] with one value a pixel")
-        values = values.astype(np.float32) / np.float32(self.scale)
+        with np.errstate(all="ignore"):  # what is not finite is unknown
+            values = values.astype(np.float32) / np.float32(self.scale)
         values[~(np.isfinite(values) & (values > 0))] = np.nan
         return values
 
@@ -164,21 +171,25 @@ def _with_short_side(size: Size, pixels: int) -> Size:
 def read_homography(path: str | Path) -> np.ndarray:
     """A homography [3, 3] from text, .npy, or OpenCV's .xml/.yml with one matrix."""
     path = Path(path)
+    if path.suffix == ".npy":
+        return _matrix(read_npy(path), str(path))
+    if path.suffix in (".xml", ".yml", ".yaml"):
+        return _matrix(_opencv_matrix(path), str(path))
+    return _matrix(read_numbers(path, "a homography"), str(path))
+
+
+def _opencv_matrix(path: Path) -> Any:
+    """The first matrix of OpenCV's .xml or .yml; None if there is none. OpenCV's own reader ends the process for some damaged files."""
     try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        elif path.suffix in (".xml", ".yml", ".yaml"):
-            cv2 = require("cv2", "vision")
-            storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
-            values = storage.getFirstTopLevelNode().mat()
-            storage.release()
-        else:
-            values = np.loadtxt(path)
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # OpenCV and numpy each have their own
-        raise InputError(f"{path}: not a homography ({' '.join(str(error).split())}), expected 3 x 3 numbers") from None
-    return _matrix(values, str(path))
+    found = _OPENCV_MATRIX.search(text)
+    if not found or (found[1], found[2]) != ("3", "3"):
+        return None
+    return found[3].replace(",", " ").split()
 
 
 # ---- poses ---------------------------------------------------------------------------------------
@@ -304,20 +315,19 @@ def _floats(words: list[str], where: str) -> np.ndarray:
 
 
 def _matrix(values: Any, where: str) -> np.ndarray:
-    H = np.asarray(values, dtype=np.float64)
+    try:
+        H = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):  # strings, or objects
+        H = np.zeros(0)
     if H.size != 9 or not np.isfinite(H).all() or abs(np.linalg.det(H.reshape(3, 3))) < 1e-12:
         raise InputError(f"{where}: not a homography, expected 3 x 3 finite numbers of an invertible matrix")
     return H.reshape(3, 3)
 
 
 def _image_size(path: Path) -> Size:
-    """(width, height), from the file's head alone where it is sound."""
-    try:
-        with require("PIL.Image", "vision").open(path) as image:
-            return image.size
-    except OSError:
-        height, width = read_image(path).shape[:2]  # says what is wrong in one line
-        return width, height
+    """(width, height), from the file's head alone."""
+    with opened(path) as image:
+        return image.size
 
 
 def some(pairs: list[Any], path: Path) -> list[Any]:

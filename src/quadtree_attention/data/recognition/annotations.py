@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ...errors import InputError
-from ...extras import require
+from ..decoding import MAX_PIXELS, one_line
+from .outlines import Outline, OutlineError, is_number, parse_outline, shown
 
 SLACK = 1.0  # pixels by which a box may stick out of its image; it is clipped then
 T = TypeVar("T")
@@ -30,8 +31,8 @@ class AnnotatedImage:
 
     path: of the image; size: (height, width); image_id: number in COCO's files, or place in the list; boxes: float32 ``[N, 4]``, x0, y0, x1,
     y1 in pixels; labels: int64 ``[N]``; crowd: bool ``[N]``, objects that are not counted as missed (VOC: difficult ones); areas: float32
-    ``[N]``, by which results for small and large objects are told apart, of the box where the file gives none; outlines: polygons or run
-    lengths of each object as in COCO's files, or None where there are none.
+    ``[N]``, by which results for small and large objects are told apart, of the box where the file gives none; outlines: of each object, or
+    None for one that has none; None if the files have none at all.
     """
 
     path: Path
@@ -41,21 +42,17 @@ class AnnotatedImage:
     labels: np.ndarray
     crowd: np.ndarray
     areas: np.ndarray
-    outlines: Sequence[Any] | None = None
+    outlines: Sequence[Outline | None] | None = None
 
     def masks(self) -> np.ndarray:
         """The outlines filled: uint8 ``[N, H, W]``."""
         if self.outlines is None:
             raise InputError(f"{self.path} has boxes only, expected outlines of the objects too")
-        masks = require("pycocotools.mask", "detect")
         out = np.zeros((len(self.outlines), *self.size), np.uint8)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, about pycocotools
-            for mask, outline in zip(out, self.outlines, strict=True):
-                codes = outline
-                if isinstance(outline, list) or isinstance(outline["counts"], list):
-                    codes = masks.frPyObjects(outline, *self.size)
-                mask[:] = masks.decode(masks.merge(codes) if isinstance(codes, list) else codes)
+        for mask, outline in zip(out, self.outlines, strict=True):
+            if outline is None:
+                raise InputError(f"{self.path} has an object without an outline, expected one of each")
+            mask[:] = outline.mask()
         return out
 
 
@@ -93,13 +90,14 @@ class Checker:
             )
 
 
-def read_coco(path: Path, images: Path, *, drop: bool = False) -> Annotations:
+def read_coco(path: Path, images: Path, *, drop: bool = False, masks: bool = False) -> Annotations:
     """Read a json file in COCO's format whose images are in the folder ``images``.
 
     Args:
         path: of the file.
         images: folder.
         drop: leave bad entries out, with a warning, instead of raising.
+        masks: whether an object without an outline is a bad entry.
 
     Raises:
         ValueError: what is wrong with the file or one entry of it, in one line that names both.
@@ -110,42 +108,47 @@ def read_coco(path: Path, images: Path, *, drop: bool = False) -> Annotations:
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise InputError(f"{path} has no list {name!r}, expected COCO's format: images, annotations, categories")
     check = Checker(drop)
-    numbers: dict[Any, int] = {}
-    names = []
-    for n, entry in enumerate(sorted(content["categories"], key=lambda one: _get(one, "id", f"{path}: categories"))):
-        numbers[entry["id"]] = n
-        names.append(str(_get(entry, "name", f"{path}: category {entry['id']}")))
+    names: dict[int, str] = {}  # of categories; without them no label is known, so that a bad one always raises
+    for n, entry in enumerate(content["categories"]):
+        number, name = _category(entry, f"{path}: categories[{n}]")
+        if number in names:
+            raise InputError(
+                f"{path}: categories[{n}]: id {number} is there twice, expected one category of that number"
+            )
+        names[number] = name
+    numbers = {number: n for n, number in enumerate(sorted(names))}
     here = {one.name for one in images.iterdir()} if images.is_dir() else set()
-    found: dict[Any, tuple[dict[str, Any], list[Any]]] = {}
+    found: dict[int, tuple[_CocoImage, list[Any]]] = {}
+    missing = set()
     for n, entry in enumerate(content["images"]):
         place = f"{path}: images[{n}]"
-        for key in ("id", "file_name", "width", "height"):
-            _get(entry, key, place)
-        if entry["id"] in found:
-            raise InputError(f"{place}: id {entry['id']} is there twice, expected one image of that number")
-        name = entry["file_name"]
-        if name not in here and not (images / name).is_file():
-            check(_bad, f"{place}: image {images / name} does not exist")
+        image = check(_image, entry, place)
+        if image is None:
             continue
-        found[entry["id"]] = entry, []
-    known = {entry.get("id") for entry in content["images"]}
+        if image.number in found or image.number in missing:
+            raise InputError(f"{place}: id {image.number} is there twice, expected one image of that number")
+        if image.name not in here and not _is_file(images / image.name):
+            missing.add(image.number)
+            check(_bad, f"{place}: image {images / _shown_name(image.name)} does not exist")
+            continue
+        found[image.number] = image, []
     for n, entry in enumerate(content["annotations"]):
         place = f"{path}: annotations[{n}]"
-        image = _get(entry, "image_id", place)
-        if image in found:
-            values = check(_coco, entry, place, found[image][0], numbers)
+        number = check(_image_of, entry, place)
+        if number in found:
+            values = check(_coco, entry, place, found[number][0], numbers, masks)
             if values is not None:
-                found[image][1].append(values)
-        elif image not in known:
-            check(_bad, f"{place}: image_id {image!r} is not among the images")
+                found[number][1].append(values)
+        elif number is not None and number not in missing:
+            check(_bad, f"{place}: image_id {number} is not among the images")
     check.warn(path)
     out = []
-    for image_id, (entry, objects) in found.items():
+    for number, (image, objects) in found.items():
         boxes, labels, crowd, areas, outlines = zip(*objects, strict=True) if objects else ((),) * 5
-        whole = list(outlines) if all(one is not None for one in outlines) else None
-        size, place = (entry["height"], entry["width"]), images / entry["file_name"]
-        out.append(AnnotatedImage(place, size, image_id, *_arrays(boxes, labels, crowd, areas), whole))
-    return Annotations(out, names, list(numbers))
+        whole = None if objects and all(one is None for one in outlines) else list(outlines)
+        arrays = _arrays(boxes, labels, crowd, areas)
+        out.append(AnnotatedImage(images / image.name, image.size, number, *arrays, whole))
+    return Annotations(out, [names[number] for number in sorted(names)], sorted(names))
 
 
 def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, drop: bool = False) -> Annotations:
@@ -168,7 +171,11 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
     listed = next((path for path in lists if path.is_file()), None)
     if listed is None:
         raise FileNotFoundError(f"{lists[0]} does not exist, expected a list of the images of {split}, one name a line")
-    names = [line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = listed.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{listed} is not text, expected names of images, one a line") from None
+    names = [line.split()[0] for line in text.splitlines() if line.strip()]
     if not names:
         raise InputError(f"{listed} is empty, expected names of images, one a line")
     files = {path.stem: path for path in sorted(pictures.iterdir())}
@@ -178,7 +185,10 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
         path = xmls / f"{name}.xml"
         image = files.get(name)
         if image is None:
-            check(_bad, f"{path}: image {pictures / name}.* does not exist")
+            check(
+                _bad,
+                f"{listed}: image {pictures / _shown_name(name)}.* does not exist, {path.name} would be its annotations",
+            )
             continue
         size, objects = _voc(path, check)
         read.append((image, size, objects))
@@ -201,13 +211,55 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:  # bad json, or not text
-        raise InputError(f"{path} is not json: {error}") from None
+        raise InputError(f"{path} is not json: {one_line(error)}") from None
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply, expected COCO's format") from None
+
+
+@dataclass(frozen=True)
+class _CocoImage:
+    """An image of COCO's files; size: (height, width)."""
+
+    number: int
+    name: str
+    size: tuple[int, int]
+
+
+def _category(entry: Any, place: str) -> tuple[int, str]:
+    """Number and name of a category."""
+    number, name = _whole(entry, "id", place), _get(entry, "name", place)
+    if not isinstance(name, str | int | float):
+        raise BadEntry(f"{place}: name is {shown(name)}, expected text")
+    return number, str(name)
+
+
+def _image(entry: Any, place: str) -> _CocoImage:
+    name = _get(entry, "file_name", place)
+    if not isinstance(name, str) or not name:
+        raise BadEntry(f"{place}: file_name is {shown(name)}, expected the name of a file")
+    height, width = (_whole(entry, side, place) for side in ("height", "width"))
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise BadEntry(f"{place}: size is {width}x{height}, expected 1 to {MAX_PIXELS} pixels")
+    return _CocoImage(_whole(entry, "id", place), name, (height, width))
+
+
+def _image_of(entry: Any, place: str) -> int:
+    return _whole(entry, "image_id", place)
 
 
 def _get(entry: Any, key: str, place: str) -> Any:
     if not isinstance(entry, Mapping) or key not in entry:
-        raise InputError(f"{place} has no {key!r}")
+        raise InputError(f"{place} has no {key!r}")  # the file is of another format
     return entry[key]
+
+
+def _whole(entry: Any, key: str, place: str) -> int:
+    """A whole number of an entry, of 64 bits."""
+    value = _get(entry, key, place)
+    whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    if not whole or not -(2**63) <= value < 2**63:
+        raise BadEntry(f"{place}: {key} is {shown(value)}, expected a whole number")
+    return int(value)
 
 
 def _bad(message: str) -> NoReturn:
@@ -215,35 +267,47 @@ def _bad(message: str) -> NoReturn:
 
 
 def _coco(
-    entry: Mapping[str, Any], place: str, image: Mapping[str, Any], numbers: Mapping[Any, int]
+    entry: Mapping[str, Any], place: str, image: _CocoImage, numbers: Mapping[int, int], masks: bool
 ) -> tuple[Any, ...]:
     """Box, label, crowd, area and outline of one entry."""
     if "id" in entry:
-        place += f" (id {entry['id']})"
-    category = entry.get("category_id")
+        place += f" (id {shown(entry['id'])})"
+    category = _whole(entry, "category_id", place)
     if category not in numbers:
-        raise BadEntry(f"{place}: category_id {category!r} is not among the categories")
-    try:
-        x, y, width, height = (float(value) for value in entry["bbox"])
-    except (KeyError, TypeError, ValueError):
-        raise BadEntry(f"{place}: bbox is {entry.get('bbox')!r}, expected 4 numbers: x, y, width, height") from None
-    box = _box((x, y, x + width, y + height), (image["height"], image["width"]), place)
-    crowd = bool(entry.get("iscrowd", 0))
-    outline = entry.get("segmentation")
-    if isinstance(outline, Mapping):
-        good = "counts" in outline and list(outline.get("size", ())) == [image["height"], image["width"]]
-    else:
-        good = outline is None or (
-            isinstance(outline, list)
-            and all(isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 for one in outline)
-        )
-    if not good:
-        raise BadEntry(
-            f"{place}: segmentation is neither polygons of at least 3 points nor run lengths of the image's size"
-        )
+        raise BadEntry(f"{place}: category_id {category} is not among the categories")
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
+        raise BadEntry(f"{place}: bbox is {shown(box)}, expected 4 numbers: x, y, width, height")
+    x, y, width, height = (float(value) for value in box)
+    corners = _box((x, y, x + width, y + height), image.size, place)
+    crowd = entry.get("iscrowd") or 0
+    if crowd not in (0, 1):
+        raise BadEntry(f"{place}: iscrowd is {shown(crowd)}, expected 0 or 1")
     area = entry.get("area")
-    area = float(area) if isinstance(area, int | float) else (box[2] - box[0]) * (box[3] - box[1])
-    return box, numbers[category], crowd, area, outline or None
+    if area is None:
+        area = (corners[2] - corners[0]) * (corners[3] - corners[1])
+    elif not is_number(area) or not 0 <= area < np.finfo(np.float32).max:
+        raise BadEntry(f"{place}: area is {shown(area)}, expected a number of pixels")
+    outline = entry.get("segmentation")
+    try:
+        outline = parse_outline(outline, image.size) if outline else None
+    except OutlineError as error:
+        raise BadEntry(f"{place}: segmentation {error}") from None
+    if masks and outline is None:
+        raise BadEntry(f"{place} has no segmentation, expected an outline, as masks are wanted")
+    return corners, numbers[category], bool(crowd), float(area), outline
+
+
+def _shown_name(name: str) -> str:
+    """A name of a file or class, shortened for a message."""
+    return name if len(name) < 100 and name.isprintable() else shown(name)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _box(box: tuple[float, ...], size: tuple[int, int], place: str) -> tuple[float, ...]:
@@ -269,29 +333,42 @@ def _folder(root: Path, names: Sequence[str]) -> Path:
     raise FileNotFoundError(f"{root} has no folder {' or '.join(names)}, expected VOC's layout")
 
 
+class _NoEntities(ElementTree.TreeBuilder):
+    """XML without a document type, in which entities could grow without bound. VOC's files have none."""
+
+    def doctype(self, *_: Any) -> NoReturn:
+        raise ValueError("it has a document type, expected none")
+
+
 def _voc(path: Path, check: Checker) -> tuple[tuple[int, int], list[tuple[str, tuple[float, ...], bool, str]]]:
     """Size of the image, and name, box, crowd and place of each object."""
-    if not path.is_file():
+    if not _is_file(path):
         raise FileNotFoundError(f"{path} does not exist, expected the annotations of an image that the split lists")
     try:
-        tree = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path} is not XML: {error}") from None
+        tree = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_NoEntities()))
+    except (
+        ElementTree.ParseError,
+        LookupError,
+        ValueError,
+    ) as error:  # the latter two: of encodings that Python does not have
+        raise InputError(f"{path} is not XML: {one_line(error)}") from None
     try:
-        height, width = (int(tree.findtext(f"size/{side}", "")) for side in ("height", "width"))
-    except ValueError:
+        height, width = (int(float(tree.findtext(f"size/{side}", ""))) for side in ("height", "width"))
+    except (ValueError, OverflowError):
         raise InputError(f"{path} has no size with width and height, expected VOC's format") from None
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise InputError(f"{path}: size is {width}x{height}, expected 1 to {MAX_PIXELS} pixels")
 
     def one(node: ElementTree.Element, place: str) -> tuple[str, tuple[float, ...], bool, str]:
         name = (node.findtext("name") or "").strip()
         if not name:
             raise BadEntry(f"{place} has no name")
-        place = f"{place} ({name})"
+        place = f"{place} ({_shown_name(name)})"
         values = [node.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         try:
             box = tuple(float(value or "") for value in values)
         except ValueError:
-            raise BadEntry(f"{place}: bndbox is {values}, expected 4 numbers: xmin, ymin, xmax, ymax") from None
+            raise BadEntry(f"{place}: bndbox is {shown(values)}, expected 4 numbers: xmin, ymin, xmax, ymax") from None
         crowd = (node.findtext("difficult") or "0").strip() not in ("0", "")
         return name, _box(box, (height, width), place), crowd, place
 
@@ -305,7 +382,7 @@ def _voc(path: Path, check: Checker) -> tuple[tuple[int, int], list[tuple[str, t
 
 def _known(one: tuple[str, Any, bool, str], numbers: Mapping[str, int]) -> bool:
     if one[0] not in numbers:
-        raise BadEntry(f"{one[3]}: class {one[0]!r} is unknown, expected one of {', '.join(numbers)}")
+        raise BadEntry(f"{one[3]}: class {shown(one[0])} is unknown, expected one of {', '.join(numbers):.200}")
     return True
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...errors import InputError
+from ..decoding import as_mode, decode, opened
 from ..loading import SeededDataset, StreamLoader, loader_options, stream_loader
 from ..photos import Photographs, list_photographs
 from .ade20k import IGNORE
@@ -114,8 +115,11 @@ def read_cutout(path: Path) -> np.ndarray:
     Raises:
         ValueError: no alpha channel, or nothing but transparent pixels.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None or image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
+    with opened(path) as file:
+        file = decode(file, str(path), upright=True)
+        clear = file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info
+        image = np.asarray(as_mode(file, "RGBA", str(path))) if clear else None
+    if image is None:
         raise InputError(f"{path} is no cut-out, expected an 8-bit image with an alpha channel, such as a PNG")
     rows, columns = (np.flatnonzero(image[..., 3].max(axis)) for axis in (1, 0))
     if len(rows) == 0:
@@ -125,7 +129,7 @@ def read_cutout(path: Path) -> np.ndarray:
     if factor < 1:
         size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
         image = _unmultiplied(cv2.resize(_multiplied(image), size, interpolation=cv2.INTER_AREA))
-    return image[..., [2, 1, 0, 3]]
+    return image
 
 
 def _paste(

@@ -74,8 +74,8 @@ class DetectionData(LightningDataModule):
         train_split, val_split, test_split: names of the splits.
         labels: of "voc": names of the classes in their order; by default those of the training split, sorted.
         masks: whether the objects' masks are wanted; "coco" only.
-        drop_bad: leave out entries that make no sense (no area, outside the image, unknown class, missing image), with a warning; by default
-            the first one ends the run.
+        drop_bad: leave out entries that make no sense (no area, outside the image, unknown class, missing image, no outline where masks are
+            wanted), with a warning; by default the first one ends the run.
         batch_size: images a device and step.
         num_workers: processes that read images; the result does not depend on it.
         min_sizes, max_size: of training: the shorter side, drawn from these, and the most of the longer.
@@ -128,7 +128,7 @@ class DetectionData(LightningDataModule):
                 raise FileNotFoundError(f"{root} does not exist, expected a folder with the data")
             if h["layout"] == "coco":
                 path = root / "annotations" / f"instances_{split}.json"
-                self._read[split] = read_coco(path, root / split, drop=h["drop_bad"])
+                self._read[split] = read_coco(path, root / split, drop=h["drop_bad"], masks=h["masks"])
             else:
                 labels = h["labels"]
                 if labels is None and split != h["train_split"]:

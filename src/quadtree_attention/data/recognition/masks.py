@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ...errors import InputError
 from ...extras import require
+from ..decoding import decode, opened
 from ..images import read_image
 from ..photos import list_photographs
 from .ade20k import IGNORE
@@ -24,16 +24,8 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         ValueError, OSError: not an image, or one with colours in place of numbers, in one line that starts with its name.
     """
-    path, pil = Path(path), require("PIL.Image", "vision")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, expected a mask")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow: odd metadata
-            with pil.open(path) as image:
-                mode, values = image.mode, np.asarray(image)
-    except Exception as error:  # decoders raise almost anything
-        raise InputError(f"{path} cannot be read as a mask: {' '.join(str(error).split())}") from None
+    with opened(path) as image:
+        mode, values = image.mode, np.asarray(decode(image, str(path), upright=False))
     if mode == "1":
         return values.astype(np.uint8)
     if mode not in ("L", "P", "I", "I;16", "I;16B"):

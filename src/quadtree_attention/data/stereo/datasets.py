@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...errors import InputError
 from ...extras import require
-from ..arrays import read_map
 from ..loading import StreamLoader, StreamSampler, loader_options
+from ..maps import read_map
 from .synthetic import Views, change_light
 
 STEREO_SETS = ("sceneflow", "monkaa", "driving", "kitti2012", "kitti2015", "middlebury", "eth3d")
