@@ -6,14 +6,12 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from .errors import InputError, InputWarning, MissingPackageError, out_of_memory
+from .errors import InputError, MissingPackageError, out_of_memory
 
 # What takes less memory, by command.
 _LESS_MEMORY = {
@@ -42,15 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     _prepare_streams()
     signals: list[int] = []
-    shown = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        if issubclass(category, InputWarning):
-            print(f"quadtree: {' '.join(str(message).split())}", file=sys.stderr)
-        else:
-            shown(message, category, *place)
-
-    warnings.showwarning = show
     try:
         with _terminated(signals):
             from .cli import run  # needs typer, which is optional
@@ -71,8 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError:  # it may be what failed, on a full disk; Python would try again at its end, and complain
             _forget_stdout()
         return _fail(problem)
-    finally:
-        warnings.showwarning = shown
     return status
 
 

@@ -124,6 +124,6 @@ HOSTILE_COCO = {
 }
 
 KINDS = [
-    Kind("coco", _coco, _read_coco, HOSTILE_COCO, cases=0, needs="pycocotools"),
-    Kind("voc", _voc, _read_voc, HOSTILE_VOC, cases=0),
+    Kind("coco", _coco, _read_coco, HOSTILE_COCO, cases=150, needs="pycocotools"),
+    Kind("voc", _voc, _read_voc, HOSTILE_VOC, cases=100),
 ]

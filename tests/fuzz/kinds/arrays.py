@@ -100,18 +100,26 @@ def zip_bomb(header: bytes, zeros: int) -> bytes:
     return local + central + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(central), len(local), 0)
 
 
-def _crafted(dtype_state: tuple) -> bytes:
-    """An array in a pickle whose dtype has a state of another's choice: numpy takes its bytes for pointers."""
-    # numpy.dtype("V8") with the flags of one that holds objects
-    body = b"\x80\x02cnumpy\ndtype\nX\x02\0\0\0V8\x89\x88\x87R" + pickle.dumps(dtype_state, 2)[2:-1] + b"b."
-    return body
+class _Lying:
+    """Pickled as a dtype of numbers whose flags say that it holds objects: numpy would take its bytes for pointers."""
+
+    def __reduce__(self):
+        return np.dtype, ("f8", False, True), (3, "<", None, None, None, 8, 8, 63)
+
+
+class Crafted:
+    """Pickled as an array of two numbers of that type."""
+
+    def __reduce__(self):
+        reconstruct, arguments, _ = np.empty(0).__reduce__()
+        return reconstruct, arguments, (1, (2,), _Lying(), False, np.array([1.0, 2.0]).tobytes())
 
 
 HOSTILE_INDEX = {
     "expands": zip_bomb(b"{'descr': '<f8', 'fortran_order': False, 'shape': (400000000,), }\n", 3_200_000_000),
     "claims": _zip_of(b"{'descr': '<f8', 'fortran_order': False, 'shape': (400000000000,), }\n"),
     "objects": _zip_of(b"{'descr': '|O', 'fortran_order': False, 'shape': (4,), }\n", pickle.dumps(print)),
-    "flags": _crafted((3, "|", None, None, None, 8, 1, 63)),
+    "flags": pickle.dumps({"image_paths": Crafted()}),
     "deep": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
     "memo": b"\x80\x02r\xff\xff\xff\x7f.",
     "long": b"\x80\x02\x8b\xff\xff\xff\x7f.",
@@ -120,8 +128,8 @@ HOSTILE_INDEX = {
 }
 
 KINDS = [
-    Kind("indexes", _indexes, _read_index, HOSTILE_INDEX, cases=0, needs="lightning"),
-    Kind("scannet", _scannet, _read_scannet, HOSTILE_INDEX, cases=0),
-    Kind("homographies", _homographies, _read_homography, cases=0),
-    Kind("poses", _poses, _read_pose, cases=0),
+    Kind("indexes", _indexes, _read_index, HOSTILE_INDEX, cases=150, needs="lightning"),
+    Kind("scannet", _scannet, _read_scannet, HOSTILE_INDEX, cases=60),
+    Kind("homographies", _homographies, _read_homography, cases=80),
+    Kind("poses", _poses, _read_pose, cases=40),
 ]

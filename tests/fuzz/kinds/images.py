@@ -178,10 +178,10 @@ HOSTILE_PFM = {
 
 
 KINDS = [
-    Kind("images", _images, _read_image, HOSTILE_IMAGES, cases=0, memory=3 << 30),
-    Kind("gray", _images, _read_gray, HOSTILE_IMAGES, cases=0, memory=3 << 30),
-    Kind("masks", _masks, _read_masks, HOSTILE_IMAGES, cases=0, memory=3 << 30),
-    Kind("pfm", _pfm, _read_map, HOSTILE_PFM, cases=0),
-    Kind("maps", _maps, _read_map, cases=0),
-    Kind("disparity", _maps, _disparity, cases=0),
+    Kind("images", _images, _read_image, HOSTILE_IMAGES, cases=150, memory=3 << 30),
+    Kind("gray", _images, _read_gray, HOSTILE_IMAGES, cases=60, memory=3 << 30),
+    Kind("masks", _masks, _read_masks, HOSTILE_IMAGES, cases=60, memory=3 << 30),
+    Kind("pfm", _pfm, _read_map, HOSTILE_PFM, cases=100),
+    Kind("maps", _maps, _read_map, cases=100),
+    Kind("disparity", _maps, _disparity, cases=60),
 ]

@@ -319,7 +319,9 @@ def _matrix(values: Any, where: str) -> np.ndarray:
         H = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):  # strings, or objects
         H = np.zeros(0)
-    if H.size != 9 or not np.isfinite(H).all() or abs(np.linalg.det(H.reshape(3, 3))) < 1e-12:
+    with np.errstate(all="ignore"):  # of products that are beyond float64
+        good = H.size == 9 and np.isfinite(H).all() and abs(np.linalg.det(H.reshape(3, 3))) >= 1e-12
+    if not good:
         raise InputError(f"{where}: not a homography, expected 3 x 3 finite numbers of an invertible matrix")
     return H.reshape(3, 3)
 

@@ -134,13 +134,13 @@ def read_coco(path: Path, images: Path, *, drop: bool = False, masks: bool = Fal
         found[image.number] = image, []
     for n, entry in enumerate(content["annotations"]):
         place = f"{path}: annotations[{n}]"
-        number = check(_image_of, entry, place)
-        if number in found:
-            values = check(_coco, entry, place, found[number][0], numbers, masks)
+        image_id = check(_image_of, entry, place)
+        if image_id in found:
+            values = check(_coco, entry, place, found[image_id][0], numbers, masks)
             if values is not None:
-                found[number][1].append(values)
-        elif number is not None and number not in missing:
-            check(_bad, f"{place}: image_id {number} is not among the images")
+                found[image_id][1].append(values)
+        elif image_id is not None and image_id not in missing:
+            check(_bad, f"{place}: image_id {image_id} is not among the images")
     check.warn(path)
     out = []
     for number, (image, objects) in found.items():
