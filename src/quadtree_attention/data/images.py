@@ -121,10 +121,9 @@ def _from_pil(image: Any, name: str, upright: bool, path: Path | None = None) ->
         return _from_array(deep.astype(deep.dtype.newbyteorder("=")), name, "[H, W]")
     pixels = np.array(_to_rgb(image, name))
     if deep_colors and path is not None and np.ptp(pixels) < _LITTLE * 255:
-        deep = _all_bits(
-            path, upright
-        )  # Pillow keeps the upper 8 of 16 bits of colours, which are few grey levels here
-        return pixels if deep is None else _from_array(deep, name, "[H, W, C]")
+        # Pillow keeps the upper 8 of the 16 bits of colours, which are few grey levels here.
+        colors = _all_bits(path, upright)
+        return pixels if colors is None else _from_array(colors, name, "[H, W, C]")
     return pixels
 
 

@@ -115,7 +115,7 @@ class _Type:
         if order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError(f"it has a type with byte order {order!r:.40}")
         if order in "<>":
-            self.type = self.type.newbyteorder(order)
+            self.type = self.type.newbyteorder(order)  # type: ignore[arg-type]
 
 
 class _Array(np.ndarray):
@@ -133,7 +133,7 @@ class _Array(np.ndarray):
             count *= n
         if len(content) != count * (1 if kind.hasobject else kind.itemsize):
             raise pickle.UnpicklingError(f"it has {len(content)} bytes or entries for an array {shape!r:.60} of {kind}")
-        super().__setstate__((1, shape, kind, bool(by_columns), content))  # type: ignore[misc]
+        super().__setstate__((1, shape, kind, bool(by_columns), content))  # type: ignore[misc,arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.view(np.ndarray).__reduce_ex__(protocol)  # pickled again, it is any other array
