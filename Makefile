@@ -1,5 +1,6 @@
 # make demo    match the two example photographs and draw the result
 # make test    run the tests
+# make test-fast  run those of the house, the commands, pictures, modules, the operator's definition and LoFTR: for those who change one thing
 # make fuzz    try damaged files for an hour
 # make check   lint, format, types
 # make docs    build the documentation site into site/; broken links fail
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test fuzz check docs clean
+.PHONY: demo test test-fast fuzz check docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-vision
@@ -19,6 +20,10 @@ demo: $(VENV)/.installed-vision
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# A minute or so on two idle cores; TESTS=tests/predict adds a folder.
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q tests/test_package.py tests/cli/test_commands.py tests/cli/test_errors.py tests/viz tests/nn tests/ops/test_operator.py tests/models/loftr $(TESTS)
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m tests.fuzz --seconds 3600
