@@ -259,7 +259,8 @@ def test_weights_are_drawn_as_published():
     [
         ({}, (1, 4, 32, 32), r"images have shape \(1, 4, 32, 32\), expected \[B, 3, H, W\]; .*in_chans"),
         ({}, (3, 32, 32), r"expected \[B, 3, H, W\]"),
-        ({}, (1, 3, 0, 32), "expected at least one pixel"),
+        ({}, (1, 3, 0, 32), "expected at least one image and one pixel"),
+        ({}, (0, 3, 32, 32), "expected at least one image and one pixel"),
         ({"levels": (2, 2)}, None, "have 4, 4, 4 and 2 entries, expected one for each stage"),
         ({"topk": (8, 8)}, None, "topk has 2 entries, expected one number, or at least 3"),
         ({"variant": "c"}, None, "variant is 'c', expected 'a' or 'b'"),

@@ -136,6 +136,16 @@ def test_padding_changes_nothing(make):
     assert (out[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"variant": "a"}, {"value": "conv", "lepe": True}], ids=str)
+def test_no_images(options):
+    attention = QuadtreeAttention(32, 2, levels=3, topk=2, **options)
+    x = torch.zeros(0, 33, 47, 32, requires_grad=True)
+    for mask in (None, torch.ones(0, 33, 47, dtype=torch.bool)):
+        out = attention(x, mask=mask)
+        out.sum().backward()
+        assert out.shape == x.shape == x.grad.shape
+
+
 @pytest.mark.parametrize("kind", [*RIVALS, QuadtreeAttention])
 def test_masked_context_is_not_seen(kind):
     module = kind(16, 2)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quadtree_attention.ops import memory
+from quadtree_attention.ops import memory, modes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.bfloat16])
@@ -43,10 +43,10 @@ def test_contiguous_copies_and_hands_back_the_gradient():
 
 def test_what_counts_as_plain():
     x = torch.randn(3)
-    assert memory.is_plain(x)
-    assert not memory.is_plain(x, x.clone().requires_grad_())
-    assert memory.is_eager(x.clone().requires_grad_())
-    assert not memory.is_eager(x.int())
+    assert modes.is_plain(x)
+    assert not modes.is_plain(x, x.clone().requires_grad_())
+    assert modes.is_eager(x.clone().requires_grad_())
+    assert not modes.is_eager(x.int())
     with torch.no_grad():
-        assert memory.is_plain(x.clone().requires_grad_())
-    assert not torch.func.vmap(lambda y: y * memory.is_eager(y))(x).any()
+        assert modes.is_plain(x.clone().requires_grad_())
+    assert not torch.func.vmap(lambda y: y * modes.is_eager(y))(x).any()

@@ -301,13 +301,29 @@ def test_dtypes_and_strides(backend, dtype):
     assert torch.equal(again, quadtree_attention(query, key, value, levels=3, topk=2, backend=backend))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_images(backend):
-    leaves = [torch.zeros(0, 8, 8, 2, 4, requires_grad=True) for _ in range(3)]
-    out = quadtree_attention(*leaves, levels=3, topk=2, backend=backend)
-    out.sum().backward()
-    assert out.shape == (0, 8, 8, 2, 4)
-    assert all(x.grad.shape == x.shape for x in leaves)
+@pytest.mark.parametrize("variant", ["a", "b"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "cuda"])
+@pytest.mark.parametrize("grid", [(8, 8), (33, 47), (33,), (3, 5, 7)])
+def test_no_images(backend, grid, variant):
+    if backend == "cuda" and torch.cuda.is_available():
+        pytest.skip("these tensors are on the CPU")
+    leaves = [torch.zeros(0, *grid, 2, 4, requires_grad=True) for _ in range(3)]
+    for mask in (None, torch.ones(0, *grid, dtype=torch.bool)):
+        out, kept = quadtree_attention(
+            *leaves, levels=3, topk=2, variant=variant, backend=backend, key_mask=mask, query_mask=mask,
+            return_candidates=True,
+        )  # fmt: skip
+        out.sum().backward()
+        assert out.shape == (0, *grid, 2, 4)
+        assert [x.shape[0] for x in kept] == [0, 0]
+        assert all(x.grad.shape == x.shape for x in leaves)
+
+
+def test_pyramid_of_no_images():
+    for grid in ((33,), (5, 6), (3, 5, 7)):
+        x = torch.zeros(0, *grid, 2, 4)
+        for levels in (token_pyramid(x, 2), token_pyramid(x, 2, mask=torch.ones(0, *grid, dtype=torch.bool))):
+            assert [y.shape for y in levels] == [(0, *((n + 1) // 2 for n in grid), 2, 4), x.shape]
 
 
 def test_blocks_change_nothing(monkeypatch):

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models.pvt_v2 import MlpWithDepthwiseConv, OverlapPatchEmbed, PyramidVisionTransformerV2
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..nn import QuadtreeAttention
 from ..ops.dispatch import Backend, Variant
-from ..ops.memory import is_plain
+from ..ops.modes import is_plain
 from ..weights import convert_published, read_checkpoint
 from ..weights.registry import PRETRAINED, downloaded
 from ..weights.storage import misfit
@@ -34,6 +34,7 @@ WHOLE, STRIP = (
 )  # numbers of hidden maps that are held whole, and of a strip of larger ones: measured at 448 and 896 pixels
 
 
+@register_notrace_module  # a leaf of torch.fx's graphs
 class BlockAttention(QuadtreeAttention):
     """`QuadtreeAttention` as timm's blocks call it, and with the dropout that they end in."""
 
@@ -41,11 +42,17 @@ class BlockAttention(QuadtreeAttention):
         super().__init__(dim, num_heads, **options)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, feat_size: list[int]) -> Tensor:  # type: ignore[override]  # called as timm's
+    def forward(self, x: Tensor, feat_size: list[int]) -> Tensor:  # type: ignore[override]
         """``[B, H*W, dim]`` and (H, W) to ``[B, H*W, dim]``."""
-        return self.proj_drop(super().forward(x.unflatten(1, tuple(feat_size))).flatten(1, 2))
+        x = x.unflatten(1, feat_size)
+        if torch.jit.is_scripting():
+            x = self.scripted(x)
+        else:
+            x = super().forward(x)
+        return self.proj_drop(x.flatten(1, 2))
 
 
+@register_notrace_module
 class Mlp(MlpWithDepthwiseConv):
     """timm's MLP, which works in strips of rows where that saves memory and time: on a CPU, without gradients.
 
@@ -54,12 +61,25 @@ class Mlp(MlpWithDepthwiseConv):
 
     def forward(self, x: Tensor, feat_size: list[int]) -> Tensor:
         """``[B, H*W, dim]`` and (H, W) to ``[B, H*W, dim]``."""
+        if torch.jit.is_scripting():
+            return self.whole(x, feat_size)
+        else:  # TorchScript reads on after a return
+            return self.in_strips(x, feat_size)
+
+    def whole(self, x: Tensor, feat_size: list[int]) -> Tensor:
+        """timm's forward, under a name that TorchScript can call."""
+        hidden = self.fc1(x).transpose(1, 2).unflatten(2, feat_size)
+        hidden = self.dwconv(self.relu(hidden)).flatten(2).transpose(1, 2)
+        return self.drop(self.fc2(self.drop(self.act(hidden))))
+
+    def in_strips(self, x: Tensor, feat_size: list[int]) -> Tensor:
+        """`whole`, in strips where that is faster."""
         height, width = feat_size
         row = width * self.fc1.out_features
         # One buffer, filled in place, needs layers that do nothing else.
         plain = type(self.fc1) is type(self.fc2) is nn.Linear and not torch.is_autocast_enabled("cpu")
         if height * row <= WHOLE or self.training or not plain or not is_plain(x, self.fc1.weight):
-            return super().forward(x, feat_size)
+            return self.whole(x, feat_size)
         rows = max(4, STRIP // row)
         buffer = x.new_empty((rows + 2) * width, self.fc1.out_features)
         out = x.new_empty(*x.shape[:2], self.fc2.out_features)
@@ -76,20 +96,26 @@ class Mlp(MlpWithDepthwiseConv):
         return out
 
 
+@register_notrace_module
 class PatchEmbed(OverlapPatchEmbed):
     """timm's first layer, which says what is wrong with an image."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, ceil(H/4), ceil(W/4), dim]``."""
+        if not torch.jit.is_scripting():
+            self.check(x)
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError for what cannot be an image."""
         channels = self.proj.in_channels
         if x.dim() != 4 or x.shape[1] != channels:
             raise InputError(
                 f"images have shape {tuple(x.shape)}, expected [B, {channels}, H, W]; "
                 "a model for another number of channels is made with in_chans"
             )
-        if x.shape[2] == 0 or x.shape[3] == 0:
-            raise InputError(f"images have shape {tuple(x.shape)}, expected at least one pixel")
-        return super().forward(x)
+        if not x.numel():
+            raise InputError(f"images have shape {tuple(x.shape)}, expected at least one image and one pixel")
 
 
 class QuadtreeTransformer(PyramidVisionTransformerV2):
@@ -110,8 +136,6 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
     Raises:
         ValueError: options that do not fit together.
     """
-
-    stages: Any  # an nn.Sequential of timm's PyramidVisionTransformerStage
 
     def __init__(
         self,
@@ -154,7 +178,8 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
         )
         device, dtype = arguments.get("device"), arguments.get("dtype")
         self.patch_embed = PatchEmbed(7, 4, self.in_chans, embed_dims[0], device=device, dtype=dtype)
-        for stage, dim, heads, stage_levels in zip(self.stages, embed_dims, num_heads, levels, strict=True):
+        stages: Any = self.stages  # an nn.Sequential of timm's PyramidVisionTransformerStage
+        for stage, dim, heads, stage_levels in zip(stages, embed_dims, num_heads, levels, strict=True):
             for block in stage.blocks:
                 block.attn = BlockAttention(
                     dim,

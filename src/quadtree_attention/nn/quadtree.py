@@ -40,10 +40,6 @@ class QuadtreeAttention(Attention):
         ValueError: options that do not fit together.
     """
 
-    level_weights: nn.Parameter | None
-    lepe: Any  # an nn.ModuleList of one nn.Conv2d a level, or None
-    value_branches: Any  # an nn.ModuleList of one nn.Sequential a level but the last, or None
-
     def __init__(
         self,
         dim: int,
@@ -81,10 +77,11 @@ class QuadtreeAttention(Attention):
         self.value = value
         self.backend = backend
         self.level_weights = nn.Parameter(torch.randn(levels)) if variant == "b" else None
-        self.lepe = (
+        # Annotated here, since TorchScript reads annotations of classes and knows no Any.
+        self.lepe: Any = (  # one nn.Conv2d a level
             nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1, groups=dim) for _ in range(levels)) if lepe else None
         )
-        self.value_branches = None
+        self.value_branches: Any = None  # one nn.Sequential a level but the last
         if value == "conv":  # [l] makes level l from level l + 1
             act = ACTIVATIONS[value_act]
             self.value_branches = nn.ModuleList(
@@ -132,6 +129,38 @@ class QuadtreeAttention(Attention):
         if self.lepe is None or weights is None:  # variant "a", without weights, has no LePE
             return out
         return self._add_positions(out, maps, weights)
+
+    def scripted(self, x: Tensor) -> Tensor:
+        """Self-attention of ``[B, *grid, dim]`` without masks, as TorchScript compiles it; the same numbers as `forward`."""
+        query, key, value = self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.v_proj(x)
+        values = [self.heads(value)]
+        if self.value_branches is not None:
+            pooled = value.permute(0, 3, 1, 2)
+            for level in range(self.levels - 2, -1, -1):
+                for index, branch in enumerate(
+                    self.value_branches
+                ):  # TorchScript knows no other way to choose a module
+                    if index == level:
+                        for place, part in enumerate(branch):
+                            pooled = part(_even(pooled) if place == 2 else pooled)
+                values.insert(0, self.heads(pooled.permute(0, 2, 3, 1)))
+        elif self.lepe is not None:
+            values = torch.ops.quadtree_attention.pyramid(values[0], self.levels)
+        weights: Tensor | None = None
+        if self.level_weights is not None:
+            weights = self.level_weights.softmax(0)
+        out, _ = torch.ops.quadtree_attention.attention(
+            [query], [key], values, self.levels, self.topk, self.variant, weights, None, None, self.backend, False
+        )
+        out = out.flatten(-2)
+        if self.lepe is not None and weights is not None:
+            total = torch.zeros_like(out[:, :1, :1])
+            for level, conv in enumerate(self.lepe):
+                local = conv(values[level].flatten(-2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1) * weights[level]
+                copied = total.repeat_interleave(2, 1).repeat_interleave(2, 2)
+                total = local if level == 0 else local + copied[:, : local.shape[1], : local.shape[2]]
+            out = out + total
+        return self.proj(out)
 
     def _value_pyramid(self, value: Tensor, mask: Tensor | None) -> list[Tensor]:
         """``levels`` maps ``[B, *grid_l, dim]``, coarse to fine, zero at invalid tokens."""
@@ -183,7 +212,7 @@ def _halved(x: Tensor, down: nn.Conv2d) -> Tensor:
     if not torch.compiler.is_exporting():
         if x.shape[-1] % 2 == x.shape[-2] % 2 == 0:
             return down(x)
-        return down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
+        return down(_even(x))
     sizes = [
         (side + 1) // 2 for side in x.shape[-2:]
     ]  # spelt as the operator spells them, so that free sizes are seen to be the same
@@ -193,6 +222,11 @@ def _halved(x: Tensor, down: nn.Conv2d) -> Tensor:
     for axis, size in zip((2, 3), sizes, strict=True):
         x = x.index_select(axis, torch.arange(size, device=x.device))
     return x
+
+
+def _even(x: Tensor) -> Tensor:
+    """``[B, C, H, W]`` with a zero at the end of each odd side."""
+    return F.pad(x, [0, x.shape[-1] % 2, 0, x.shape[-2] % 2])
 
 
 def _add_to_children(x: Tensor, fine: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpu_kernels as kernels
-from .memory import empty, is_plain, keep_freed_memory, zeros_like
+from .memory import empty, keep_freed_memory, zeros_like
+from .modes import is_plain, is_transformed
+from .reference import gradients
 from .threads import run
 from .tree import Tree, kept_counts
 
@@ -162,7 +164,7 @@ def _(grad, q, k, v, valid, kept, share, variant_a, weights):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, valid, _, ctx.variant_a, weights = inputs
+    q, k, v, valid, ctx.topk, ctx.variant_a, weights = inputs
     _, kept, share = output
     ctx.mark_non_differentiable(*kept, *share)
     ctx.set_materialize_grads(False)
@@ -179,7 +181,12 @@ def _backward(ctx, grad, *_):
     for count in (levels, levels, levels, masks, lists, lists):
         parts.append(saved[:count])
         saved = saved[count:]
-    grad_q, grad_k, grad_v, grad_weights = backward_op(grad, *parts, ctx.variant_a, saved[0])
+    if torch.is_grad_enabled() or is_transformed(grad):  # the result is to be differentiated again, or batched
+        grad_q, grad_k, grad_v, grad_weights = gradients(
+            grad, *parts[:4], ctx.topk[:-1], "a" if ctx.variant_a else "b", saved[0]
+        )
+    else:
+        grad_q, grad_k, grad_v, grad_weights = backward_op(grad, *parts, ctx.variant_a, saved[0])
     return grad_q, grad_k, grad_v, [None] * masks, None, None, grad_weights
 
 
@@ -188,33 +195,34 @@ forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 def _root_forward(q, k, v, valid, kept, share, variant_a, weight, scale) -> Tensor:
     """Message of the coarsest level times its weight; fills kept[0] and share[0] if there is a next level."""
+    heads = q.shape[1]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     out = v.new_empty(*q.shape[:2], v.shape[-1])
     for rows in _root_chunks(q, k):
         score = torch.bmm(q[:, rows] * scale, k.transpose(1, 2))
         chosen = kept[0].flatten(0, 1)[:, rows] if kept else q.new_empty(*score.shape[:2], 0, dtype=torch.int32)
         its_share = share[0].flatten(0, 1)[:, rows] if kept else q.new_empty(*score.shape[:2], 0)
-        _root_rows(score, valid, variant_a, chosen, its_share)
+        _root_rows(score, heads, valid, variant_a, chosen, its_share)
         out[:, rows] = torch.bmm(score, v).mul_(weight)
     return out
 
 
-def _root_rows(score: Tensor, valid: list[Tensor], variant_a: bool, kept: Tensor, share: Tensor) -> None:
+def _root_rows(score: Tensor, heads: int, valid: list[Tensor], variant_a: bool, kept: Tensor, share: Tensor) -> None:
     mask, masked = _mask(valid, 0)
-    heads = score.shape[0] // valid[0].shape[0] if masked else 1
     task = partial(_call, kernels.root_rows, heads, variant_a, score.numpy(), mask, masked, kept.numpy(), share.numpy())
     run(task, score.shape[0] * score.shape[1])
 
 
 def _root_backward(grad, q, k, v, valid, kept, grad_share, variant_a, weight, scale, grad_q, grad_k, grad_v) -> Tensor:
     """Adds to grad_q, grad_k, grad_v of the coarsest level; returns the gradient of its weight."""
+    heads = q.shape[1]
     q, k, v, grad, kept, grad_share = (x.flatten(0, 1) for x in (q, k, v, grad, kept, grad_share))
     grad_q, grad_k, grad_v = (x.view(-1, *x.shape[2:]) for x in (grad_q, grad_k, grad_v))
     grad_weight = torch.zeros((), dtype=torch.float64)
     for rows in _root_chunks(q, k):
         score = torch.bmm(q[:, rows] * scale, k.transpose(1, 2))
         nothing = (kept.new_empty(*score.shape[:2], 0), q.new_empty(*score.shape[:2], 0))
-        _root_rows(score, valid, False, *nothing)
+        _root_rows(score, heads, valid, False, *nothing)
         pull = torch.bmm(grad[:, rows], v.transpose(1, 2))
         message_score = score
         if variant_a and kept.shape[-1]:

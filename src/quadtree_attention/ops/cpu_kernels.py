@@ -4,12 +4,12 @@ Layout: tree order with heads in front, ``[B * heads, N, dim]``; the children of
 functions over a range of rows (a row is one parent with its F queries, or one head), driven by a small thread pool of our own; rows do not share
 results, so any number of threads gives the same numbers. They work on the list of a row's valid candidates, four keys and four queries at a time.
 
-All kernels stand in this one file since Numba's cache looks at a kernel's own file alone: one that calls a changed function of another file would
-go on as it was.
+The files that kernels are made of are listed in cpu_cache.py, which compiles them again when one of these has changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 
@@ -20,6 +20,7 @@ from numba.core import event
 from numba.extending import intrinsic, overload
 
 from . import cpu_blocks as blocks
+from .cpu_cache import KernelCache
 
 FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "afn"}
 LN2 = math.log(2)
@@ -28,11 +29,10 @@ FEW = 24  # scores up to which comparing each with all others is the fastest way
 
 def _jit(function):
     """Compiled when first called, and kept beside this file, or else in the user's cache folder (or in NUMBA_CACHE_DIR)."""
-    options = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "boundscheck": False}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder to write to: every process then compiles for itself
-        return numba.njit(**options)(function)
+    kernel = numba.njit(nogil=True, fastmath=FAST, error_model="numpy", boundscheck=False)(function)
+    with contextlib.suppress(RuntimeError, OSError):  # no folder to write to: every process then compiles for itself
+        kernel._cache = KernelCache(function)
+    return kernel
 
 
 class _Notice(event.Listener):

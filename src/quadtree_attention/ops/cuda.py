@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from . import cuda_kernels as kernels
+from .modes import is_transformed
+from .reference import gradients
 from .tree import Tree, kept_counts
 
 STEP = 4096  # numbers of keys or values that a program holds at once, a quarter of that in float32
@@ -24,7 +26,9 @@ def attend(
 ) -> tuple[Tensor, list[Tensor]]:
     """Quadtree attention on trees; same contract as `reference.attend`."""
     q, k, v = ([x.contiguous() for x in tree.tokens] for tree in (query, key, value))
-    weights = torch.ones(len(q), device=q[0].device) if level_weights is None else level_weights.float()
+    weights = (
+        torch.ones(len(q), dtype=torch.float32, device=q[0].device) if level_weights is None else level_weights.float()
+    )
     out, kept, _, _ = forward_op(q, k, v, key.valid or [], [*topk, 0], variant == "a", weights)
     if query.valid is not None:
         out = out.masked_fill(~query.valid[-1][:, None, :, None], 0)
@@ -141,7 +145,12 @@ def _backward(ctx, grad, *_):
     for count in ctx.counts:
         parts.append(saved[:count])
         saved = saved[count:]
-    grad_q, grad_k, grad_v, grad_weights = backward_op(grad, *parts, ctx.topk, ctx.variant_a, weights)
+    if torch.is_grad_enabled() or is_transformed(grad):  # the result is to be differentiated again, or batched
+        grad_q, grad_k, grad_v, grad_weights = gradients(
+            grad, *parts[:4], ctx.topk[:-1], "a" if ctx.variant_a else "b", weights
+        )
+    else:
+        grad_q, grad_k, grad_v, grad_weights = backward_op(grad, *parts, ctx.topk, ctx.variant_a, weights)
     return grad_q, grad_k, grad_v, [None] * masks, None, None, grad_weights
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .modes import is_transformed
 from .tree import Tree
 
 Variant = Literal["a", "b"]
@@ -71,6 +72,8 @@ def _cuda(query: Tensor, value: Tensor, keep: int) -> tuple[bool, str]:
 def choose(backend: Backend | None, query: Tensor, value: Tensor, keep: int) -> Attend:
     """The ``attend`` function of the backend asked for, or of the best one for tensors like these.
 
+    Kernels give values and first gradients. Under torch.func and forward-mode derivatives the reference runs in their place.
+
     Raises:
         ValueError: an unknown backend, or one that cannot run here.
     """
@@ -88,6 +91,8 @@ def choose(backend: Backend | None, query: Tensor, value: Tensor, keep: int) -> 
                 backend = best
             elif not torch.compiler.is_exporting():
                 _warn_once(reason)
+    if is_transformed():  # whichever was asked for: plain operations have every derivative
+        backend = "reference"
     if backend == "cpu":
         from .cpu import attend
     elif backend == "cuda":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from . import script
 from .dispatch import Backend, Variant, choose
 from .tree import Tree, build_tree, build_valid, check_mask, from_tree, level_grids, row_major_index
 
@@ -95,6 +96,21 @@ def quadtree_attention(
     if variant not in ("a", "b"):
         raise InputError(f"variant is {variant!r}, expected 'a' or 'b'")
     _check_weights(level_weights, levels, variant)
+    if torch.jit.is_tracing():
+        out, kept = script.attention(
+            queries,
+            keys,
+            values,
+            levels,
+            topk,
+            variant,
+            level_weights,
+            query_mask,
+            key_mask,
+            backend,
+            return_candidates,
+        )
+        return (out, kept) if return_candidates else out
     query_grids = _check_pyramid("query", queries, levels)
     key_grids = _check_pyramid("key", keys, levels)
     _check_together(queries, keys, values, query_grids, key_grids, _check_pyramid("value", values, levels))

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .modes import is_eager
+
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int32: np.int32}
 
 
@@ -46,19 +48,3 @@ def contiguous(x: Tensor) -> Tensor:
     if x.is_contiguous() or not is_eager(x) or x.dtype not in DTYPES:
         return x.contiguous()
     return empty(tuple(x.shape), x).copy_(x)
-
-
-def is_eager(*tensors: Tensor) -> bool:
-    """Whether all are ordinary CPU tensors of floats, with no compiling, tracing or function transform under way."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        return False
-    return all(type(x) is Tensor and x.device.type == "cpu" and x.is_floating_point() for x in tensors)
-
-
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether nothing but values is asked for: `is_eager`, and no gradient."""
-    return is_eager(*tensors) and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .modes import is_free
 from .tree import Tree
 
 BLOCK_NUMBERS = 2**24  # how many floats a block may gather or score at once
@@ -27,6 +28,10 @@ def attend(
     Returns the output ``[B, heads, N, dim_v]`` in tree order of the query's finest level, and for each level but the last the kept keys
     ``[B, heads, N_l, K_l]`` int64 in tree order, best first, -1 where there were fewer.
     """
+    device = query.tokens[-1].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # sums would be in half precision
+        with torch.autocast(device, enabled=False):
+            return attend(query, key, value, topk, variant, level_weights)
     levels, children = len(query.tokens), query.children
     dtype = query.tokens[-1].dtype
     work = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -55,6 +60,29 @@ def attend(
         for level, indices in enumerate(candidates):
             candidates[level] = indices.masked_fill(~query.valid[level][:, None, :, None], -1)
     return out.to(dtype), candidates
+
+
+def gradients(
+    grad: Tensor,
+    query: list[Tensor],
+    key: list[Tensor],
+    value: list[Tensor],
+    valid: list[Tensor],
+    topk: list[int],
+    variant: str,
+    level_weights: Tensor,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """Gradients of the levels of query, key and value and of the level weights, as a backend's backward pass gives them, but with every
+    derivative of their own. ``valid`` is the keys'; an empty list means that all are."""
+    levels = len(query)
+    children = query[1].shape[2] // query[0].shape[2] if levels > 1 else 2
+    grids = [(1,) * (children.bit_length() - 1)] * levels  # only the number of axes counts here
+
+    def output(query: list[Tensor], key: list[Tensor], value: list[Tensor], level_weights: Tensor) -> Tensor:
+        trees = Tree(query, None, grids), Tree(key, valid or None, grids), Tree(value, valid or None, grids)
+        return attend(*trees, tuple(topk), variant, level_weights if variant == "b" else None)[0]
+
+    return torch.func.vjp(output, query, key, value, level_weights)[1](grad)
 
 
 def _root_level(
@@ -138,7 +166,8 @@ def _in_blocks(
     numbers_per_row: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``block(*sliced, *whole)`` over slices of dim 2 and concatenate; exporting takes one slice, so that sizes stay free."""
-    if torch.compiler.is_exporting() or sliced[0].is_meta:  # what has no values needs no memory
+    # What has no values needs no memory; what is recorded is to hold for other sizes; transforms know no recomputing.
+    if sliced[0].is_meta or (is_free() and not torch.compiler.is_compiling()):
         return block(*sliced, *whole)
     rows = sliced[0].shape[2]
     size = max(1, BLOCK_NUMBERS // max(1, numbers_per_row))
@@ -169,7 +198,7 @@ def _select(scores: Tensor, valid: Tensor | None, keep: int | torch.SymInt) -> T
     scores = scores.detach()
     if valid is not None:
         scores = scores.masked_fill(~valid, -torch.inf)
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or scores.is_meta or not scores.numel():
+    if is_free() or scores.is_meta or not scores.numel():
         if (
             torch.onnx.is_in_onnx_export()
         ):  # it knows no stable sort, but becomes a TopK, in which ties go to the lower place

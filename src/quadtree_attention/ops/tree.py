@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .memory import contiguous, empty, is_eager
+from .memory import contiguous, empty
+from .modes import is_eager, is_transformed
 
 FEW = 2**16  # rows of which many lists are kept: a backbone needs ten for each size of image
 GATHERED = 2**21  # tokens times heads up to which the way into tree order is kept as a list of rows
@@ -84,7 +85,9 @@ class _Reordered(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         there, back = ctx.saved_tensors
-        return _Reordered.apply(grad.contiguous(), back, there), None, None
+        if is_eager(grad) and not is_transformed(grad):
+            return _Reordered.apply(grad.contiguous(), back, there), None, None
+        return grad.index_select(1, back), None, None  # a batch of gradients at once, or forward over reverse
 
 
 def _tree_rows(root_grid: tuple[int, ...], level: int, heads: int) -> tuple[Tensor, Tensor]:
@@ -228,7 +231,7 @@ class _Pyramid(torch.autograd.Function):
         for grad in grads[1:]:
             share = (total / ctx.children).unsqueeze(3)
             grad = grad.unflatten(2, (-1, ctx.children))
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() or not is_eager(grad) or is_transformed(grad):
                 total = (grad + share).flatten(2, 3)
             else:
                 total = torch.add(grad, share, out=empty(tuple(grad.shape), grad)).flatten(2, 3)
@@ -266,11 +269,11 @@ def token_pyramid(x: Tensor, levels: int, *, mask: Tensor | None = None) -> list
     valid = build_valid(mask, grids, x.shape[0], x.device)
     shape = x.shape[axes + 1 :]
     if axes == 1 and valid is None:  # a row is in tree order as it is
-        rows = [x.reshape(x.shape[0], 1, x.shape[1], -1)]
+        rows = [x.flatten(2).unsqueeze(1)]
         for _ in range(levels - 1):
             rows.append(pool(rows[-1], 2))
-        return [*(level.view(x.shape[0], -1, *shape) for level in rows[:0:-1]), x]
-    tree = build_tree([x.reshape(*x.shape[: axes + 1], -1, shape[-1])], grids, valid)
+        return [*(level.view(x.shape[0], level.shape[2], *shape) for level in rows[:0:-1]), x]
+    tree = build_tree([x.unsqueeze(-2).flatten(axes + 1, -2)], grids, valid)
     coarser = [from_tree(tokens, grids[0], level, grids[level]) for level, tokens in enumerate(tree.tokens[:-1])]
     return [*(level.reshape(*level.shape[: axes + 1], *shape) for level in coarser), x]
 

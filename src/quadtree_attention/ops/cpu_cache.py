@@ -1,0 +1,80 @@
+"""Compiled kernels on disk: Numba's own cache, made to notice changed and damaged files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.serialize import dumps
+
+SOURCES = ("cpu_kernels.py", "cpu_blocks.py")  # all that compiled kernels are made of
+
+
+@cache
+def _sources() -> bytes:
+    """A digest of the files of `SOURCES`. Numba looks at the file that a function stands in alone."""
+    digests = (hashlib.sha256((Path(__file__).parent / name).read_bytes()).digest() for name in SOURCES)
+    return b"".join(digests)
+
+
+class _Checked(CompileResultCacheImpl):
+    """Machine code with a digest, for a few wrong bits in it would end the process or give wrong numbers."""
+
+    def reduce(self, compiled: Any) -> tuple[bytes, bytes]:
+        code = dumps(super().reduce(compiled))
+        return hashlib.sha256(_sources() + code).digest(), code
+
+    def rebuild(self, target_context: Any, reduced: tuple[bytes, bytes]) -> Any:
+        digest, code = reduced
+        if hashlib.sha256(_sources() + code).digest() != digest:
+            raise ValueError("the digest is another")
+        return super().rebuild(target_context, pickle.loads(code))
+
+
+class KernelCache(FunctionCache):
+    """The compiled forms of a kernel. What cannot be read is compiled again; what cannot be written is left in memory."""
+
+    _impl_class = _Checked
+
+    def __init__(self, function: Callable) -> None:
+        _sources()  # where they cannot be read, nothing is kept
+        super().__init__(function)
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple:
+        return (*super()._index_key(sig, codegen), _sources())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            compiled = super().load_overload(sig, target_context)
+            if compiled is not None and tuple(compiled.signature.args) != tuple(sig):
+                raise ValueError("it is of other types")
+            return compiled
+        except Exception as problem:  # reading damaged pickles can raise anything
+            _log(f"the compiled CPU kernels on disk cannot be read and are made anew ({_line(problem)})")
+            self._written(self.flush)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        self._written(lambda: super(KernelCache, self).save_overload(sig, data))
+
+    def _written(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as problem:
+            _log(f"the compiled CPU kernels cannot be kept for the next time ({_line(problem)})")
+
+
+def _line(problem: Exception) -> str:
+    return " ".join(f"{type(problem).__name__}: {problem}".split())
+
+
+@cache
+def _log(text: str) -> None:
+    """Each is said once."""
+    logging.getLogger("quadtree_attention").warning(text)
