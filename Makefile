@@ -21,7 +21,7 @@ demo: $(VENV)/.installed-vision
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
-# A minute or so on two idle cores; TESTS=tests/predict adds a folder.
+# TESTS=tests/predict adds a folder.
 test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q tests/test_package.py tests/cli/test_commands.py tests/cli/test_errors.py tests/viz tests/nn tests/ops/test_operator.py tests/models/loftr $(TESTS)
 
