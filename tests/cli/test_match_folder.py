@@ -1,5 +1,11 @@
 """quadtree match-folder as a user calls it: a run that was cut off survives mistakes, and each ends in one line."""
 
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -122,3 +128,164 @@ def test_an_error_has_a_line_of_its_own(folder, tmp_path, monkeypatch, capsys):
     assert main(["match-folder", str(folder), "--out", str(tmp_path / "m.h5")]) == 2
     assert capsys.readouterr().err == "0/3 pairs\nquadtree: the disk is on fire\n"
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def images_of(path):
+    base = sqlite3.connect(path)
+    try:
+        return {name for (name,) in base.execute("SELECT name FROM images")}
+    finally:
+        base.close()
+
+
+def test_somebody_elses_file_stays(folder, tmp_path, matched, capsys):
+    for name in ("d.db", "m.h5"):
+        (tmp_path / name).write_bytes(b"somebody's")
+        assert main(["match-folder", str(folder), "--out", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert f"{name} exists, and quadtree did not write it" in error
+        assert "--overwrite" in error
+        assert error.count("\n") == 1
+        assert (tmp_path / name).read_bytes() == b"somebody's"
+        assert matched == []
+        assert main(["match-folder", str(folder), "--out", str(tmp_path / name), "--overwrite"]) == 0
+        assert main(["match-folder", str(folder), "--out", str(tmp_path / name)]) == 0  # ours now
+        matched.clear()
+        capsys.readouterr()
+
+
+def test_a_database_whose_process_was_killed(folder, tmp_path, matched, capsys):
+    """What it left in -wal would come over the new database when that is opened."""
+    path = tmp_path / "d.db"
+    assert main(["match-folder", str(folder), "--out", str(path)]) == 0
+    code = (
+        "import os, sqlite3, sys\nbase = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "base.execute('PRAGMA journal_mode = WAL')\nbase.execute('UPDATE images SET name = name || \".old\"')\n"
+        "os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert (tmp_path / "d.db-wal").stat().st_size
+    capsys.readouterr()
+    assert main(["match-folder", str(folder), "--out", str(path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "d.db-wal").stat().st_size
+    assert main(["match-folder", str(folder), "--out", str(path), "--overwrite"]) == 0
+    assert images_of(path) == {"a.png", "b.png", "c.png"}
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["d.db", "images"]
+
+
+def test_no_image_is_replaced(folder, tmp_path, matched, capsys):
+    shutil.copy(folder / "a.png", folder / "x.db")
+    assert main(["match-folder", str(folder), "--out", str(folder / "x.db")]) == 2
+    assert "quadtree did not write it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cameras", ["single", "per-folder"])
+def test_two_sizes_of_one_camera(folder, tmp_path, matched, capsys, cameras):
+    (folder / "sub").mkdir()
+    (folder / "c.png").rename(folder / "sub" / "c.png")
+    with Image.open(folder / "b.png") as image:
+        image.resize((90, 80)).save(folder / "sub" / "d.png")
+    assert main(["match-folder", str(folder), "--out", str(tmp_path / "d.db"), "--cameras", cameras]) == 2
+    one = "a.png" if cameras == "single" else "sub/c.png"
+    expected = f"cameras is {cameras}, but {one} has 136x120 pixels and sub/d.png 90x80, expected one size"
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert matched == []
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert main(["match-folder", str(folder), "--out", str(tmp_path / "d.db"), "--cameras", "auto"]) == 0
+
+
+@pytest.mark.parametrize("out", ["m.h5", "d.db"])
+def test_a_name_that_is_not_utf_8(folder, tmp_path, matched, capsys, out):
+    odd = folder / os.fsdecode(b"b\xfc.png")
+    try:
+        shutil.copy(folder / "b.png", odd)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert main(["match-folder", str(folder), "--out", str(tmp_path / out)]) == 1
+    captured = capsys.readouterr()
+    assert "its name is not UTF-8; rename it" in captured.err
+    assert ": 3 images, 3 pairs," in captured.out
+
+
+def test_a_full_disk_loses_nothing(folder, tmp_path, matched, capsys, monkeypatch):
+    """Of the file of matches."""
+    from quadtree_attention.predict.match_store import MatchStore
+
+    add = MatchStore.add
+
+    def full(self, pair, stamp, matches):
+        if len(matched) == 2:
+            self._base.execute("PRAGMA max_page_count = 1")
+            matches = matches._replace(points0=np.ones((9999, 2)))
+        add(self, pair, stamp, matches)
+
+    monkeypatch.setattr(MatchStore, "add", full)
+    arguments = ["match-folder", str(folder), "--out", str(tmp_path / "m.h5")]
+    assert main(arguments) == 2
+    assert "m.h5.partial: No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "m.h5.partial"]
+    monkeypatch.setattr(MatchStore, "add", add)
+    matched.clear()
+    assert main(arguments) == 0
+    assert len(matched) == 2
+
+
+def test_a_disk_that_is_full_when_the_database_is_written(folder, tmp_path, matched, capsys, monkeypatch):
+    import pycolmap
+
+    real = pycolmap.import_images
+
+    def full(path, *arguments, **options):
+        if tmp_path in path.parents:
+            path.with_name(path.name + "-wal").write_bytes(b"x")
+            raise RuntimeError("No registered database factory succeeded.")
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(pycolmap, "import_images", full)
+    arguments = ["match-folder", str(folder), "--out", str(tmp_path / "d.db")]
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=0))
+    assert main(arguments) == 2
+    assert f"quadtree: {tmp_path / 'd.db'}: No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.db.partial", "images"]
+    monkeypatch.undo()
+    count = len(matched)
+    monkeypatch.setattr(Matcher, "match", None)  # not needed any more
+    assert main([*arguments, "--overwrite"]) == 0
+    assert count == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE settings SET content = 'x'",
+        "UPDATE settings SET content = NULL",
+        "UPDATE settings SET content = '[1]'",
+        "UPDATE settings SET content = 7",
+        "UPDATE matches SET points0 = x'00'",
+        "UPDATE matches SET points0 = 'text'",
+        "UPDATE matches SET confidence = NULL",
+        "UPDATE matches SET confidence = x'0000c07f'",
+        "UPDATE matches SET points1 = x'00000000'",
+        "CREATE TABLE theirs (x)",
+        "DROP TABLE settings",
+        "ALTER TABLE matches RENAME COLUMN stamp TO stump",
+        "DROP TABLE matches",
+    ],
+)
+def test_a_partial_file_of_other_contents(cut_off, tmp_path, matched, capsys, change):
+    base = sqlite3.connect(tmp_path / "m.h5.partial")
+    base.execute(change)
+    base.commit()
+    base.close()
+    before = (tmp_path / "m.h5.partial").read_bytes()
+    assert main(cut_off) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert "m.h5.partial" in error[-1]
+    assert error[-1].endswith("remove it")
+    assert "Traceback" not in "".join(error)
+    if "matches SET" not in change:
+        assert (tmp_path / "m.h5.partial").read_bytes() == before

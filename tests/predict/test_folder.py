@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.matching.pairs import image_pairs
+from quadtree_attention.errors import InputError
 from quadtree_attention.predict import folder as folder_module
 from quadtree_attention.predict.folder import Tracks, all_pairs, match_folder
 from quadtree_attention.predict.match_store import MatchStore, PairMatches
@@ -135,7 +136,7 @@ class TestHloc:
         before = {path.name: path.read_bytes() for path in tmp_path.glob("*.h5")}
         assert set(before) == {"m.h5", "features.h5"}
         monkeypatch.setattr(Tracks, "__iter__", lambda tracks: iter([("a.png", "none", np.zeros((0, 3), np.int64))]))
-        with pytest.raises(TypeError):
+        with pytest.raises(InputError, match=r"no matches of a\.png and none"):
             run(folder, tmp_path / "m.h5", Scene(), ["a.png", "c.png"])
         assert {path.name: path.read_bytes() for path in tmp_path.glob("*.h5")} == before
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -252,7 +253,10 @@ class TestColmap:
             scene = Scene()
             found = run(folder, tmp_path / "d.db", scene, ["a.png", "b.png", "g.webp"])
         if found.broken:  # this COLMAP does not read WebP
-            assert found.broken == [f"{folder / 'g.webp'}: COLMAP cannot read images of this kind"]
+            assert found.broken == [
+                f"{folder / 'g.webp'}: COLMAP cannot read images of this kind; convert it to PNG or JPEG"
+            ]
+            assert (found.images, found.pairs, len(scene.calls)) == (2, 1, 1)  # it is told before matching
             assert capfd.readouterr().err == ""
         base = pycolmap.Database.open(tmp_path / "d.db")
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from .app import DEVICE, QUIET, TOPK, app, note, numbers, typer
+from ..errors import InputError
+from .app import DEVICE, OVERWRITE, QUIET, TOPK, app, note, numbers, typer
+from .outputs import Outputs, remember
 from .progress import PairProgress
 
 
@@ -44,6 +46,7 @@ def match_folder(
         bool, typer.Option(help="Match again, brought to one scale and turn, images that turn out to differ in these.")
     ] = True,
     topk: TOPK = None,
+    overwrite: OVERWRITE = False,
     quiet: QUIET = False,
     device: DEVICE = None,
 ) -> int:
@@ -55,18 +58,30 @@ def match_folder(
 
     from ..data.matching.pairs import image_pairs
     from ..data.photos import list_photographs
-    from ..predict.folder import all_pairs, match_folder
+    from ..predict.colmap import beside
+    from ..predict.folder import SUFFIXES, all_pairs, match_folder
     from ..predict.matching import Matcher
     from ..weights.registry import weights_identity
 
     kept = numbers(topk, "--topk")
     options = {} if kept is None else {"topk": kept}
     if pairs is None:
-        chosen = all_pairs([path.relative_to(folder).as_posix() for path in list_photographs(Path(folder))])
+        names = [path.relative_to(folder).as_posix() for path in list_photographs(Path(folder))]
+        chosen = all_pairs(names)
     else:
         chosen = image_pairs(pairs, folder)
+        names = list(dict.fromkeys(name for pair in chosen for name in pair))
 
-    with PairProgress(quiet) as progress:
+    inputs = [pairs or folder, model, *(Path(folder) / name for name in names)]
+    with Outputs(inputs, overwrite=overwrite) as outputs, PairProgress(quiet) as progress:
+        path = outputs.file("--out", out, SUFFIXES)
+        if path is not None and path.suffix.lower() == ".h5":
+            outputs.file("--features", features or path.with_name("features.h5"), (".h5",))
+        elif path is not None and not overwrite and any(file.stat().st_size for file in beside(path)):
+            raise InputError(
+                f"{path} is in use, or holds changes that a process which was killed left beside it ({beside(path)[0].name}); "
+                "choose another name for --out, or add --overwrite to replace it"
+            )
         found = match_folder(
             folder,
             chosen,
@@ -80,6 +95,8 @@ def match_folder(
             features=features,
             cameras=cameras,
             progress=progress,
+            overwrite=overwrite,
+            written=remember,
         )
     for line in found.broken:
         note(f"left out: {line}")

@@ -86,6 +86,12 @@ def resize_longest(image: np.ndarray, max_size: int, name: str = "image") -> tup
     return resized, (new_width / width, new_height / height)
 
 
+def stored_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file as stored, before its EXIF rotation; its pixels are not read. Raises as `read_image`."""
+    with opened(path) as image:
+        return image.size
+
+
 def stored_pixels(path: Path, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pixels (x, y) ``[N, 2]`` of an image as `read_image` gives it -> pixels of the file as stored, before its EXIF rotation.
 

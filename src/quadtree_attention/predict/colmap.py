@@ -2,62 +2,136 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.images import stored_size
+from ..errors import InputError
 from ..extras import require
-from ..files import atomic_write
 
 if TYPE_CHECKING:
     from .folder import Tracks
 
 _MODES = {"auto": "AUTO", "single": "SINGLE", "per-folder": "PER_FOLDER", "per-image": "PER_IMAGE"}
+_BESIDE = ("-wal", "-shm", "-journal")  # files of SQLite that belong to a database
 
 
-def write_database(tracks: Tracks, folder: Path, path: Path, cameras: str) -> tuple[int, list[str]]:
+def beside(path: Path) -> list[Path]:
+    """The files of SQLite that are there beside a database: what a process that was killed, or is still at work, had not put into it."""
+    return [place for end in _BESIDE if (place := path.with_name(path.name + end)).exists()]
+
+
+def unreadable(folder: Path, names: Iterable[str], cameras: str) -> dict[str, str]:
+    """A line for each image that a database cannot have, by name.
+
+    Raises:
+        InputError: images that are to share a camera differ in size.
+    """
+    pycolmap = require("pycolmap", "sfm")
+    lines = {
+        name: f"{folder / name}: COLMAP cannot read images of this kind; convert it to PNG or JPEG" for name in names
+    }
+    with tempfile.TemporaryDirectory() as place:
+        images = _imported(pycolmap, Path(place) / "a.db", folder, list(lines), "per-image")
+    readable = [name for name in lines if name in images]
+    _check_sizes(folder, readable, cameras)
+    return {name: line for name, line in lines.items() if name not in images}
+
+
+def _check_sizes(folder: Path, names: Sequence[str], cameras: str) -> None:
+    first: dict[PurePath, tuple[str, tuple[int, int]]] = {}  # by what shares a camera
+    if cameras not in ("single", "per-folder"):
+        return
+    for name in names:
+        size = stored_size(folder / name)
+        other, its_size = first.setdefault(
+            PurePath(name).parent if cameras == "per-folder" else PurePath(), (name, size)
+        )
+        if size != its_size:
+            sizes = [f"{width}x{height}" for width, height in (its_size, size)]
+            raise InputError(
+                f"cameras is {cameras}, but {other} has {sizes[0]} pixels and {name} {sizes[1]}, expected one size of images "
+                "that share a camera; choose auto or per-image"
+            )
+
+
+def write_database(
+    tracks: Tracks, folder: Path, path: Path, cameras: str, written: Callable[[list[Path]], object]
+) -> int:
     """Write cameras, images, keypoints, matches and the geometry of each pair to a new database, whole or not at all.
 
     Cameras and images are as COLMAP's own import makes them, with focal lengths from EXIF or guessed. COLMAP's pixel centres are at halves.
+    What lies beside an older database of that name (``-wal``, ``-shm``) goes with it. ``written`` is called with the file before it takes its name.
 
     Returns:
-        How many matches agree with the geometry of their pair, and a line for each image that COLMAP cannot read.
+        How many matches agree with the geometry of their pair.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
     """
     pycolmap = require("pycolmap", "sfm")
+    path = Path(os.path.realpath(path))
+    # A folder of its own, because of the files that SQLite puts beside a database. One that is there is of a run that was killed.
+    place = path.with_name(f".{path.name}.writing")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
+        verified = _fill(pycolmap, tracks, folder, place / path.name, cameras)
+        written([place / path.name])
+        for old in beside(path):  # first: SQLite would put what they hold into the new database
+            old.unlink()
+        (place / path.name).replace(path)
+    except RuntimeError as error:  # COLMAP has no other for what SQLite cannot do
+        if shutil.disk_usage(path.parent).free < 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return verified
+
+
+def _fill(pycolmap: Any, tracks: Tracks, folder: Path, path: Path, cameras: str) -> int:
     verified = 0
-    with atomic_write(path) as temporary:
-        temporary.unlink()  # an empty file is no database
-        pycolmap.Database.open(temporary).close()
-        mode = getattr(pycolmap.CameraMode, _MODES[cameras])
-        before, pycolmap.logging.minloglevel = pycolmap.logging.minloglevel, pycolmap.logging.Level.FATAL.value
-        try:  # what it cannot read is told by the caller
-            pycolmap.import_images(temporary, folder, camera_mode=mode, image_names=list(tracks.keypoints))
-        finally:
-            pycolmap.logging.minloglevel = before
-        base = pycolmap.Database.open(temporary)
-        try:
-            images = {image.name: image for image in base.read_all_images()}
-            camera = {name: base.read_camera(image.camera_id) for name, image in images.items()}
-            points = {name: (tracks.keypoints[name] + 0.5).astype(np.float32) for name in images}
-            with pycolmap.DatabaseTransaction(base):
-                for name, image in images.items():
-                    base.write_keypoints(image.image_id, points[name])
-                for name0, name1, rows in tracks:
-                    if name0 in images and name1 in images:
-                        ids, matches = (images[name0].image_id, images[name1].image_id), rows[:, :2].astype(np.uint32)
-                        base.write_matches(*ids, matches)
-                        geometry = _geometry(
-                            pycolmap, camera[name0], points[name0], camera[name1], points[name1], matches
-                        )
-                        base.write_two_view_geometry(*ids, geometry)
-                        verified += len(geometry.inlier_matches)
-        finally:
-            base.close()
-    unread = [
-        f"{folder / name}: COLMAP cannot read images of this kind" for name in tracks.keypoints if name not in images
-    ]
-    return verified, unread
+    images = _imported(pycolmap, path, folder, list(tracks.keypoints), cameras)
+    base = pycolmap.Database.open(path)
+    try:
+        camera = {name: base.read_camera(image.camera_id) for name, image in images.items()}
+        points = {name: (tracks.keypoints[name] + 0.5).astype(np.float32) for name in images}
+        with pycolmap.DatabaseTransaction(base):
+            for name, image in images.items():
+                base.write_keypoints(image.image_id, points[name])
+            for name0, name1, rows in tracks:
+                ids, matches = (images[name0].image_id, images[name1].image_id), rows[:, :2].astype(np.uint32)
+                base.write_matches(*ids, matches)
+                geometry = _geometry(pycolmap, camera[name0], points[name0], camera[name1], points[name1], matches)
+                base.write_two_view_geometry(*ids, geometry)
+                verified += len(geometry.inlier_matches)
+    finally:
+        base.close()
+    return verified
+
+
+def _imported(pycolmap: Any, path: Path, folder: Path, names: list[str], cameras: str) -> dict[str, Any]:
+    """Make a database of images and cameras -> the images in it, by name; it has no others than those that COLMAP can read."""
+    pycolmap.Database.open(path).close()
+    mode = getattr(pycolmap.CameraMode, _MODES[cameras])
+    before, pycolmap.logging.minloglevel = pycolmap.logging.minloglevel, pycolmap.logging.Level.FATAL.value
+    try:  # what it cannot read is told by the caller
+        pycolmap.import_images(path, folder, camera_mode=mode, image_names=names)
+    finally:
+        pycolmap.logging.minloglevel = before
+    base = pycolmap.Database.open(path)
+    try:
+        return {image.name: image for image in base.read_all_images()}
+    finally:
+        base.close()
 
 
 def _geometry(pycolmap, camera0, points0, camera1, points1, matches):

@@ -61,6 +61,8 @@ def match_folder(
     features: str | Path | None = None,
     cameras: str = "auto",
     progress: Progress | None = None,
+    overwrite: bool = False,
+    written: Callable[[list[Path]], object] = lambda paths: None,
 ) -> FolderMatches:
     """Match pairs of images of a folder.
 
@@ -79,6 +81,8 @@ def match_folder(
         features: of .h5, hloc's file of keypoints; by default features.h5 beside ``out``.
         cameras: of .db, which images share a camera: "auto", as their EXIF says, "single", "per-folder", "per-image".
         progress: called with (pairs done, pairs, of those done the ones that this run matched) before the first and after each.
+        overwrite: replace a features.h5 that belongs to other matches.
+        written: called with the new files, whole, before they take their names.
 
     Raises:
         ValueError, OSError, ImportError: in one line. Single broken images are left out instead.
@@ -98,7 +102,7 @@ def match_folder(
     feature_file = None if colmap else check_output(features or out.with_name("features.h5"), (".h5",))
     if feature_file is not None and feature_file.resolve() == out.resolve():
         raise InputError(f"{out} is to hold both matches and features, expected two names")
-    if features is None:
+    if features is None and not overwrite:
         _refuse_strange(feature_file, out)
     if not pairs:
         raise InputError(f"{folder}: no pairs to match, expected at least two images")
@@ -113,20 +117,25 @@ def match_folder(
     store = MatchStore(out.with_name(out.name + ".partial"), settings)
     try:
         options = {"max_size": max_size, "threshold": threshold, "align": align}
-        done, broken, scales = _match_all(folder, pairs, store, made, options, progress)
+        out_of_reach = _unnamable(folder, pairs)
+        if colmap:
+            from .colmap import unreadable
+
+            names = dict.fromkeys(name for pair in pairs for name in pair if name not in out_of_reach)
+            out_of_reach |= unreadable(folder, names, cameras)
+        done, broken, scales = _match_all(folder, pairs, store, made, options, progress, out_of_reach)
         if not done:
             raise InputError(f"{folder}: no pair of images that can both be read; the first: {broken[0]}")
         tracks = Tracks(store, done, {name: radius * scale for name, scale in scales.items()})
         if feature_file is None:
             from .colmap import write_database
 
-            verified, unread = write_database(tracks, folder, out, cameras)
-            broken.extend(unread)
+            verified = write_database(tracks, folder, out, cameras, written)
         else:
             verified = None
-            if features is None:
+            if features is None and not overwrite:
                 _refuse_strange(feature_file, out)
-            write_hloc(tracks, out, feature_file)
+            write_hloc(tracks, out, feature_file, written)
         matches = sum(len(rows) for _, _, rows in tracks)
     except BaseException:
         store.close()
@@ -176,10 +185,12 @@ class Tracks:
             yield name0, name1, np.stack([ids0[rows], ids1[rows], rows], 1)
 
 
-def write_hloc(tracks: Tracks, matches: Path, features: Path) -> None:
+def write_hloc(
+    tracks: Tracks, matches: Path, features: Path, written: Callable[[list[Path]], object] = lambda paths: None
+) -> None:
     """Write the two files of hloc: keypoints by image, and by pair matches0 and matching_scores0 (-1 and 0 where there is none).
 
-    Both are whole before either takes its name.
+    Both are whole before either takes its name, and ``written`` is called with them.
     """
     h5py = require("h5py", "sfm")
     # Matches take theirs first: see _refuse_strange.
@@ -196,6 +207,7 @@ def write_hloc(tracks: Tracks, matches: Path, features: Path) -> None:
                 group = file.create_group(f"{_hloc_name(name0)}/{_hloc_name(name1)}")
                 group.create_dataset("matches0", data=matches0)
                 group.create_dataset("matching_scores0", data=scores0)
+        written([features_written, matches_written])
 
 
 def _hloc_name(name: str) -> str:
@@ -238,6 +250,17 @@ def _inside(folder: Path, pairs: Pairs) -> list[tuple[str, str]]:
     return list(found.values())
 
 
+def _unnamable(folder: Path, pairs: Pairs) -> dict[str, str]:
+    """A line for each image whose name neither COLMAP's nor hloc's files can hold, by name."""
+    lines = {}
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            lines[name] = f"{folder / name}: its name is not UTF-8; rename it"
+    return lines
+
+
 def _in_blocks(pairs: Pairs) -> list[tuple[str, str]]:
     """The pairs in an order in which each image has to be read only a few times: those of `BLOCK` images with `BLOCK` others at a time."""
     blocks: dict[str, int] = {}
@@ -254,9 +277,13 @@ def _match_all(
     matcher: Matcher,
     options: dict[str, Any],
     progress: Progress | None,
+    out_of_reach: dict[str, str],
 ) -> tuple[list[tuple[str, str]], list[str], dict[str, float]]:
-    """Match what the store lacks -> pairs that are done, a line for each broken image, pixels a matched pixel of the others."""
-    broken: dict[str, str] = {}
+    """Match what the store lacks -> pairs that are done, a line for each image left out, pixels a matched pixel of the others.
+
+    out_of_reach: name -> the line of each image that cannot be used; it is not read.
+    """
+    broken = dict(out_of_reach)
     stamps: dict[str, str] = {}
     scales: dict[str, float] = {}
 
@@ -272,7 +299,7 @@ def _match_all(
                 stat = (folder / name).stat()
                 stamps[name] = f"{stat.st_size} {stat.st_mtime_ns}"
                 scales[name] = 1 / min(read(name)[1])
-            except (ValueError, OSError) as error:
+            except (InputError, OSError) as error:
                 broken[name] = str(error)
         return name in scales
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +50,7 @@ class MatchStore:
             with self._plain_errors():
                 self._base.execute("PRAGMA locking_mode = EXCLUSIVE")  # until it is closed
                 self._base.execute("BEGIN EXCLUSIVE")
+                self._refuse_other()
                 for table in _TABLES:
                     self._base.execute(table)
                 self._settle(settings)
@@ -56,6 +59,18 @@ class MatchStore:
             self._base.close()
             raise
 
+    def _refuse_other(self) -> None:
+        """Make sure that it is no database of another kind, which would be lost in the end."""
+        found = self._base.execute(
+            "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
+        ).fetchall()
+        ours = [("table", sql.split()[5], sql.replace("IF NOT EXISTS ", "")) for sql in _TABLES]
+        if found and sorted(found) != sorted(ours):
+            raise self._damaged("other tables")
+
+    def _damaged(self, why: object) -> InputError:
+        return InputError(f"{self.path} is not a file of matches, or is damaged ({why}); remove it")
+
     def _settle(self, settings: dict[str, Any]) -> None:
         """Make sure that all matches are of these settings."""
         content = json.dumps(settings, sort_keys=True)
@@ -63,7 +78,12 @@ class MatchStore:
         if found == (content,):
             return
         if count := self.count():
-            settings, before = json.loads(content), json.loads(found[0]) if found else {}
+            try:
+                settings, before = json.loads(content), json.loads(found[0]) if found else {}
+            except (TypeError, ValueError, RecursionError):
+                before = None
+            if not isinstance(before, dict):
+                raise self._damaged("unknown settings")
             names = sorted(key for key in {**settings, **before} if settings.get(key) != before.get(key))
             raise InputError(
                 f"{self.path} holds {count} pair{'s' * (count != 1)} matched with other settings ({', '.join(names)}); "
@@ -93,12 +113,23 @@ class MatchStore:
         """A pair's matches."""
         with self._plain_errors():
             query = "SELECT points0, points1, confidence FROM matches WHERE name0 = ? AND name1 = ?"
-            arrays = [np.frombuffer(blob, np.float32) for blob in self._base.execute(query, pair).fetchone()]
-        return PairMatches(arrays[0].reshape(-1, 2), arrays[1].reshape(-1, 2), arrays[2])
+            row = self._base.execute(query, pair).fetchone()
+        if row is None or not all(isinstance(blob, bytes) and len(blob) % 4 == 0 for blob in row):
+            raise self._damaged(f"no matches of {' and '.join(pair)}")
+        points0, points1, confidence = (np.frombuffer(blob, np.float32) for blob in row)
+        if not len(points0) == len(points1) == 2 * len(confidence) or not all(
+            np.isfinite(values).all() for values in (points0, points1, confidence)
+        ):
+            raise self._damaged(f"odd matches of {' and '.join(pair)}")
+        return PairMatches(points0.reshape(-1, 2), points1.reshape(-1, 2), confidence)
 
     def close(self) -> None:
         """Let others have the file; one without matches is deleted."""
-        if self.count():
+        try:
+            count = self.count()
+        except (InputError, OSError):  # the error that led here tells more
+            count = -1
+        if count:
             self._base.close()
         else:
             self.remove()
@@ -113,10 +144,12 @@ class MatchStore:
         try:
             yield
         except sqlite3.OperationalError as error:
+            if "full" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from None
             if "locked" in str(error):
                 raise OSError(
                     f"{self.path} is in use by another run; wait for its end, or choose another --out"
                 ) from None
             raise OSError(f"{self.path} cannot be used: {error}") from None
         except sqlite3.DatabaseError as error:
-            raise InputError(f"{self.path} is not a file of matches, or is damaged ({error}); remove it") from None
+            raise self._damaged(error) from None

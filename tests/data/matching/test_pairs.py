@@ -8,6 +8,7 @@ from PIL import Image
 
 from quadtree_attention.data.arrays import read_arrays
 from quadtree_attention.data.matching import pairs
+from quadtree_attention.errors import InputError
 from quadtree_attention.evaluation.synthetic import SyntheticHomographies
 
 H = np.array([[0.9, -0.1, 20], [0.1, 1.1, -5], [1e-4, 5e-5, 1]])
@@ -68,7 +69,7 @@ class TestHomographyList:
             ("a.png a.png 1 0 0 0 1 0 0 nan 1", "list.txt:2: numbers that are not finite"),
             ("a.png a.png 0 0 0 0 0 0 0 0 0", "list.txt:2: not a homography"),
             ("a.png a.png a.png", "a.png: not a homography"),
-            ('a.png "a.png', "list.txt:2: No closing quotation"),
+            ('a.png "a.png', "list.txt:2: 2 entries, expected 11"),
         ],
     )
     def test_a_malformed_line_is_named(self, folder, line, message):
@@ -257,3 +258,44 @@ class TestStereo:
         (pair,) = pairs.stereo_list(folder / "list.txt")
         with pytest.raises(ValueError, match=r"expected \[H, W\] with one value a pixel"):
             pair.read_disparity()
+
+
+NAMES = (
+    "x#1.jpg",
+    "it's.jpg",
+    'a"b.jpg',
+    "two words.jpg",
+    "rock'n'roll.jpg",
+    "back\\slash.jpg",
+    "narrow\u202fspace.jpg",
+    "next\x85line.jpg",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_names_that_lists_of_others_do_not_quote(tmp_path, name, mark):
+    for one in (name, "b.jpg"):
+        (tmp_path / one).write_bytes(b"x")
+    word = f"'{name}'" if " " in name else name
+    lines = f"b.jpg {word}  # {word}\r\n# {word}\n\n\t{word} b.jpg"
+    (tmp_path / "pairs.txt").write_bytes(mark + lines.encode())
+    assert pairs.image_pairs(tmp_path / "pairs.txt", tmp_path) == [("b.jpg", name)]
+    H = "1 0 0 0 1 0 0 0 1"
+    (tmp_path / "list.txt").write_bytes(mark + f"{word} b.jpg {H}\n".encode())
+    (pair,) = pairs.homography_list(tmp_path / "list.txt")
+    assert pair.image0 == tmp_path / name
+
+
+def test_a_list_of_another_encoding(tmp_path):
+    (tmp_path / "pairs.txt").write_bytes("a.jpg b.jpg".encode("utf-16"))
+    with pytest.raises(InputError, match=r"pairs.txt is not a text file in UTF-8, expected a list; save it as UTF-8"):
+        pairs.image_pairs(tmp_path / "pairs.txt", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 100_000, "a\0b"])
+def test_what_is_no_name(tmp_path, name):
+    (tmp_path / "pairs.txt").write_text(f"{name} b.jpg\n", encoding="utf-8")
+    with pytest.raises((InputError, OSError)) as error:
+        pairs.image_pairs(tmp_path / "pairs.txt", tmp_path)
+    assert len(str(error.value)) < 800

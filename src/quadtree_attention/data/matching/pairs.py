@@ -7,7 +7,6 @@ line. Images themselves are read when a pair is used.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from ...errors import InputError
 from ..arrays import camera_matrix, pose_matrix, read_npy, read_numbers
 from ..decoding import opened
+from ..lists import lines_in
 from ..maps import read_map
 
 _OPENCV_MATRIX = re.compile(
@@ -27,6 +27,10 @@ _OPENCV_MATRIX = re.compile(
 
 Image = str | Path | np.ndarray
 Size = tuple[int, int]
+
+_WORD = re.compile(r"""\"([^\"]+?)\"(?=[ \t]|$)|'(.+?)'(?=[ \t]|$)|([^ \t]+)""")
+_COMMENT = re.compile(r"(^|(?<=[ \t]))#.*")
+_LONGEST_NAME = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -235,7 +239,9 @@ def image_pairs(path: str | Path, root: str | Path) -> list[tuple[str, str]]:
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for where, words in lines_of(path):
         if len(words) != 2 or words[0] == words[1]:
-            raise InputError(f"{where}: {' '.join(words)!r}, expected the names of two images: image0 image1")
+            raise InputError(
+                f"{where}: {' '.join(words)[:100]!r}, expected the names of two images: image0 image1; those with spaces in quotes"
+            )
         for name in words:
             existing(name, root, where)
         pairs.setdefault(frozenset(words), (words[0], words[1]))
@@ -270,24 +276,20 @@ def stereo_list(path: str | Path, root: str | Path | None = None) -> list[Stereo
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """('file:line', words) of each line of a text list that holds anything."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file, expected a list with one pair a line") from None
-    except OSError as error:
-        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        where = f"{path}:{number}"
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:
-            raise InputError(f"{where}: {error}; quote names with spaces, and close each quote") from None
+    """('file:line', words) of each line of a text list that holds anything.
+
+    Words have spaces or tabs between them. One with spaces in it stands in quotes, single or double, from its first to its last character; other
+    quotes, as in it's.jpg, are part of a name. A # at the beginning of a word, not within one as in x#1.jpg, starts a comment.
+    """
+    for number, line in enumerate(lines_in(path), 1):
+        words = [next(word for word in found if word) for found in _WORD.findall(_COMMENT.sub("", line))]
         if words:
-            yield where, words
+            yield f"{path}:{number}", words
 
 
 def existing(name: str, folder: str | Path, where: str) -> Path:
+    if len(name) > _LONGEST_NAME or "\0" in name:
+        raise InputError(f"{where}: {name[:40]!r}... of {len(name)} characters, expected the name of a file")
     path = Path(folder) / name
     if not path.is_file():
         raise FileNotFoundError(f"{where}: {path} does not exist")

@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSamp
 
 from ...errors import InputError
 from ..arrays import read_arrays
+from ..lists import lines_in
 from ..loading import StreamLoader, loader_options, processes
 from .colmap import ColmapScene
 from .layouts import MegaDepthScene, ScanNetScene
@@ -109,11 +110,7 @@ class Split:
         if self.scenes is None:
             found = sorted(path.stem for path in Path(self.index).glob("*.npz"))
         else:
-            try:
-                lines = Path(self.scenes).read_text(encoding="utf-8").splitlines()
-            except OSError as error:
-                raise type(error)(f"{self.scenes} cannot be read: {error.strerror or error}") from None
-            found = [line.split()[0].removesuffix(".npz") for line in lines if line.strip()]
+            found = [line.split()[0].removesuffix(".npz") for line in lines_in(Path(self.scenes)) if line.strip()]
         if not found:
             raise InputError(f"{self.scenes or self.index}: no scenes in it, expected a name a line, or .npz files")
         return found

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from ...errors import InputError
+from ..lists import lines_in
 from ..loading import Augmented, EpochSampler, StreamLoader, loader_options
 from .ade20k import ADE20K_LABELS, IGNORE
 from .masks import SegmentationFolder, check_sides, collate_lists, seen
@@ -146,7 +147,7 @@ class SegmentationData(LightningDataModule):
         path = Path(self.hparams["root"]).expanduser() / "classes.txt"
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist, expected the names of the classes, one a line")
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in lines_in(path) if line.strip()]
         if not 1 <= len(names) <= IGNORE:
             raise InputError(f"{path} has {len(names)} names, expected 1 to {IGNORE}, one a line")
         return names
