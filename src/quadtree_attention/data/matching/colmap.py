@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,14 @@ from torch.utils.data import Dataset
 
 from ...errors import InputError
 from ...extras import require
+from ..arrays import camera_matrix, pose_matrix
+from . import colmap_model
 from .pairs import with_long_side
 from .posed import fits, joined, posed_image
 
 _MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
+_LONGEST = 100_000  # pixels of a side of an image
+_SECONDS, _MEMORY = 60, 2 << 30  # that reading an empty model may take
 MODEL_PLACES = ("", "sparse", "sparse/0")  # of a model under its folder
 
 
@@ -84,9 +92,7 @@ class ColmapScene(Dataset):
         return self.root / "stereo" / "depth_maps" / f"{view.name}.geometric.bin"
 
     def _depth(self, view: View) -> np.ndarray:
-        depth = require("pycolmap", "scenes").DepthMap()
-        depth.read(self._depth_file(view))
-        return np.asarray(depth.to_array())
+        return read_depth(self._depth_file(view))
 
     def _points(self, view: View, shared: np.ndarray, K: np.ndarray) -> torch.Tensor:
         points = np.zeros((self.points, 3), np.float32)
@@ -99,8 +105,8 @@ class ColmapScene(Dataset):
 
 def read_views(root: Path) -> list[View]:
     """The images of a model that have a pose and whose files are there, in COLMAP's order; raises as `ColmapScene`."""
-    model = _read(root)
-    views = [View(model, image) for _, image in sorted(model.images.items()) if image.has_pose]
+    folder, model = _read(root)
+    views = [View(model, image, folder) for image in model["images"]]
     for view in views:
         if not (root / "images" / view.name).is_file():
             raise FileNotFoundError(f"{root / 'images' / view.name} does not exist, but the model has it")
@@ -123,34 +129,76 @@ def pairs_by_overlap(views: list[View], least: float, most: float, root: Path) -
 class View:
     """What is needed of one image of a model, free of pycolmap's objects, which cannot be sent to other processes."""
 
-    def __init__(self, model: Any, image: Any) -> None:
-        if image.camera_id not in model.cameras:
-            raise InputError(f"{image.name}: the model has no camera {image.camera_id}")
-        camera = model.cameras[image.camera_id]
-        if camera.model_name not in _MODELS:
+    def __init__(self, model: dict[str, Any], image: tuple[str, int, np.ndarray, np.ndarray], where: Path) -> None:
+        self.name, camera_id, pose, ids = image
+        if camera_id not in model["models"]:
+            raise InputError(f"{where}: the model has no camera {camera_id}, which {self.name[:100]} is of")
+        if camera_id not in model["cameras"]:
             raise InputError(
-                f"{image.name}: camera model {camera.model_name}, expected {' or '.join(_MODELS)}; run colmap image_undistorter first"
+                f"{where}: {self.name[:100]} has the camera model {model['models'][camera_id]}, expected {' or '.join(_MODELS)}; "
+                "run colmap image_undistorter first"
             )
-        self.name, self.size = image.name, (camera.width, camera.height)
-        self.K = camera.calibration_matrix()
+        _, width, height, K = model["cameras"][camera_id]
+        if not (0 < width <= _LONGEST and 0 < height <= _LONGEST):
+            raise InputError(
+                f"{where}: camera {camera_id} has {width}x{height} pixels, expected 1 to {_LONGEST} on each side"
+            )
+        self.size = (width, height)
+        self.K = camera_matrix(K, f"{where}: camera {camera_id}")
         self.K[:2, 2] -= 0.5  # COLMAP has the centre of the first pixel at (0.5, 0.5)
-        self.pose = np.eye(4)
-        self.pose[:3] = image.cam_from_world().matrix()
-        self.points = {p.point3D_id: model.points3D[p.point3D_id].xyz for p in image.get_observation_points2D()}
+        self.pose = pose_matrix(pose, f"{where}: {self.name[:100]}")
+        try:
+            self.points = {number: model["xyz"][number] for number in ids.tolist()}
+        except KeyError as error:
+            raise InputError(f"{where}: the model has no point {error}, which {self.name[:100]} shows") from None
 
     def overlap(self, other: View) -> float:
         fewer = min(len(self.points), len(other.points))
         return len(self.points.keys() & other.points.keys()) / fewer if fewer else 0.0
 
 
-def _read(root: Path) -> Any:
-    pycolmap = require("pycolmap", "scenes")
+def _read(root: Path) -> tuple[Path, dict[str, Any]]:
     for place in MODEL_PLACES:
         folder = root / place
         if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
-            try:
-                return pycolmap.Reconstruction(folder)
-            except (ValueError, RuntimeError, OSError) as error:
-                raise InputError(f"{folder}: not a COLMAP model ({' '.join(str(error).split())})") from None
+            return folder, read_model(folder)
     tried = ", ".join(str(root / place) for place in MODEL_PLACES)
     raise FileNotFoundError(f"no COLMAP model (cameras.bin or cameras.txt) found in {tried}")
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """What `colmap_model` tells of a model, read in a process that may die; "xyz" has its points by number.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    require("pycolmap", "scenes")
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".bin", ".txt") and path.is_file())
+    command = [sys.executable, colmap_model.__file__, str(folder), str(_MEMORY + 50 * size)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS + size / 1e6)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{folder}: not a COLMAP model, or damaged: reading it does not come to an end") from None
+    if done.returncode == 1:  # a bug of ours
+        raise RuntimeError(done.stderr.decode("utf-8", "replace"))
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() if done.returncode == 3 else []
+        reason = said[-1][:200] if said else "it ends the process that reads it"
+        raise InputError(f"{folder}: not a COLMAP model, or damaged ({reason})")
+    model = pickle.loads(done.stdout)
+    if not np.isfinite(model["points"]).all():
+        raise InputError(f"{folder}: the model has points that are not finite")
+    model["xyz"] = dict(zip(model.pop("ids").tolist(), model.pop("points"), strict=True))
+    return model
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """A depth map ``[H, W]`` float32 of COLMAP's dense stereo: "width&height&1&", then the numbers."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror or error}") from None
+    head = re.match(rb"(\d{1,6})&(\d{1,6})&1&", content)
+    if not head or int(head[1]) * int(head[2]) * 4 != len(content) - head.end() or len(content) == head.end():
+        raise InputError(f"{path}: not a depth map of COLMAP's, or damaged")
+    return np.frombuffer(content, "<f4", offset=head.end()).reshape(int(head[2]), int(head[1])).astype(np.float32)
