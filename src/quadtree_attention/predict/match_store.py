@@ -151,5 +151,5 @@ class MatchStore:
                     f"{self.path} is in use by another run; wait for its end, or choose another --out"
                 ) from None
             raise OSError(f"{self.path} cannot be used: {error}") from None
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: SQLite tells of a damaged name
             raise self._damaged(error) from None

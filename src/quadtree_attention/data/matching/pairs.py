@@ -310,7 +310,7 @@ def _floats(words: list[str], where: str) -> np.ndarray:
     try:
         values = np.array([float(word) for word in words])
     except ValueError as error:
-        raise InputError(f"{where}: {error}, expected numbers after the file names") from None
+        raise InputError(f"{where}: {str(error)[:100]}, expected numbers after the file names") from None
     if not np.isfinite(values).all():
         raise InputError(f"{where}: numbers that are not finite, expected a pose or homography that is known")
     return values
