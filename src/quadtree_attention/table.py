@@ -60,7 +60,8 @@ class Table:
 
     def _cells(self) -> list[Sequence[str]]:
         columns = list(self.rows[0]) if self.rows else []
-        return [columns, *([_cell(name, row[name]) for name in columns] for row in self.rows)]
+        heads = [f"{name} %" if "@" in name else name for name in columns]  # as _cell has them; files have shares of 1
+        return [heads, *([_cell(name, row[name]) for name in columns] for row in self.rows)]
 
 
 def _cell(name: str, value: Any) -> str:

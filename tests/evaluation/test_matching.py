@@ -318,7 +318,7 @@ class TestTable:
 
     def test_text(self):
         head, row = self.table.text().splitlines()
-        assert head.split() == ["model", "auc@5", "matches", "ms", "pairs"]
+        assert head.split() == ["model", "auc@5", "%", "matches", "ms", "pairs"]
         assert row.split() == ["tiny", "50.0", "1234", "2.2", "3"]
         assert len(row) == len(head)
 

@@ -308,7 +308,8 @@ def test_lightning_measures_the_same(layout, pairs, padding, published, request,
     assert [path.name for path in tmp_path.iterdir()] == [layout]
     lines = capsys.readouterr().out.splitlines()
     head, measured, paper = (
-        line.split() for line in lines[next(i for i, line in enumerate(lines) if "auc@5" in line) :][:3]
+        line.replace(" %", "").split()
+        for line in lines[next(i for i, line in enumerate(lines) if "auc@5" in line) :][:3]
     )
     (expected, _) = evaluation.run("pose", source, models=["tiny"], max_size=192, padding=padding).rows
     assert paper[:5] == ["paper,", *published]

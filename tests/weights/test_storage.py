@@ -16,6 +16,7 @@ from quadtree_attention.models.detection import DetectorConfig
 from quadtree_attention.models.loftr import LoFTRConfig
 from quadtree_attention.models.segmentation import SegmenterConfig
 from quadtree_attention.models.sttr import STTRConfig
+from quadtree_attention.weights.matching import matcher_from
 from quadtree_attention.weights.registry import EMBEDDED
 from quadtree_attention.weights.storage import configuration, read_metadata, save_model
 
@@ -144,9 +145,24 @@ def test_weights_that_are_not_finite(value, tmp_path):
         Matcher.from_pretrained(tmp_path / "w.safetensors")
 
 
-def test_weights_of_another_kind_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"has no configuration of a matcher, but of another network \('STTR'\)"):
-        Matcher.from_pretrained(EMBEDDED / "stereo_tiny.safetensors")
+@pytest.mark.parametrize(
+    ("name", "kind", "command"),
+    [
+        ("stereo_tiny", "stereo network", "stereo"),
+        ("classify_tiny", "classifier", "classify"),
+        ("detect_tiny", "detector", "detect"),
+        ("segment_tiny", "segmenter", "segment"),
+    ],
+)
+def test_weights_of_another_kind_are_named_with_their_command(name, kind, command):
+    message = rf"{name}\.safetensors is of a {kind}, expected a matcher; quadtree {command} takes it"
+    with pytest.raises(InputError, match=message):
+        Matcher.from_pretrained(EMBEDDED / f"{name}.safetensors")
+    with pytest.raises(InputError, match=r"tiny\.safetensors is of a matcher, expected a classifier; quadtree match"):
+        Classifier.from_pretrained(EMBEDDED / "tiny.safetensors")
+    checkpoint = {"classifier": {"model": "quadtree_b0"}, "state_dict": {}}
+    with pytest.raises(InputError, match=r"c\.ckpt is of a classifier, expected a matcher; quadtree classify"):
+        matcher_from(checkpoint, Path("c.ckpt"))
 
 
 @pytest.mark.parametrize(

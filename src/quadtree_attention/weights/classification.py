@@ -54,7 +54,7 @@ def is_classifier(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint, as read, is of a classifier or of a backbone, of our training or published."""
     try:
         return "classifier" in content or any(key.startswith("stages.") for key in _renamed(content))
-    except ValueError:
+    except InputError:
         return False
 
 
@@ -97,7 +97,7 @@ def classifier_from(content: Mapping[str, Any], path: Path) -> nn.Module:
         )
     try:
         state = _renamed(content)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if "head.weight" in state:
         classes = len(state["head.weight"]) if state["head.weight"].dim() == 2 else 0

@@ -188,7 +188,7 @@ def _flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _published(content: Mapping[str, Any], path: Path, names: Sequence[str]) -> RetinaNet | MaskRCNN:
     try:
         kind, state = convert_detector(content)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
     first = (
         "head.classification_head.cls_logits.bias" if kind == "retinanet" else "roi_heads.box_predictor.cls_score.bias"

@@ -15,7 +15,7 @@ from ..models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
 from .convert import convert_published
 from .published import read_checkpoint, weights_in
 from .registry import is_safetensors, located
-from .storage import filled, read_safetensors, restored, shapes, trained_weights
+from .storage import filled, read_safetensors, refuse_other, restored, shapes, trained_weights
 
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
@@ -80,6 +80,7 @@ def matcher_from(content: Mapping[str, Any], path: Path, architecture: str | Non
     """
     if architecture is not None and architecture not in ARCHITECTURES:
         raise InputError(f"unknown architecture {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+    refuse_other(content, path, "matcher")
     values = content.get("config")
     if isinstance(values, Mapping):  # of our own training
         _refuse(architecture, path)
@@ -88,7 +89,7 @@ def matcher_from(content: Mapping[str, Any], path: Path, architecture: str | Non
         state = weights_in(content)
         if not any(key.startswith("coarse.") for key in state):  # of ours
             state = convert_published(state)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
     rest = {key: value for key, value in state.items() if key != "bin_score"}
     config = ARCHITECTURES[architecture or _told_from(rest, path)]

@@ -117,7 +117,7 @@ def segmenter_from(content: Mapping[str, Any], path: Path) -> SemanticFPN:
         )
     try:
         state = convert_segmenter(content)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
     last = state.get("head.classify.weight")
     classes = len(last) if last is not None and last.dim() else 0

@@ -103,10 +103,26 @@ def read_safetensors(path: Path, what: str, fits: Callable[[str], bool]) -> tupl
         raise InputError(
             f"{path} has no configuration of a {what} in its metadata, expected a file written by quadtree convert"
         )
+    config = _read_config(metadata["config"], path)
     model = metadata.get("model", "")
+    refuse_other({"model": model, **config}, path, what)
     if not fits(model):
         raise InputError(f"{path} has no configuration of a {what}, but of another network ({model[:40]!r})")
-    return state, _read_config(metadata["config"], path)
+    return state, config
+
+
+def refuse_other(content: Mapping[str, Any], path: Path, what: str) -> None:
+    """Raise InputError with the command that takes it if a file, by what it says of itself, is not of a ``what`` but of another kind."""
+    model = content.get("model")
+    for kind, command, is_one in (
+        ("matcher", "match", model == "LoFTR"),
+        ("stereo network", "stereo", model == "STTR"),
+        ("classifier", "classify", isinstance(content.get("classifier"), Mapping)),
+        ("detector", "detect", isinstance(content.get("detector"), Mapping)),
+        ("segmenter", "segment", model == "SemanticFPN" or isinstance(content.get("segmenter"), Mapping)),
+    ):
+        if is_one and kind != what:
+            raise InputError(f"{path} is of a {kind}, expected a {what}; quadtree {command} takes it")
 
 
 def _read_config(text: str, path: Path) -> dict[str, Any]:
