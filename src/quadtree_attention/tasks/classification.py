@@ -18,6 +18,7 @@ from ..data.loading import processes, seeded
 from ..errors import InputError
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
 from ..weights.classification import load_backbone
+from .classes import check_classes
 from .optimization import decaying, timm_cosine
 
 
@@ -70,6 +71,7 @@ class ClassificationTask(LightningModule):
             load_backbone(self.model, init_from)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self._layout)
+        self._labels: list[str] | None = None  # of the checkpoint
         self._mix = None
         if mixup or cutmix:
             self._mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=num_classes)
@@ -84,12 +86,17 @@ class ClassificationTask(LightningModule):
         return self.model(images.contiguous(memory_format=self._layout))
 
     def on_train_start(self) -> None:
-        """Make sure that the data has as many classes as the head."""
+        """Make sure that the data has as many classes as the head, and those of the checkpoint, if there is one."""
         names, wanted = self._class_names(), self.hparams["num_classes"]
-        if names is not None and len(names) != wanted:
+        if names is None:
+            return
+        if len(names) != wanted:
             raise InputError(
                 f"the data has {len(names)} classes, expected num_classes, {wanted}; set --model.num_classes"
             )
+        check_classes(names, self._labels)
+
+    on_validation_start = on_test_start = on_train_start
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Loss of a batch, mixed up. All draws depend on seed, epoch, batch and device alone, so that a resumed training repeats them."""
@@ -126,6 +133,10 @@ class ClassificationTask(LightningModule):
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which classes it knows."""
+        self._labels = checkpoint.get("classifier", {}).get("labels")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With its configuration a checkpoint is all that quadtree classify and quadtree convert need."""

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from ..data.loading import processes
-from ..data.recognition.detection import Target
+from ..data.recognition.detection import DetectionData, Target
 from ..errors import InputError
 from ..extras import require
 from ..models.classifier import level_weights
@@ -67,6 +67,12 @@ class DetectionTask(LightningModule):
         self.scores = nn.ModuleDict(  # for boxes, and for masks
             {kind: metric(iou_type=kind, class_metrics=True, backend="pycocotools") for kind in self.kinds}
         )
+
+    def setup(self, stage: str) -> None:
+        """Number the classes of the data as the network does; a class that it does not have is a ValueError when the data is read."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DetectionData):
+            data.use_labels(self.config.labels)
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """What is found in each image; see `models.detection.model`."""

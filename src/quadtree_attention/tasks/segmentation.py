@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..models.classifier import level_weights
 from ..models.segmentation import Norm, SegmenterConfig
 from ..weights.segmentation import load_weights
+from .classes import check_classes
 from .optimization import polynomial
 
 
@@ -77,6 +78,7 @@ class SegmentationTask(LightningModule):
         # It gathers over devices by itself.
         self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE)
         self.val_loss = MeanMetric()
+        self._labels: list[str] | None = None  # of the checkpoint
 
     def setup(self, stage: str) -> None:
         """Raises a ValueError if the data has another number of classes."""
@@ -85,6 +87,18 @@ class SegmentationTask(LightningModule):
             raise InputError(
                 f"the data has {len(data.class_names())} classes, expected num_classes, {classes}; set --model.num_classes"
             )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which classes it knows."""
+        self._labels = checkpoint.get("segmenter", {}).get("labels")
+
+    def on_train_start(self) -> None:
+        """Raises a ValueError if the checkpoint, if there is one, knows other classes than the data has."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            check_classes(data.class_names(), self._labels)
+
+    on_validation_start = on_test_start = on_train_start
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """As `SemanticFPN.forward`."""

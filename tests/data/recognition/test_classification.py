@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -85,6 +86,86 @@ def test_webdataset_shards(tmp_path):
     assert module.class_names() is None
 
 
+def tree(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        label = max(0, NAMES.index(name.split("/")[-2])) if name.split("/")[-2] in NAMES else 0
+        picture(label, 0).save(root / name)
+
+
+def packed(root):
+    """The same splits as .tar files."""
+    for split in [path for path in root.iterdir() if path.is_dir()]:
+        with tarfile.open(root / f"{split.name}.tar", "w") as tar:
+            tar.add(split, arcname=".")
+        shutil.rmtree(split)
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_every_split_has_the_numbers_of_training(tmp_path, tar):
+    """A validation folder without the first class has the others' own numbers, not numbers from 0."""
+    tree(tmp_path, *(f"train/{name}/{n}.png" for name in NAMES for n in (0, 1)))
+    tree(tmp_path, "val/dog/0.png", "val/emu/0.png", "test/emu/0.png")
+    if tar:
+        packed(tmp_path)
+    module = data(tmp_path)
+    assert [int(label) for _, labels in module.val_dataloader() for label in labels] == [1, 2]
+    assert [int(label) for _, labels in module.test_dataloader() for label in labels] == [2]
+    assert module.class_names() == NAMES
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_hidden_folders_and_files_are_none(tmp_path, tar):
+    tree(tmp_path, *(f"train/{name}/{n}.png" for name in NAMES for n in (0, 1)), "val/dog/0.png", "val/dog/._1.png")
+    tree(tmp_path, "train/.ipynb_checkpoints/0.png", "train/dog/.ipynb_checkpoints/0.png", "val/.trash/ant/0.png")
+    if tar:
+        packed(tmp_path)
+    module = data(tmp_path)
+    assert module.class_names() == NAMES
+    assert len(module.train_dataloader().dataset) == 6
+    assert [int(label) for _, labels in module.val_dataloader() for label in labels] == [1]
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_a_class_that_training_has_not(tmp_path, tar):
+    tree(tmp_path, "train/dog/0.png", "train/emu/0.png", "validation/dog/0.png", "validation/ant/0.png")
+    if tar:
+        packed(tmp_path)
+    with pytest.raises(
+        ValueError, match="validation.* has a class 'ant' that the training images have not; expected some of dog, emu"
+    ):
+        data(tmp_path).val_dataloader()
+
+
+def test_a_split_that_is_not_there(folder, tmp_path):
+    """It is never another one, or the whole folder."""
+    tree(tmp_path, "train/dog/0.png", "train/emu/0.png", "images/emu/0.png")
+    with pytest.raises(
+        ValueError, match="has no images of 'validation', expected a folder validation .*; it has images, train; set"
+    ):
+        data(tmp_path).val_dataloader()
+    with pytest.raises(ValueError, match="has no images of 'trian'"):
+        data(folder, train_split="trian").train_dataloader()
+    with pytest.raises(ValueError, match="has no images of 'tset'"):
+        data(folder, test_split="tset").test_dataloader()
+    with pytest.raises(ValueError, match="no images of 'trian' in torch/fashion_mnist, expected a split of train, "):
+        data(folder, dataset="torch/fashion_mnist", train_split="trian").train_dataloader()
+    with pytest.raises(ValueError, match="splits number their classes apart"):
+        data(folder, dataset="torch/image_folder").train_dataloader()
+    tree(tmp_path, "train/0.png")
+    with pytest.raises(ValueError, match=r"train/0.png lies in no folder of a class, expected .*train/CLASS/0.png"):
+        data(tmp_path).train_dataloader()
+
+
+def test_a_shard_that_is_not_there(tmp_path):
+    pytest.importorskip("webdataset")
+    (tmp_path / "train-0000.tar").touch()
+    with pytest.raises(FileNotFoundError, match=r"train-0001.tar does not exist, expected a shard of 'train-"):
+        data(
+            tmp_path, dataset="wds/animals", train_split="train-{0000..0001}.tar", num_samples=(4, 4)
+        ).train_dataloader()
+
+
 def test_augmentation_does_not_depend_on_workers_and_changes_with_the_epoch(folder):
     def epoch(number, workers):
         loader = data(folder, num_workers=workers).train_dataloader()
@@ -109,7 +190,9 @@ def test_augmentation_does_not_depend_on_workers_and_changes_with_the_epoch(fold
 def test_mistakes(folder, options, message):
     with pytest.raises(ValueError, match=message):
         data(folder, **options).train_dataloader()
-    with pytest.raises(FileNotFoundError, match="does not exist, expected a folder with folders train, validation"):
+    with pytest.raises(
+        FileNotFoundError, match="does not exist, expected a folder with one folder or .tar file for each"
+    ):
         data(folder / "none").train_dataloader()
 
 
@@ -117,6 +200,9 @@ def test_labels_of_a_file(folder, tmp_path):
     (tmp_path / "classes.txt").write_text("emu\ndog\ncat\n")
     module = data(folder, class_map=str(tmp_path / "classes.txt"))
     assert module.class_names() == ["emu", "dog", "cat"]
+    assert [int(label) for _, labels in module.test_dataloader() for label in labels] == [2, 1, 0]
+    alone = data(folder, class_map=str(tmp_path / "classes.txt"), train_split="none")  # as for a test
+    assert alone.class_names() == ["emu", "dog", "cat"]
     json.dumps(module.preprocessing)
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,21 @@ def test_cutouts_lose_borders_and_size(tmp_path):
     found = read_cutout(tmp_path / "a.png")
     assert found.shape == (64, 128, 4)
     assert found[30, 60].tolist() == [10, 20, 200, 255]
+
+
+def test_every_split_has_the_numbers_of_training(root, tmp_path):
+    """Without cut-outs of the first class, the second keeps its number; hidden folders are no class."""
+    for part in ("cutouts", "photos"):
+        shutil.copytree(root / part, tmp_path / part)
+    shutil.rmtree(tmp_path / "cutouts" / "validation" / "disc")
+    (tmp_path / "cutouts" / "validation" / ".ipynb_checkpoints").mkdir()
+    options = {"size": (32, 32), "val_length": 3, "num_workers": 0, "pasting": PLAIN}
+    data = CompositeData(str(tmp_path / "cutouts"), str(tmp_path / "photos"), **options)
+    ((_, masks),) = data.val_dataloader()
+    assert {int(label) for mask in masks for label in mask.unique()} <= {0, 2}
+    assert any((mask == 2).any() for mask in masks)
+    (tmp_path / "cutouts" / "test" / "disc").rename(tmp_path / "cutouts" / "test" / "disk")
+    with pytest.raises(
+        ValueError, match="has a class 'disk' that the training cut-outs have not, expected some of disc, square"
+    ):
+        data.test_dataloader()

@@ -1,6 +1,7 @@
 """Images with boxes for training and validation: augmentation, order, what a target holds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -137,3 +138,26 @@ def test_mistakes(root, tmp_path):
     object.__setattr__(one, "path", tmp_path / "0.png")
     with pytest.raises(ValueError, match=r"0\.png has 61x40 pixels, expected 60x40 as in its annotations"):
         next(iter(module.val_dataloader()))
+
+
+def test_every_split_has_the_numbers_of_training(root, tmp_path):
+    """A validation file with other ids, or without the first class, has the classes' numbers, not its own; so has a network's list of classes."""
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    files = {split: tmp_path / "annotations" / f"instances_{split}.json" for split in ("train", "val")}
+    content = json.loads(files["train"].read_text())
+    content["categories"] = [{"id": 1, "name": "blue"}, {"id": 5, "name": "red"}]
+    files["train"].write_text(json.dumps(content))
+    _, targets = next(iter(data(tmp_path).val_dataloader()))
+    assert [target["labels"].tolist() for target in targets] == [[1], [1]]
+    module = data(tmp_path)
+    module.use_labels(["red", "green", "blue"])
+    assert next(iter(module.val_dataloader()))[1][0]["labels"].tolist() == [0]
+    assert module.class_names() == ["red", "green", "blue"]
+    with pytest.raises(ValueError, match="labels of the data are red, but the detector has blue, red"):
+        data(tmp_path, labels=["red"]).use_labels(["blue", "red"])
+    content["categories"][1]["name"] = "crimson"
+    files["val"].write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"instances_val.json: class 'crimson' is unknown, expected some of blue, red; set"
+    ):
+        data(tmp_path).val_dataloader()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tarfile
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from timm.data import create_dataset, create_transform
@@ -14,8 +17,11 @@ from timm.data.auto_augment import posterize
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ...errors import InputError
+from ...extras import require
 from ..loading import Augmented, EpochSampler, StreamLoader, loader_options
 
+# What a split may also be called: by folders and .tar files, and by torchvision, which takes any other name for its test images.
+SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -23,12 +29,15 @@ class ClassificationData(LightningDataModule):
     """Training, validation and test images with one label each.
 
     Args:
-        root: a folder with one folder a split, which has one folder a class; or the place of the ``dataset``.
+        root: a folder with one folder a split, which has one folder a class; or the place of the ``dataset``. Hidden files and folders hold no
+            images.
         dataset: "" for folders and for .tar files of such folders; else a name of timm's: "wds/NAME" for webdataset shards,
             "torch/fashion_mnist", "hfds/NAME", ...
         train_split, val_split, test_split: names of the splits; of a folder, "train" and "validation" also find what such folders are usually
-            called; of .tar files, ``root/SPLIT.tar``; of shards, their names with braces, such as "train-{0000..0099}.tar".
-        class_map: file with one class name a line; by default the sorted names of the folders.
+            called; of .tar files, ``root/SPLIT.tar``; of shards, their names with braces, such as "train-{0000..0099}.tar". One that is not
+            there ends the run.
+        class_map: file with one class name a line, for all splits; images of other classes are left out. By default the sorted names of the
+            folders of ``train_split`` number the classes of every split.
         num_samples: training and validation images of "wds/" datasets that have no _info.json.
         input_size: (channels, height, width) of the network's input.
         mean, std: of each channel, in 0..1.
@@ -90,9 +99,15 @@ class ClassificationData(LightningDataModule):
         return {name: value for name, value in self.hparams.items() if name in names}
 
     def class_names(self) -> list[str] | None:
-        """Names of the classes in the order of their numbers, if the dataset has any."""
+        """Names of the classes in the order of their numbers, if the dataset has any: those of the training images, whatever the split."""
         if self._names is None:  # reading them takes long where there are many files
-            self._names = _class_names(self._dataset(self.hparams["train_split"], False))
+            h = self.hparams
+            split = h["train_split"]
+            if h["class_map"] and not h["dataset"]:  # it numbers all splits alike, so that any one will do
+                splits = (split, h["val_split"], h["test_split"])
+                root = Path(h["root"]).expanduser()
+                split = next((name for name in splits if _split_places(root, name)), split)
+            self._names = _class_names(self._dataset(split, False, numbered=False))
         return self._names
 
     def train_dataloader(self) -> DataLoader:
@@ -117,17 +132,17 @@ class ClassificationData(LightningDataModule):
         """Images of ``test_split``, as they are, but for size."""
         return DataLoader(self._dataset(self.hparams["test_split"], False), **self._options())
 
-    def _dataset(self, split: str, training: bool) -> Dataset:
+    def _dataset(self, split: str, training: bool, *, numbered: bool = True) -> Dataset:
+        """Images of a split; not ``numbered``: with the numbers that its own folders have, as only those of training are."""
         h = self.hparams
         root, name = Path(h["root"]).expanduser(), h["dataset"]
         if not name:
-            root = next((path for path in (root / split, root / f"{split}.tar") if path.exists()), root)
-        if not name and not root.exists():
-            raise FileNotFoundError(
-                f"{root} does not exist, expected a folder with folders {h['train_split']}, {h['val_split']}, ..."
-            )
+            root = _find_split(root, split)
+        elif name.startswith("torch/"):
+            _check_torchvision(name, split)
         options = {}
         if name.startswith("wds/"):
+            _check_shards(root, split)
             options = {
                 "batch_size": h["batch_size"],
                 "seed": h["seed"],
@@ -136,9 +151,16 @@ class ClassificationData(LightningDataModule):
         if not name.startswith("torch/"):
             options |= {"class_map": h["class_map"], "input_img_mode": "RGB" if h["input_size"][0] == 3 else "L"}
         try:
-            dataset = create_dataset(name, str(root), split=split, is_training=training, **options)
-        except (RuntimeError, AssertionError) as error:  # how timm and torchvision say that something is missing
+            dataset = create_dataset(name, str(root), split=split, search_split=False, is_training=training, **options)
+        except tarfile.TarError as error:
+            raise InputError(f"{root} cannot be read as a .tar file: {error}") from None
+        except (RuntimeError, AssertionError, ValueError) as error:  # how timm and torchvision say what is missing
             raise InputError(f"no images of {split!r}: {error or 'unknown dataset'}") from None
+        if not name:
+            names = None
+            if numbered and not h["class_map"] and split != h["train_split"]:
+                names = self.class_names()
+            _number(dataset.reader, names, root, keep=bool(h["class_map"]))
         dataset.transform = self._transform(training)
         return dataset
 
@@ -163,6 +185,92 @@ class ClassificationData(LightningDataModule):
 def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
     """timm's, which asks Pillow for no bits at the highest magnitude: a black image, and an error since Pillow 13."""
     return posterize(image, bits_to_keep, **options) if bits_to_keep > 0 else Image.new(image.mode, image.size)
+
+
+def _find_split(root: Path, split: str) -> Path:
+    """The folder or .tar file of a split."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} does not exist, expected a folder with one folder or .tar file for each split")
+    if places := _split_places(root, split):
+        return places[0]
+    there = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    raise InputError(
+        f"{root} has no images of {split!r}, expected a folder {split} or a file {split}.tar; it has {', '.join(there[:9]) or 'nothing'}; "
+        "set --data.train_split, --data.val_split or --data.test_split"
+    )
+
+
+def _split_places(root: Path, split: str) -> list[Path]:
+    """Folders and .tar files that a split may be, as far as they are there; the one that is called so first."""
+    others = next((names for names in SYNONYMS if split in names), ())
+    places = [path for name in (split, *others) for path in (root / name, root / f"{name}.tar")]
+    return [path for path in places if path.is_dir() or path.suffix == ".tar" and path.is_file()]
+
+
+def _check_torchvision(name: str, split: str) -> None:
+    """Make sure that a data set of torchvision's has the split: timm takes any name that is not of training for the test images."""
+    if name in ("torch/folder", "torch/image_folder"):
+        raise InputError(
+            f"dataset is {name!r}, whose splits number their classes apart; leave --data.dataset out for folders"
+        )
+    known = [*chain.from_iterable(SYNONYMS), "test"]
+    if name in ("torch/inaturalist", "torch/inat", "torch/places365", "torch/imagenet"):
+        return  # torchvision looks at their splits
+    if split not in known:
+        raise InputError(f"no images of {split!r} in {name}, expected a split of {', '.join(known)}")
+
+
+def _check_shards(root: Path, split: str) -> None:
+    """Make sure that all shards of a split are there, if they are files: webdataset passes over those that are not, with a line in the log."""
+    if not root.is_dir() or "tar" not in split or "::" in split:
+        return  # elsewhere, or named in the _info.json
+    for name in require("webdataset.shardlists", "shards").expand_urls(split.partition("|")[0]):
+        if not (root / name).is_file():
+            raise FileNotFoundError(f"{root / name} does not exist, expected a shard of {split!r}")
+
+
+def _number(reader: Any, names: Sequence[str] | None, place: Path, *, keep: bool) -> None:
+    """Leave out hidden images of a reader of timm's, and give the others the numbers of their classes in ``names``.
+
+    Args:
+        reader: of folders or of a .tar file; it is changed.
+        names: of the classes; by default those that the reader has found, without the hidden ones.
+        place: that it reads.
+        keep: the numbers as they are, since a class map gave them.
+    """
+    tar = hasattr(reader, "class_name_to_idx")
+    found = reader.class_name_to_idx if tar else reader.class_to_idx
+    paths = [sample[0].name for sample in reader.samples] if tar else [sample[0] for sample in reader.samples]
+    targets = [int(n) for n in reader.targets] if tar else [sample[1] for sample in reader.samples]
+    seen = [n for n, path in enumerate(paths) if not _hidden(path.removeprefix(str(place)))]
+    if not seen:
+        raise InputError(f"{place} has no images but hidden ones")
+    numbers = dict(found)
+    if not keep:
+        used = {targets[n] for n in seen}
+        here = [name for name in sorted(found, key=found.__getitem__) if found[name] in used]
+        if "" in here:
+            stray = next(paths[n] for n in seen if targets[n] == found[""])
+            raise InputError(f"{stray} lies in no folder of a class, expected {place}/CLASS/{Path(stray).name}")
+        names = here if names is None else names
+        if unknown := [name for name in here if name not in names]:
+            listed = ", ".join(map(repr, unknown[:9]))
+            raise InputError(
+                f"{place} has a class {listed} that the training images have not; expected some of {', '.join(names[:9])}"
+                f"{', ...' if len(names) > 9 else ''}; move it away, or name the classes by --data.class_map"
+            )
+        numbers = {name: n for n, name in enumerate(names)}
+    classes = {n: name for name, n in found.items()}
+    renumbered = [numbers[classes[targets[n]]] for n in seen]
+    if tar:
+        reader.samples, reader.targets, reader.class_name_to_idx = reader.samples[seen], np.array(renumbered), numbers
+    else:
+        reader.samples = [(paths[n], number) for n, number in zip(seen, renumbered, strict=True)]
+        reader.class_to_idx = numbers
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in path.replace(os.sep, "/").split("/"))
 
 
 def _class_names(dataset: Dataset) -> list[str] | None:

@@ -51,9 +51,10 @@ class CompositeDataset(SeededDataset):
         length: samples an epoch.
         seed: of everything drawn.
         pasting: how.
+        labels: "background" and names of classes, which number them, such as those of the training cut-outs; by default those of the folders.
 
     Raises:
-        ValueError, OSError: folders that are missing or hold nothing fitting, images without alpha.
+        ValueError, OSError: folders that are missing, hold nothing fitting or are of an unknown class, images without alpha.
     """
 
     def __init__(
@@ -64,13 +65,22 @@ class CompositeDataset(SeededDataset):
         length: int,
         seed: int = 0,
         pasting: Pasting = Pasting(),
+        labels: list[str] | None = None,
     ) -> None:
         super().__init__(length, seed)
-        self.labels = class_names(cutouts)
+        here = class_names(cutouts)
+        self.labels = here if labels is None else labels
+        if unknown := [name for name in here if name not in self.labels]:
+            raise InputError(
+                f"{cutouts} has a class {', '.join(map(repr, unknown))} that the training cut-outs have not, "
+                f"expected some of {', '.join(self.labels[1:])}"
+            )
         self.size, self.pasting = (size[0], size[1]), pasting
         self.cutouts = [
-            [read_cutout(path) for path in list_photographs(Path(cutouts) / name)] for name in self.labels[1:]
+            [read_cutout(path) for path in list_photographs(Path(cutouts) / name)] if name in here else []
+            for name in self.labels[1:]
         ]
+        self._present = [label for label, name in enumerate(self.labels) if label and name in here]
         self.photos = Photographs(list_photographs(photos))
 
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +89,7 @@ class CompositeDataset(SeededDataset):
         image = self._background(rng)
         mask = np.zeros(self.size, np.uint8)
         for _ in range(rng.integers(p.count[0], p.count[1] + 1)):
-            label = int(rng.integers(1, len(self.labels)))
+            label = self._present[rng.integers(len(self._present))]
             group = self.cutouts[label - 1]
             _paste(rng, group[rng.integers(len(group))], image, mask, label, p)
         image += rng.uniform(0, p.noise) * rng.standard_normal(image.shape, np.float32)
@@ -99,11 +109,11 @@ class CompositeDataset(SeededDataset):
 
 
 def class_names(cutouts: str | Path) -> list[str]:
-    """ "background" and the sorted names of the folders."""
+    """ "background" and the sorted names of the folders, but for hidden ones."""
     folder = Path(cutouts).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist, expected a folder with one folder of cut-outs a class")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not 1 <= len(names) < IGNORE:
         raise InputError(f"{folder} has {len(names)} folders, expected one for each class, 1 to {IGNORE - 1}")
     return ["background", *names]
@@ -241,7 +251,9 @@ class CompositeData(LightningDataModule):
     def _dataset(self, split: str) -> Dataset:
         seed = 3 * self.seed + list(self.lengths).index(split)
         cutouts, photos = (Path(root).expanduser() / split for root in (self.cutouts, self.photos))
-        dataset = CompositeDataset(cutouts, photos, self.size, self.lengths[split], seed, self.pasting)
+        dataset = CompositeDataset(
+            cutouts, photos, self.size, self.lengths[split], seed, self.pasting, self.class_names()
+        )
         return _Normalised(dataset, self.mean, self.std)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -72,7 +74,8 @@ class DetectionData(LightningDataModule):
         layout: "coco": images in SPLIT/, boxes and masks in annotations/instances_SPLIT.json; "voc": XML files in Annotations, images in
             JPEGImages, names in ImageSets/Main/SPLIT.txt (see `read_voc`).
         train_split, val_split, test_split: names of the splits.
-        labels: of "voc": names of the classes in their order; by default those of the training split, sorted.
+        labels: names of the classes in their order, for all splits; by default those of the training split: of "coco" by their numbers in the
+            file, of "voc" sorted. `DetectionTask` names its own.
         masks: whether the objects' masks are wanted; "coco" only.
         drop_bad: leave out entries that make no sense (no area, outside the image, unknown class, missing image, no outline where masks are
             wanted), with a warning; by default the first one ends the run.
@@ -115,30 +118,49 @@ class DetectionData(LightningDataModule):
             raise InputError("masks are wanted of layout voc, which has boxes only; expected layout coco")
         self.save_hyperparameters()
         self._read: dict[str, Annotations] = {}
+        self._labels = labels
 
-    def annotations(self, split: str) -> Annotations:
-        """What the files say of a split; read once.
+    def use_labels(self, labels: Sequence[str]) -> None:
+        """Number the classes of all splits as a network has them.
 
         Raises:
-            ValueError, OSError: as `read_coco` and `read_voc`.
+            ValueError: ``labels`` of the data are others.
+        """
+        asked = self.hparams["labels"]
+        if asked is not None and list(asked) != list(labels):
+            raise InputError(
+                f"labels of the data are {', '.join(asked)}, but the detector has {', '.join(labels)}; "
+                "expected the same in the same order, or none of the data"
+            )
+        if self._labels != list(labels):
+            self._labels = list(labels)
+            self._read.clear()
+
+    def annotations(self, split: str) -> Annotations:
+        """What the files say of a split, with the numbers that all splits share; read once.
+
+        Raises:
+            ValueError: as `read_coco` and `read_voc`; a class that is not among the labels.
+            OSError: as those.
         """
         if split not in self._read:
             h, root = self.hparams, Path(self.hparams["root"]).expanduser()
             if not root.is_dir():
                 raise FileNotFoundError(f"{root} does not exist, expected a folder with the data")
+            labels = self._labels
+            if labels is None and split != h["train_split"]:
+                labels = self.class_names()
             if h["layout"] == "coco":
                 path = root / "annotations" / f"instances_{split}.json"
-                self._read[split] = read_coco(path, root / split, drop=h["drop_bad"], masks=h["masks"])
+                read = read_coco(path, root / split, drop=h["drop_bad"], masks=h["masks"])
+                self._read[split] = read if labels is None else _renumbered(read, labels, path)
             else:
-                labels = h["labels"]
-                if labels is None and split != h["train_split"]:
-                    labels = self.annotations(h["train_split"]).labels
                 self._read[split] = read_voc(root, split, labels, drop=h["drop_bad"])
         return self._read[split]
 
     def class_names(self) -> list[str]:
         """Names of the classes in their order."""
-        return self.annotations(self.hparams["train_split"]).labels
+        return self._labels or self.annotations(self.hparams["train_split"]).labels
 
     def train_dataloader(self) -> DataLoader:
         """Augmented images that have a box, shuffled anew in each epoch."""
@@ -183,6 +205,20 @@ class DetectionData(LightningDataModule):
 
     def _options(self) -> dict[str, Any]:
         return {**loader_options(self.hparams["batch_size"], self.hparams["num_workers"]), "collate_fn": as_lists}
+
+
+def _renumbered(read: Annotations, labels: Sequence[str], path: Path) -> Annotations:
+    """The same with the numbers that classes have in ``labels``."""
+    used = sorted({int(label) for image in read.images for label in image.labels})
+    if unknown := [read.labels[label] for label in used if read.labels[label] not in labels]:
+        raise InputError(
+            f"{path}: class {', '.join(map(repr, unknown[:9]))} is unknown, expected some of {', '.join(labels[:9])}"
+            f"{', ...' if len(labels) > 9 else ''}; set --model.detector.labels"
+        )
+    numbers = np.array([labels.index(name) if name in labels else -1 for name in read.labels], np.int64)
+    ids = dict(zip(read.labels, read.category_ids, strict=True))
+    images = [replace(image, labels=numbers[image.labels]) for image in read.images]
+    return Annotations(images, list(labels), [ids.get(name, 0) for name in labels])
 
 
 def as_lists(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
