@@ -1,10 +1,15 @@
 """A quiet trainer on the CPU, and the warnings that are not our concern, for the tests of all tasks."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from PIL import Image
 
 # What Lightning says of torch, of jsonargparse, and of how these tests use it; on machines with many cores, that there could be more workers.
 LIGHTNING = pytest.mark.filterwarnings(
@@ -33,3 +38,63 @@ def trainer(folder, *callbacks: Callback, **options: Any) -> pl.Trainer:
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         **options,
     )
+
+
+class SendSignal(Callback):
+    """Sends this process a signal after batch ``at`` of the training, or after the first of the validation in epoch ``at``."""
+
+    def __init__(self, number: int, at: int, validating: bool = False) -> None:
+        self.number, self.at, self.validating = number, at, validating
+
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if not self.validating and trainer.global_step == self.at:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_start(self, trainer, *args) -> None:
+        if self.validating and trainer.current_epoch == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def write_squares(root: Path) -> Path:
+    """Folders train, validation and test of bright and dark squares."""
+    for split, count in (("train", 8), ("validation", 4), ("test", 2)):
+        for label, name in enumerate(("bright", "dark")):
+            (root / split / name).mkdir(parents=True)
+            for n in range(count):
+                pixels = np.random.default_rng([n, label]).integers(0, 128, (36, 40, 3)) + 127 * (1 - label)
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{n}.png")
+    return root
+
+
+def write_recipe(path: Path, root: Path, **trainer: Any) -> Path:
+    """A training of a tiny classifier on such folders, 4 steps an epoch, that has chance in it."""
+    sides = {
+        "depths": [1, 1, 1, 1],
+        "embed_dims": [8, 8, 16, 16],
+        "num_heads": [1, 1, 2, 2],
+        "mlp_ratios": [2, 2, 2, 2],
+    }
+    model = {
+        "model": "pvt_v2_b0",
+        "num_classes": 2,
+        "options": {**sides, "drop_path_rate": 0.2},
+        "learning_rate": 3e-3,
+        "warmup_epochs": 1,
+    }
+    data = {"root": str(root), "input_size": [3, 32, 32], "batch_size": 4, "num_workers": 0}
+    running = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 3,
+        "logger": False,
+        "num_sanity_val_steps": 0,
+        "enable_progress_bar": False,
+    }
+    content = {
+        "seed_everything": 0,
+        "model": {"class_path": "quadtree_attention.tasks.classification.ClassificationTask", "init_args": model},
+        "data": {"class_path": "quadtree_attention.data.classification.ClassificationData", "init_args": data},
+        "trainer": {**running, "default_root_dir": str(path.parent / "run"), **trainer},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
