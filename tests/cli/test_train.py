@@ -44,11 +44,12 @@ def same(path, other):
 
 
 def sending(number, at, validating=False):
-    return EMA + [
+    return [
+        *EMA,
         {
             "class_path": "tests.tasks.training.SendSignal",
             "init_args": {"number": int(number), "at": at, "validating": validating},
-        }
+        },
     ]
 
 

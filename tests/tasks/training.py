@@ -93,7 +93,10 @@ def write_recipe(path: Path, root: Path, **trainer: Any) -> Path:
     content = {
         "seed_everything": 0,
         "model": {"class_path": "quadtree_attention.tasks.classification.ClassificationTask", "init_args": model},
-        "data": {"class_path": "quadtree_attention.data.classification.ClassificationData", "init_args": data},
+        "data": {
+            "class_path": "quadtree_attention.data.recognition.classification.ClassificationData",
+            "init_args": data,
+        },
         "trainer": {**running, "default_root_dir": str(path.parent / "run"), **trainer},
     }
     path.write_text(yaml.safe_dump(content))

@@ -30,7 +30,7 @@ _NOTICES = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "Precision .* is not supported by the model summary",
     "Starting from v1.9.0, `tensorboardX` has been removed",
-    "You.re using the WeightAveraging callback, but loading a checkpoint outside",  # which the weights of a checkpoint are already
+    "You're using the WeightAveraging callback, but loading a checkpoint outside",  # which the weights of a checkpoint are already
     "You're resuming from a checkpoint that ended before the epoch ended",  # our loaders go on with the very next sample
 )
 _WEIGHTS = ("init_from", "weights")  # arguments of tasks that name them
@@ -139,6 +139,7 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
 
     class CLI(cli.LightningCLI):
         writes = True  # checkpoints, by what the recipe says
+        config: Any
         shapes: dict[str, tuple[int, ...]] | None = None  # of the checkpoint's weights
 
         @staticmethod
@@ -195,7 +196,9 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
                     raise InputError("--resume auto needs the folder of the run, set --trainer.default_root_dir")
                 config.ckpt_path = str(newest) if newest else None
                 return
-            if newest is None or newest.name.startswith("hpc_ckpt_") and environments.SLURMEnvironment.detect():
+            if newest is None or (
+                environments.SLURMEnvironment.detect() and any([*Path(one).glob("hpc_ckpt_*.ckpt")] for one in folders)
+            ):
                 return  # Lightning goes on by itself where SLURM begins a job anew
             given = config.ckpt_path
             if given is None or (
@@ -210,7 +213,7 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
             """The arguments of the checkpoint's task; what was asked for on the command line must agree with them."""
             saved = {name: value for name, value in saved.items() if name != "_instantiator"}
             task = saved.pop("_class_path", model.class_path)
-            if task != model.class_path:
+            if _short(task) != _short(model.class_path):  # a module may have moved since
                 hint = "; name it by --model.weights, without --ckpt_path" if "weights" in model.init_args else ""
                 raise InputError(
                     f"{path} is a checkpoint of {_short(task)}, expected one of {_short(model.class_path)}{hint}"
@@ -229,7 +232,7 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
                 listed = ", ".join(f"{name} {value} (not {wanted[name]})" for name, value in other.items())
                 _say(f"{path} has settings of its own, which are kept: {listed}")
             if saved:
-                hparams = {"model": {"class_path": task, "dict_kwargs": saved}}
+                hparams = {"model": {"class_path": model.class_path, "dict_kwargs": saved}}
                 self.config = self.parser.parse_object({command: hparams}, self.config)
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -256,10 +259,11 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
         def after_instantiate_classes(self) -> None:
             if self.shapes is None:
                 return
+            path = self.config[command].ckpt_path
             for name, value in self.model.state_dict().items():
                 if self.shapes.get(name) != tuple(value.shape):
                     raise InputError(
-                        f"{self.config[command].ckpt_path} does not fit the model: {name} has shape {self.shapes.get(name)}, expected {tuple(value.shape)}"
+                        f"{path} does not fit the model: {name} has shape {self.shapes.get(name)}, expected {tuple(value.shape)}"
                     )
 
     return CLI

@@ -93,6 +93,6 @@ class StopOnSignal(Callback):
 def last_checkpoint(trainer: Trainer) -> Path | None:
     """Where the newest state of a training lies: last.ckpt in the folder of the first ModelCheckpoint; None if there is none."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath and not trainer.fast_dev_run:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath and not getattr(trainer, "fast_dev_run", False):
             return Path(callback.dirpath) / "last.ckpt"
     return None

@@ -132,7 +132,7 @@ def test_a_class_that_training_has_not(tmp_path, tar):
     if tar:
         packed(tmp_path)
     with pytest.raises(
-        ValueError, match="validation.* has a class 'ant' that the training images have not; expected some of dog, emu"
+        ValueError, match=r"validation.* has a class 'ant' that the training images have not; expected some of dog, emu"
     ):
         data(tmp_path).val_dataloader()
 
@@ -141,7 +141,7 @@ def test_a_split_that_is_not_there(folder, tmp_path):
     """It is never another one, or the whole folder."""
     tree(tmp_path, "train/dog/0.png", "train/emu/0.png", "images/emu/0.png")
     with pytest.raises(
-        ValueError, match="has no images of 'validation', expected a folder validation .*; it has images, train; set"
+        ValueError, match=r"has no images of 'validation', expected a folder validation .*; it has images, train; set"
     ):
         data(tmp_path).val_dataloader()
     with pytest.raises(ValueError, match="has no images of 'trian'"):
@@ -191,7 +191,7 @@ def test_mistakes(folder, options, message):
     with pytest.raises(ValueError, match=message):
         data(folder, **options).train_dataloader()
     with pytest.raises(
-        FileNotFoundError, match="does not exist, expected a folder with one folder or .tar file for each"
+        FileNotFoundError, match=r"does not exist, expected a folder with one folder or \.tar file for each"
     ):
         data(folder / "none").train_dataloader()
 

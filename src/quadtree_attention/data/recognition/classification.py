@@ -204,7 +204,7 @@ def _split_places(root: Path, split: str) -> list[Path]:
     """Folders and .tar files that a split may be, as far as they are there; the one that is called so first."""
     others = next((names for names in SYNONYMS if split in names), ())
     places = [path for name in (split, *others) for path in (root / name, root / f"{name}.tar")]
-    return [path for path in places if path.is_dir() or path.suffix == ".tar" and path.is_file()]
+    return [path for path in places if path.is_dir() or (path.suffix == ".tar" and path.is_file())]
 
 
 def _check_torchvision(name: str, split: str) -> None:
