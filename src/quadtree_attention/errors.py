@@ -30,3 +30,14 @@ def out_of_memory(error: BaseException) -> bool:
     said = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "Insufficient memory")
     kinds = ("RuntimeError", "AcceleratorError", "error")
     return type(error).__name__ in kinds and any(words in str(error) for words in said)
+
+
+def check_range(name: str, value: float, least: float, most: float | None = None, *, above: bool = False) -> None:
+    """Make sure that a number lies between two, both included; ``above``: the first one is not.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not (value > least if above else value >= least) or (most is not None and value > most):
+        limit = f"{'above' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most is not None else "")
+        raise InputError(f"{name} is {value}, expected {limit}")

@@ -132,7 +132,7 @@ def test_a_checkpoint_keeps_its_settings(recipe, trained, tmp_path, capsys):
     assert main(["fit", f"--config={recipe}", last, "--model.learning_rate=0.1"]) == 2
     assert "learning_rate is 0.003 in " in capsys.readouterr().err
     recipe.write_text(recipe.read_text().replace("learning_rate: 0.003", "learning_rate: 0.1"))
-    assert main(["fit", f"--config={recipe}", last]) == 0
+    assert main(["fit", f"--config={recipe}", last, "--trainer.max_epochs=4"]) == 0
     assert "has settings of its own, which are kept: learning_rate 0.003 (not 0.1)" in capsys.readouterr().err
     assert read_training(tmp_path / "run" / "last.ckpt")["hyper_parameters"]["learning_rate"] == 0.003
 

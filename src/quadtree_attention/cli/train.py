@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, MissingPackageError, check_range
 from ..extras import require
 from .app import app, typer
+from .recipes import check_nulls, check_recipes, one_line
 
 _PASSED_ON: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
@@ -58,6 +59,7 @@ def _lightning(command: str, arguments: list[str]) -> None:
     cli = require("lightning.pytorch.cli", "train")
     jsonargparse = require("jsonargparse", "train")
     try:
+        check_recipes(arguments)
         with _quiet(), _sigterm():
             # Only a training leaves its configuration beside its logs, and one that is resumed there writes it again.
             kept = {"save_config_kwargs": {"overwrite": True}} if command == "fit" else {"save_config_callback": None}
@@ -68,7 +70,7 @@ def _lightning(command: str, arguments: list[str]) -> None:
                 **kept,
             )
     except jsonargparse.ArgumentError as error:
-        raise InputError(f"{_plain(error)}; see quadtree {command} --help") from None
+        raise InputError(f"{one_line(str(error))}; see quadtree {command} --help") from None
     except (InputError, OSError) as error:
         raise InputError(_plain(error)) from error
     except SystemExit as end:
@@ -112,19 +114,11 @@ def _sigterm() -> Iterator[None]:
 
 
 def _plain(error: Exception) -> str:
-    """What is wrong, without the types and values that jsonargparse lists, and without the traceback of a DataLoader's worker."""
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    """What is wrong, without the traceback of a DataLoader's worker."""
+    lines = [line.strip() for line in str(error).splitlines()]
     if "Original Traceback (most recent call last):" in lines:
         lines = [re.sub(r"^[\w.]+: ", "", [line for line in lines if re.match(r"[\w.]+: ", line)][-1])]
-    listed: tuple[str, ...] = (
-        "Does not validate",
-        "Subtypes:",
-        "Errors:",
-        "Expected a <class 'NoneType'>",
-        "Problem with given class_path",
-    )
-    listed += ("Given value type:", "Given value: Namespace(", "Given value: NestedArg(")
-    return " ".join(line for line in lines if not line.startswith(listed))
+    return " ".join(lines)
 
 
 def _cli(cli: Any, command: str, arguments: list[str]) -> type:
@@ -159,6 +153,9 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
 
         def before_instantiate_classes(self) -> None:
             config = self.config[self.subcommand]
+            for section in ("model", "data"):
+                check_nulls(section, config.get(section))
+            _check_trainer(config)
             if command == "fit":
                 self._resume(config, self._folders(config))
             path = config.ckpt_path
@@ -235,6 +232,17 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
                 hparams = {"model": {"class_path": model.class_path, "dict_kwargs": saved}}
                 self.config = self.parser.parse_object({command: hparams}, self.config)
 
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except ValueError as error:  # the parser wraps what a task or its data says
+                cause: BaseException | None = error
+                while cause is not None and not isinstance(cause, (InputError, OSError, MissingPackageError)):
+                    cause = cause.__cause__ or cause.__context__
+                if cause is None:
+                    raise
+                raise cause from None
+
         def instantiate_trainer(self, **kwargs: Any) -> Any:
             if command == "fit":
                 callbacks = self.trainer_defaults["callbacks"] = [StopOnSignal(), Report()]
@@ -267,6 +275,18 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
                     )
 
     return CLI
+
+
+def _check_trainer(config: Any) -> None:
+    """Make sure of what Lightning itself finds out by a division by zero, or later."""
+    for name, least in (("accumulate_grad_batches", 1), ("check_val_every_n_epoch", 1), ("log_every_n_steps", 1)):
+        value = config.trainer.get(name)
+        if value is not None:
+            check_range(f"--trainer.{name}", value, least)
+    if type(config.seed_everything) is int:
+        check_range("--seed_everything", config.seed_everything, 0, 2**32 - 1)
+    if config.get("ckpt_path") == "":
+        raise InputError("--ckpt_path is empty, expected the file of a checkpoint")
 
 
 def _check_weights(model: Any, command: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ..errors import InputError
+from ..errors import InputError, check_range
 
 
 class SeededDataset(Dataset):
@@ -24,6 +25,7 @@ class SeededDataset(Dataset):
     def __init__(self, length: int, seed: int) -> None:
         if length < 1:
             raise InputError(f"length is {length}, expected at least 1 sample an epoch")
+        check_range("seed", seed, 0)
         self.length, self.seed = length, seed
 
     def __len__(self) -> int:
@@ -83,6 +85,7 @@ class Augmented(Dataset):
     """A dataset whose random transforms depend on seed, epoch and index alone, whichever process runs them."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
+        check_range("seed", seed, 0)
         self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
@@ -177,7 +180,13 @@ def processes() -> tuple[int, int]:
 
 
 def loader_options(batch_size: int, num_workers: int) -> dict[str, Any]:
-    """What all loaders share."""
+    """What all loaders share.
+
+    Raises:
+        ValueError: a batch without images, or less than no worker.
+    """
+    check_range("batch_size", batch_size, 1)
+    check_range("num_workers", num_workers, 0)
     return {
         "batch_size": batch_size,
         "num_workers": num_workers,
@@ -188,7 +197,9 @@ def loader_options(batch_size: int, num_workers: int) -> dict[str, Any]:
 
 
 def one_thread(worker: int) -> None:
-    """Of a DataLoader's worker: OpenCV shall not start threads of its own."""
+    """Of a DataLoader's worker: OpenCV shall not start threads of its own, and the process that trains decides what ends it (Ctrl-C goes to all)."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     try:
         import cv2
     except ImportError:

@@ -15,11 +15,11 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..data.loading import processes, seeded
-from ..errors import InputError
+from ..errors import InputError, check_range
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
 from ..weights.classification import load_backbone
 from .classes import check_classes
-from .optimization import decaying, timm_cosine
+from .optimization import check_rates, decaying, timm_cosine
 
 
 class ClassificationTask(LightningModule):
@@ -65,6 +65,15 @@ class ClassificationTask(LightningModule):
         super().__init__()
         if num_classes < 2:
             raise InputError(f"num_classes is {num_classes}, expected at least 2")
+        others = {
+            "mixup": mixup,
+            "cutmix": cutmix,
+            "level_rate": level_rate,
+            "warmup_epochs": warmup_epochs,
+            "seed": seed,
+        }
+        check_rates(learning_rate, weight_decay, betas, **others, min_rate=min_rate, warmup_rate=warmup_rate)
+        check_range("smoothing", smoothing, 0, 1)
         self.save_hyperparameters()
         self.model = build_backbone(model, num_classes=num_classes, **(options or {}))
         if init_from is not None:

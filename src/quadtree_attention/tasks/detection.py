@@ -18,7 +18,7 @@ from ..extras import require
 from ..models.classifier import level_weights
 from ..models.detection import DetectorConfig, coco_detector
 from ..weights.detection import load_body
-from .optimization import timm_cosine
+from .optimization import check_rates, timm_cosine
 
 
 class DetectionTask(LightningModule):
@@ -57,6 +57,7 @@ class DetectionTask(LightningModule):
         super().__init__()
         if schedule not in ("step", "cosine"):
             raise InputError(f"schedule is {schedule!r}, expected step or cosine")
+        check_rates(learning_rate, weight_decay, betas, warmup_steps=warmup_steps, seed=seed)
         self.save_hyperparameters(ignore=["detector"])
         self.config = coco_detector(detector) if isinstance(detector, str) else detector
         self.model = self.config.build()

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
+
+from ..errors import InputError, check_range
+
+
+def check_rates(learning_rate: float, weight_decay: float, betas: Sequence[float], **others: float) -> None:
+    """Make sure of what AdamW and its schedule are given; ``others`` are numbers from 0 up, by name.
+
+    Raises:
+        ValueError: the first that makes no sense.
+    """
+    check_range("learning_rate", learning_rate, 0, 100, above=True)
+    if not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"betas are {list(betas)}, expected two numbers from 0 to below 1")
+    for name, value in {"weight_decay": weight_decay, **others}.items():
+        check_range(name, value, 0)
 
 
 def decaying(parameters: Iterable[nn.Parameter], weight_decay: float, vectors: bool = False) -> list[dict[str, Any]]:

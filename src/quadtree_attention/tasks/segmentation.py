@@ -16,12 +16,12 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ..data.loading import processes
 from ..data.recognition.ade20k import IGNORE
-from ..errors import InputError
+from ..errors import InputError, check_range
 from ..models.classifier import level_weights
 from ..models.segmentation import Norm, SegmenterConfig
 from ..weights.segmentation import load_weights
 from .classes import check_classes
-from .optimization import polynomial
+from .optimization import check_rates, polynomial
 
 
 class SegmentationTask(LightningModule):
@@ -68,6 +68,9 @@ class SegmentationTask(LightningModule):
         super().__init__()
         if num_classes < 2:
             raise InputError(f"num_classes is {num_classes}, expected at least 2")
+        rates = {"head_rate": head_rate, "level_rate": level_rate, "warmup_rate": warmup_rate}
+        check_rates(learning_rate, weight_decay, betas, **rates, power=power, warmup_steps=warmup_steps)
+        check_range("dropout", dropout, 0, 1)
         self.save_hyperparameters()
         labels = [str(n) for n in range(num_classes)]
         self.model = SegmenterConfig(

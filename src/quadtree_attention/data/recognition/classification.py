@@ -16,7 +16,7 @@ from timm.data import create_dataset, create_transform
 from timm.data.auto_augment import posterize
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ...errors import InputError
+from ...errors import InputError, check_range
 from ...extras import require
 from ..loading import Augmented, EpochSampler, StreamLoader, loader_options
 
@@ -87,8 +87,25 @@ class ClassificationData(LightningDataModule):
             raise InputError(
                 f"mean and std have {len(mean)} and {len(std)} numbers, expected {input_size[0]}: one for each channel of input_size"
             )
-        if repeats < 1:
-            raise InputError(f"repeats is {repeats}, expected at least 1")
+        check_range("batch_size", batch_size, 1)
+        check_range("repeats", repeats, 1)
+        check_range("re_count", re_count, 1)
+        check_range("seed", seed, 0)
+        for name, share in (("hflip", hflip), ("re_prob", re_prob)):
+            check_range(name, share, 0, 1)
+        check_range("color_jitter", color_jitter, 0)
+        check_range("crop_pct", crop_pct, 0.01, 100)
+        if re_mode not in ("const", "rand", "pixel"):
+            raise InputError(f"re_mode is {re_mode!r}, expected const, rand or pixel")
+        if interpolation not in ("bicubic", "bilinear", "random"):
+            raise InputError(f"interpolation is {interpolation!r}, expected bicubic, bilinear or random")
+        if min(std) <= 0:
+            raise InputError(f"std is {list(std)}, expected numbers above 0")
+        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+            if not 0 < low <= high or (name == "scale" and high > 1):
+                raise InputError(
+                    f"{name} is {[low, high]}, expected two numbers above 0{' and up to 1' * (name == 'scale')}, the lower one first"
+                )
         self.save_hyperparameters()
         self._names: list[str] | None = None
 
@@ -171,7 +188,16 @@ class ClassificationData(LightningDataModule):
         if not training:
             return create_transform(size, crop_pct=h["crop_pct"], **common)
         names = ("scale", "ratio", "hflip", "color_jitter", "auto_augment", "re_prob", "re_mode", "re_count")
-        transform = create_transform(size, is_training=True, **common, **{key: h[key] for key in names})
+        try:
+            transform = create_transform(size, is_training=True, **common, **{key: h[key] for key in names})
+        except (
+            AssertionError,
+            KeyError,
+            ValueError,
+        ) as error:  # how timm says that it does not know a policy, or an option of one
+            raise InputError(
+                f"auto_augment is {h['auto_augment']!r}, expected one of timm's, such as rand-m9-mstd0.5-inc1: {error}"
+            ) from None
         for part in transform.transforms:  # of RandAugment and AugMix, or of AutoAugment
             for op in (*getattr(part, "ops", ()), *chain.from_iterable(getattr(part, "policy", ()))):
                 if op.aug_fn is posterize:

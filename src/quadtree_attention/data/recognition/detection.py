@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ...errors import InputError
+from ...errors import InputError, check_range
 from ...extras import require
 from ..images import read_image
 from ..loading import Augmented, EpochSampler, StreamLoader, loader_options
@@ -116,6 +116,17 @@ class DetectionData(LightningDataModule):
             raise InputError(f"layout is {layout!r}, expected {' or '.join(LAYOUTS)}")
         if masks and layout == "voc":
             raise InputError("masks are wanted of layout voc, which has boxes only; expected layout coco")
+        for name, share in {
+            "crop": crop,
+            "hflip": hflip,
+            "vflip": vflip,
+            "distort": distort,
+            "zoom_out": zoom_out,
+        }.items():
+            check_range(name, share, 0, 1)
+        for side in (*(min_sizes or [1]), max_size):
+            check_range("a side of min_sizes or max_size", side, 1)
+        check_range("batch_size", batch_size, 1)
         self.save_hyperparameters()
         self._read: dict[str, Annotations] = {}
         self._labels = labels

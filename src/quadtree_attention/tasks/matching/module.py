@@ -13,13 +13,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.aggregation import CatMetric, MeanMetric
 
-from ...errors import InputError
+from ...errors import InputError, check_range
 from ...evaluation import metrics
 from ...models.loftr import LOFTR_PRESETS, LoFTR
 from ...models.loftr.matching import expected_position
 from ...models.loftr.model import STRIDE, Features
 from ...weights.matching import load_matcher
-from ..optimization import decaying, rise_and_cosine
+from ..optimization import check_rates, decaying, rise_and_cosine
 from .loss import (
     coarse_cross_entropy,
     coarse_focal_loss,
@@ -100,6 +100,11 @@ class MatchingTask(LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
+        weights = {"negative_weight": negative_weight, "coarse_weight": coarse_weight, "fine_weight": fine_weight}
+        check_rates(learning_rate, weight_decay, betas, **weights, warmup_steps=warmup_steps, decay=decay)
+        check_range("warmup_start", warmup_start, 0, 1)
+        if depth_tolerance is not None:
+            check_range("depth_tolerance", depth_tolerance, 0, above=True)
         if preset not in LOFTR_PRESETS:
             raise InputError(f"preset is {preset!r}, expected one of {', '.join(LOFTR_PRESETS)}")
         if coarse_loss not in _COARSE_LOSSES:

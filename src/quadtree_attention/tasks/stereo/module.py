@@ -16,7 +16,7 @@ from ...errors import InputError
 from ...evaluation.stereo import BAD, disparity_metrics, occlusion_iou
 from ...models.sttr import STTR, STTR_PRESETS, StereoOutput
 from ...weights.stereo import load_stereo
-from ..optimization import decaying, rise_and_cosine
+from ..optimization import check_rates, decaying, rise_and_cosine
 from .loss import StereoTruth, stereo_losses
 
 _METRICS = ("epe", "epe_visible", *(f"bad@{threshold:g}" for threshold in BAD), "d1", "iou")
@@ -63,6 +63,9 @@ class StereoTask(LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
+        weights = {"response_weight": response_weight, "raw_weight": raw_weight, "disparity_weight": disparity_weight}
+        weights |= {"occlusion_weight": occlusion_weight, "fine_weight": fine_weight}
+        check_rates(learning_rate, weight_decay, betas, **weights, warmup_steps=warmup_steps)
         if preset not in STTR_PRESETS:
             raise InputError(f"preset is {preset!r}, expected one of {', '.join(STTR_PRESETS)}")
         try:
