@@ -71,6 +71,8 @@ class SegmentationTask(LightningModule):
         rates = {"head_rate": head_rate, "level_rate": level_rate, "warmup_rate": warmup_rate}
         check_rates(learning_rate, weight_decay, betas, **rates, power=power, warmup_steps=warmup_steps)
         check_range("dropout", dropout, 0, 1)
+        check_range("neck_channels", neck_channels, 1)
+        check_range("head_channels", head_channels, 1)
         self.save_hyperparameters()
         labels = [str(n) for n in range(num_classes)]
         self.model = SegmenterConfig(

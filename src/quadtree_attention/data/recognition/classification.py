@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ...errors import InputError, check_range
 from ...extras import require
 from ..loading import Augmented, EpochSampler, StreamLoader, loader_options
+from .masks import check_deviations
 
 # What a split may also be called: by folders and .tar files, and by torchvision, which takes any other name for its test images.
 SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
@@ -99,8 +100,7 @@ class ClassificationData(LightningDataModule):
             raise InputError(f"re_mode is {re_mode!r}, expected const, rand or pixel")
         if interpolation not in ("bicubic", "bilinear", "random"):
             raise InputError(f"interpolation is {interpolation!r}, expected bicubic, bilinear or random")
-        if min(std) <= 0:
-            raise InputError(f"std is {list(std)}, expected numbers above 0")
+        check_deviations(std)
         for name, (low, high) in (("scale", scale), ("ratio", ratio)):
             if not 0 < low <= high or (name == "scale" and high > 1):
                 raise InputError(

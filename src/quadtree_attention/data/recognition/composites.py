@@ -13,12 +13,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ...errors import InputError
+from ...errors import InputError, check_range
 from ..decoding import as_mode, decode, opened
 from ..loading import SeededDataset, StreamLoader, loader_options, stream_loader
 from ..photos import Photographs, list_photographs
 from .ade20k import IGNORE
-from .masks import collate_lists, normalised
+from .masks import check_deviations, collate_lists, normalised
 
 LARGEST = 128  # pixels of the longer side of cut-outs, and twice that of the shorter side of photographs, as they are kept in memory
 
@@ -39,6 +39,17 @@ class Pasting:
     light: float = 1.5
     noise: float = 6.0
     zoom: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError for what cannot be drawn."""
+        for name, least in (("count", 0), ("scale", 0.01)):
+            low, high = getattr(self, name)
+            if not least <= low <= high:
+                raise InputError(f"{name} is {[low, high]}, expected two numbers from {least} up, the lower one first")
+        check_range("tint", self.tint, 0, 1)
+        check_range("light", self.light, 0, above=True)
+        check_range("noise", self.noise, 0)
+        check_range("zoom", self.zoom, 0.01, 1)
 
 
 class CompositeDataset(SeededDataset):
@@ -220,6 +231,8 @@ class CompositeData(LightningDataModule):
         super().__init__()
         self.cutouts, self.photos, self.seed, self.pasting = cutouts, photos, seed, pasting
         self.size = (size[0], size[1])
+        check_range("the shorter side of size", min(size), 1)
+        check_deviations(std)
         self.lengths = {"train": length, "validation": val_length, "test": test_length}
         self.batch_size, self.num_workers, self.mean, self.std = batch_size, num_workers, tuple(mean), tuple(std)
 

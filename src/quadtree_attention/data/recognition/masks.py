@@ -98,6 +98,12 @@ def normalised(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
+def check_deviations(std: Sequence[float]) -> None:
+    """Raise a ValueError unless `normalised` can divide by them."""
+    if min(std) <= 0:
+        raise InputError(f"std is {list(std)}, expected numbers above 0")
+
+
 def check_sides(long_side: int, short_side: int, divisor: int) -> None:
     """Raise a ValueError unless `fitted_sizes` can work with them."""
     if not 1 <= short_side <= long_side or divisor < 1:

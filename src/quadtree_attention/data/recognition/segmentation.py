@@ -14,11 +14,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from ...errors import InputError
+from ...errors import InputError, check_range
 from ..lists import lines_in
 from ..loading import Augmented, EpochSampler, StreamLoader, loader_options
 from .ade20k import ADE20K_LABELS, IGNORE
-from .masks import SegmentationFolder, check_sides, collate_lists, seen
+from .masks import SegmentationFolder, check_deviations, check_sides, collate_lists, seen
 
 LAYOUTS = {  # of a split: folder of images, folder of masks
     "ade20k": ("images/{}", "annotations/{}"),
@@ -131,6 +131,12 @@ class SegmentationData(LightningDataModule):
         if layout not in LAYOUTS:
             raise InputError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
         check_sides(long_side, short_side, divisor)
+        check_deviations(std)
+        check_range("the shorter side of crop_size", min(crop_size), 1)
+        check_range("most", most, 0, 1, above=True)
+        check_range("hflip", hflip, 0, 1)
+        if not 0 < ratio[0] <= ratio[1]:
+            raise InputError(f"ratio is {list(ratio)}, expected two numbers above 0, the lower one first")
         self.save_hyperparameters()
         self.splits = splits or SPLITS[layout]
 
