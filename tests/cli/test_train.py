@@ -154,7 +154,8 @@ def test_a_checkpoint_of_other_classes(root, recipe, trained, tmp_path, capsys):
             main(
                 [
                     command,
-                    f"--config={recipe}", "--trainer.max_epochs=4",
+                    f"--config={recipe}",
+                    "--trainer.max_epochs=4",
                     f"--data.root={tmp_path / 'squares'}",
                     f"--ckpt_path={trained / 'last.ckpt'}",
                 ]

@@ -221,7 +221,7 @@ def test_recipes_of_imagenet(n, drop_path, clip, capsys):
         ("--data.batch_size=0", "batch_size is 0, expected at least 1"),
         ("--data.num_workers=-1", "num_workers is -1, expected at least 0"),
         ("--data.re_mode=banana", "re_mode is 'banana', expected const, rand or pixel"),
-        ("--trainer.accelerator=tpu", "--trainer: "),
+        ("--trainer.accelerator=banana", "--trainer: "),
         ("--trainer.max_time=x", "--trainer: "),
         ("--trainer.devices=0", "--trainer: "),
         ("--trainer.accumulate_grad_batches=0", "--trainer.accumulate_grad_batches is 0, expected at least 1"),

@@ -148,6 +148,10 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
                     help="auto: go on from the newest checkpoint in the folder of the run; where there is none, begin.",
                 )
 
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            super().parse_arguments(parser, args)
+            _check_trainer(self.config[command])
+
         def _parse_ckpt_path(self) -> None:
             """Lightning would take over the arguments of any task here; see `_take_over`."""
 
@@ -155,7 +159,6 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
             config = self.config[self.subcommand]
             for section in ("model", "data"):
                 check_nulls(section, config.get(section))
-            _check_trainer(config)
             if command == "fit":
                 self._resume(config, self._folders(config))
             path = config.ckpt_path
