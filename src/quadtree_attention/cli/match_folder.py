@@ -72,7 +72,7 @@ def match_folder(
         chosen = image_pairs(pairs, folder)
         names = list(dict.fromkeys(name for pair in chosen for name in pair))
 
-    inputs = [pairs or folder, model, *(Path(folder) / name for name in names)]
+    inputs: list[str | Path] = [pairs or folder, model, *(Path(folder) / name for name in names)]
     with Outputs(inputs, overwrite=overwrite) as outputs, PairProgress(quiet) as progress:
         path = outputs.file("--out", out, SUFFIXES)
         if path is not None and path.suffix.lower() == ".h5":
