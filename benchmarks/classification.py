@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 
 from quadtree_attention.data.recognition.classification import ClassificationData
 from quadtree_attention.table import Table
-from quadtree_attention.weights.classification import load_classifier
+from quadtree_attention.weights import load
 from support.training import fit
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ def train(recipe: dict[str, Any], variant: str, seed: int, root: str, folder: Pa
 
 def evaluate(checkpoint: Path, data: dict[str, Any]) -> dict[str, float]:
     """Shares of right answers of the averaged weights, and how many parameters there are."""
-    model = load_classifier(checkpoint)
+    model = load(checkpoint, "classifier")
     module = ClassificationData(**data)
     out: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
     splits = {"val": module.val_dataloader(), "test": module.test_dataloader()}

@@ -24,7 +24,7 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from quadtree_attention.data.recognition.detection import DetectionData
 from quadtree_attention.table import Table
-from quadtree_attention.weights.detection import load_detector
+from quadtree_attention.weights import load
 from support.training import fit
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "detect_tiny_blood_cells.yaml"
@@ -57,7 +57,7 @@ def train(variant: str, seed: int, root: str, epochs: int | None, folder: Path) 
 @torch.inference_mode()
 def evaluate(checkpoint: Path, data: dict[str, Any]) -> dict[str, Any]:
     """COCO's average precision of the averaged weights on the test photographs."""
-    model = load_detector(checkpoint)
+    model = load(checkpoint, "detector")
     metric = MeanAveragePrecision(class_metrics=True, backend="pycocotools")
     loader = DetectionData(**(data | {"batch_size": 1})).test_dataloader()
     seconds = 0.0
@@ -127,7 +127,7 @@ def pictures(folders: dict[str, Path], root: str, path: Path, count: int = 3) ->
 
     data = copy.deepcopy(yaml.safe_load(RECIPE.read_text())["data"]["init_args"]) | {"root": root}
     images = DetectionData(**data).annotations("test").images[:count]
-    detectors = {name: Detector(load_detector(folder / "last.ckpt"), "cpu") for name, folder in folders.items()}
+    detectors = {name: Detector(load(folder / "last.ckpt", "detector"), "cpu") for name, folder in folders.items()}
     labels = next(iter(detectors.values())).config.labels
     columns = []
     for one in images:

@@ -28,7 +28,7 @@ from lightning.pytorch import Trainer
 from quadtree_attention.data.matching.homography import HomographyData
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.matching.module import MatchingTask
-from quadtree_attention.weights.matching import load_matcher
+from quadtree_attention.weights import load
 from support.training import fit
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,7 @@ def train(preset: str, variant: str, seed: int, photos: Path, folder: Path, pair
 
 def measure(checkpoint: Path, data: dict[str, Any], pairs: int) -> dict[str, float]:
     """What validation measures on pairs of photographs kept out, of the averaged weights; the same pairs for every seed."""
-    model = load_matcher(checkpoint)
+    model = load(checkpoint, "matcher")
     task = MatchingTask()
     task.model = model
     module = HomographyData(**{**data, "val_length": pairs, "seed": 1000})

@@ -39,7 +39,7 @@ from quadtree_attention.table import Table
 from quadtree_attention.tasks.segmentation import segmentation_loss, segmentation_scores
 from quadtree_attention.viz.drawing import save_picture
 from quadtree_attention.viz.segmentation import class_colors, tinted
-from quadtree_attention.weights.segmentation import load_segmenter
+from quadtree_attention.weights import load
 from support.training import fit
 
 ROOT = Path(__file__).parent.parent
@@ -199,7 +199,7 @@ def main() -> None:
         train(recipe, variant, data, folder)
     settings = {**recipe["data"]["init_args"], **data, "num_workers": 0}
     made = CompositeData(**{**settings, "pasting": Pasting(**settings["pasting"])})
-    models = {variant: load_segmenter(folder / "last.ckpt") for variant, folder in folders.items()}
+    models = {variant: load(folder / "last.ckpt", "segmenter") for variant, folder in folders.items()}
     rows = []
     for variant, model in models.items():
         scores = evaluate(model, made)

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU
 
 from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR
-from quadtree_attention.weights.storage import save_model
+from quadtree_attention.weights import save
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def random_weights(tmp_path_factory) -> Path:
     """A file of untrained weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_model(LoFTR(LOFTR_PRESETS["tiny"]), path)
+    save(LoFTR(LOFTR_PRESETS["tiny"]), path)
     return path
 
 

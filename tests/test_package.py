@@ -29,9 +29,8 @@ FLOORS = (  # of the house, from the top: patterns of modules; the first that fi
     r"predict",
     r"bench",
     r"viz",
-    r"weights\.(checkpoints|classification|detection|matching|segmentation|stereo)",
-    r"models",
     r"weights",
+    r"models",
     r"data",
     r"nn",
     r"ops",
@@ -108,11 +107,9 @@ def floor(module: str) -> int:
 
 
 def test_imports_go_down_only():
-    """cli -> tasks -> evaluation -> predict -> bench -> viz -> weights -> models -> weights -> data -> nn -> ops -> table -> extras, files, formats
-    -> errors.
+    """cli -> tasks -> evaluation -> predict -> bench -> viz -> weights -> models -> data -> nn -> ops -> table -> extras, files, formats -> errors.
 
-    Any floor may be passed over. Weights are on two: what makes networks from them (`load_classifier` and the like) lies above models; names, files
-    and key maps lie below, since timm asks a backbone for its own published weights. Labels and what images go through are data's: models know them.
+    Any floor may be passed over. Labels and what images go through are data's: models know them.
     """
     wrong = []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -187,10 +184,8 @@ def test_extras_named_in_texts_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {}
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *PACKAGE.rglob("*.py")]:
-        for names in re.findall(
-            r"quadtree-attention\[([\w,]+)\]|-e '?\.\[([\w,]+)\]", path.read_text(encoding="utf-8")
-        ):
-            named |= dict.fromkeys("".join(names).split(","), path.name)
+        for names in re.findall(r"(?:quadtree-attention|-e '?\.|'\.)\[([\w,]+)\]", path.read_text(encoding="utf-8")):
+            named |= dict.fromkeys(names.split(","), path.name)
     assert len(named) > 5
     assert named.keys() <= project["optional-dependencies"].keys()
 

@@ -3,7 +3,7 @@ import torch
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.models.classifier import ClassifierConfig
-from quadtree_attention.weights.matching import load_matcher
+from quadtree_attention.weights import load
 
 SMALL = {
     "depths": [1, 1, 1, 1],
@@ -31,7 +31,7 @@ def test_classifier(classifier, photos, tmp_path, capsys):
 
 def test_an_architecture_is_for_published_matchers_alone(classifier, random_weights, tmp_path, capsys):
     trained = tmp_path / "matcher.ckpt"
-    model = load_matcher(random_weights)
+    model = load(random_weights, "matcher")
     torch.save(
         {
             "config": vars(model.config),
@@ -40,7 +40,7 @@ def test_an_architecture_is_for_published_matchers_alone(classifier, random_weig
         trained,
     )
     for file, message in (
-        (classifier, "last.ckpt is for classification; it is for published matchers alone"),
+        (classifier, "last.ckpt says its own; it is for published files alone"),
         (trained, "matcher.ckpt says its own; it is for published files alone"),
         (random_weights, "random.safetensors says its own"),
     ):
@@ -51,4 +51,4 @@ def test_an_architecture_is_for_published_matchers_alone(classifier, random_weig
         assert error.count("\n") == 1
     assert not (tmp_path / "out.safetensors").exists()
     assert main(["convert", str(trained), str(tmp_path / "out.safetensors")]) == 0
-    assert load_matcher(tmp_path / "out.safetensors").config == model.config
+    assert load(tmp_path / "out.safetensors", "matcher").config == model.config

@@ -12,7 +12,7 @@ from PIL import Image
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.predict.matching import Matcher, Matches
-from quadtree_attention.weights.storage import save_model
+from quadtree_attention.weights import save
 
 
 @pytest.fixture
@@ -97,12 +97,12 @@ def test_another_version(cut_off, capsys, monkeypatch):
 
 def test_weights_that_changed_behind_their_name(folder, tmp_path, matched, capsys):
     matcher = Matcher.from_pretrained("tiny", device="cpu")
-    save_model(matcher.model, tmp_path / "own.safetensors")
+    save(matcher.model, tmp_path / "own.safetensors")
     arguments = ["match-folder", str(folder), "--out", str(tmp_path / "m.h5"), "--model", f"{tmp_path}/own.safetensors"]
     matched.stop_at = 2
     assert main(arguments) == 130
     next(matcher.model.parameters()).data += 1
-    save_model(matcher.model, tmp_path / "own.safetensors")
+    save(matcher.model, tmp_path / "own.safetensors")
     capsys.readouterr()
     assert main(arguments) == 2
     assert "other settings (model)" in capsys.readouterr().err

@@ -19,8 +19,7 @@ from quadtree_attention.evaluation import matching as evaluation
 from quadtree_attention.evaluation import metrics, protocols
 from quadtree_attention.evaluation.pose_evaluation import PoseRows
 from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR
-from quadtree_attention.weights.matching import load_matcher
-from quadtree_attention.weights.storage import save_model
+from quadtree_attention.weights import load, save
 
 K0 = np.array([[500.0, 0, 320], [0, 510, 240], [0, 0, 1]])
 K1 = np.array([[620.0, 0, 300], [0, 600, 250], [0, 0, 1]])
@@ -251,7 +250,7 @@ class TestPublishedOptions:
 
     def test_topk_changes_what_is_attended(self, images):
         own, same, other = (
-            self.rows(evaluation.load_matcher("tiny", options=options)(*images))
+            self.rows(evaluation.load("tiny", "matcher", options=options)(*images))
             for options in ({}, {"topk": (8, 8)}, {"topk": (1, 1)})
         )
         assert len(own) > 50
@@ -259,14 +258,14 @@ class TestPublishedOptions:
 
     @pytest.mark.parametrize("padding", ["masked", "attended"])
     def test_padding(self, images, padding):
-        model = load_matcher("tiny", options={"respect_masks": padding == "masked"})
+        model = load("tiny", "matcher", options={"respect_masks": padding == "masked"})
         gray = torch.zeros(2, 1, 192, 192)
         gray[:, 0, :120, :160] = torch.from_numpy(np.stack([to_gray(image) for image in images]))
         mask = torch.zeros(1, 192, 192, dtype=torch.bool)
         mask[:, :120, :160] = True
         with torch.inference_mode():
             found = model(gray[:1], gray[1:], mask, mask)
-        got = evaluation.load_matcher("tiny", padding=padding, pad_to=192)(*images)
+        got = evaluation.load("tiny", "matcher", padding=padding, pad_to=192)(*images)
         for name, values in zip(("keypoints0", "keypoints1", "confidence"), got, strict=True):
             np.testing.assert_allclose(values, found[name].numpy(), atol=2e-3)
         other = model(gray[:1], gray[1:])
@@ -274,17 +273,17 @@ class TestPublishedOptions:
 
     def test_padding_must_hold_the_images(self, images):
         with pytest.raises(ValueError, match="pad_to is 128, expected at least the images' longer side, 160 pixels"):
-            evaluation.load_matcher("tiny", padding="masked", pad_to=128)(*images)
+            evaluation.load("tiny", "matcher", padding="masked", pad_to=128)(*images)
 
     def test_a_model_without_topk(self, tmp_path):
         path = tmp_path / "linear.safetensors"
-        save_model(LoFTR(replace(LOFTR_PRESETS["tiny"], attention="linear")), path)
+        save(LoFTR(replace(LOFTR_PRESETS["tiny"], attention="linear")), path)
         with pytest.raises(ValueError, match="has linear attention, which has no topk; leave it out"):
-            load_matcher(path, options={"topk": (8, 8)})
+            load(path, "matcher", options={"topk": (8, 8)})
         with pytest.raises(ValueError, match="options do not fit the model"):
-            load_matcher("tiny", options={"depth": 3})
+            load("tiny", "matcher", options={"depth": 3})
         with pytest.raises(ValueError, match="weights do not fit the model"):
-            load_matcher("tiny", options={"num_layers": 3})
+            load("tiny", "matcher", options={"num_layers": 3})
 
 
 @pytest.mark.parametrize(

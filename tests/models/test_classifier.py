@@ -6,19 +6,12 @@ import json
 import pytest
 import torch
 
-from quadtree_attention.models.classifier import ClassifierConfig, build_backbone
+from quadtree_attention.models.classifier import ClassifierConfig, build_backbone, imagenet_labels
 from quadtree_attention.predict.classification import Classifier
-from quadtree_attention.weights import read_checkpoint
-from quadtree_attention.weights.classification import (
-    imagenet_labels,
-    is_classifier,
-    load_backbone,
-    load_classifier,
-    save_classifier,
-)
-from quadtree_attention.weights.matching import load_matcher
+from quadtree_attention.weights import load, read_checkpoint, save
+from quadtree_attention.weights.loading import initialize
+from quadtree_attention.weights.published import published_kind
 from quadtree_attention.weights.registry import PRETRAINED
-from quadtree_attention.weights.storage import save_model
 
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "num_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
 CONFIG = ClassifierConfig("quadtree_b0", ["cat", "dog", "emu"], SMALL, input_size=[1, 32, 32], mean=[0.4], std=[0.3])
@@ -28,19 +21,19 @@ CONFIG = ClassifierConfig("quadtree_b0", ["cat", "dog", "emu"], SMALL, input_siz
 def saved(tmp_path):
     torch.manual_seed(0)
     model = CONFIG.build().eval()
-    save_classifier(model, tmp_path / "animals.safetensors")
+    save(model, tmp_path / "animals.safetensors")
     return model, tmp_path / "animals.safetensors"
 
 
 def test_a_file_holds_all_that_is_needed(saved, tmp_path):
     model, path = saved
-    again = load_classifier(path)
+    again = load(path, "classifier")
     assert again.config == CONFIG
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    save_classifier(model, tmp_path / "half.safetensors", half=True)
+    save(model, tmp_path / "half.safetensors", half=True)
     assert (tmp_path / "half.safetensors").stat().st_size < path.stat().st_size
     torch.testing.assert_close(
-        load_classifier(tmp_path / "half.safetensors").state_dict(), model.state_dict(), rtol=1e-3, atol=1e-3
+        load(tmp_path / "half.safetensors", "classifier").state_dict(), model.state_dict(), rtol=1e-3, atol=1e-3
     )
 
 
@@ -48,23 +41,27 @@ def test_published_files(tmp_path):
     """By the widths and depths of the weights, with a head or as a detector's backbone; then for another number of classes."""
     b1 = build_backbone("quadtree_b1", num_classes=1000)
     torch.save(published(b1.state_dict()), tmp_path / "b1.pth")
-    assert is_classifier(read_checkpoint(tmp_path / "b1.pth"))
-    model = load_classifier(tmp_path / "b1.pth")
+    assert published_kind(read_checkpoint(tmp_path / "b1.pth")) == "classifier"
+    model = load(tmp_path / "b1.pth", "classifier")
     config = model.config
     assert (config.model, len(config.labels), config.crop_pct) == ("quadtree_b1", 1000, 0.875)
     torch.testing.assert_close(model.state_dict(), b1.state_dict(), rtol=0, atol=0)
     backbone = {f"backbone.{key}": value for key, value in published(b1.state_dict()).items() if "head." not in key}
     torch.save({"state_dict": backbone | {"neck.fpn.weight": torch.zeros(1)}}, tmp_path / "retinanet.pth")
-    model = load_classifier(tmp_path / "retinanet.pth")
+    with pytest.raises(
+        ValueError, match=r"retinanet.pth is of a backbone, expected a classifier; quadtree fit takes it"
+    ):
+        load(tmp_path / "retinanet.pth", "classifier")
+    model = load(tmp_path / "retinanet.pth", "backbone")
     config = model.config
     assert (config.model, config.labels, config.options) == ("quadtree_b1", [], {"topk": 32, "value_act": "relu"})
     with pytest.raises(ValueError, match="has no classes, expected a classifier"):
         Classifier(model)
     other = build_backbone("quadtree_b1", num_classes=4)
-    load_backbone(other, tmp_path / "retinanet.pth")
+    initialize(other, "classifier", tmp_path / "retinanet.pth")
     torch.testing.assert_close(other.stages.state_dict(), b1.stages.state_dict())
     with pytest.raises(ValueError, match="weights do not fit the model"):
-        load_backbone(build_backbone("quadtree_b0"), tmp_path / "b1.pth")
+        initialize(build_backbone("quadtree_b0"), "classifier", tmp_path / "b1.pth")
 
 
 def published(state):
@@ -112,34 +109,33 @@ def test_labels_of_imagenet():
 )
 def test_names_that_are_none(name, message):
     with pytest.raises((ValueError, OSError), match=message):
-        load_classifier(name)
+        load(name, "classifier")
 
 
 def test_files_that_do_not_fit(saved, tmp_path, random_weights):
     model, path = saved
-    with pytest.raises(ValueError, match=r"is not of a classifier|has no configuration of a classifier"):
-        load_classifier(random_weights)
-    with pytest.raises(ValueError, match="has no configuration of a matcher"):
-        load_matcher(path)
+    with pytest.raises(ValueError, match=r"is of a matcher, expected a classifier; quadtree match takes it"):
+        load(random_weights, "classifier")
+    with pytest.raises(ValueError, match=r"is of a classifier, expected a matcher; quadtree classify takes it"):
+        load(path, "matcher")
     model.config = dataclasses.replace(CONFIG, labels=["cat", "dog"])
-    save_classifier(model, tmp_path / "wrong.safetensors")
+    save(model, tmp_path / "wrong.safetensors")
     with pytest.raises(
         ValueError, match=r"weights do not fit the model: .*head.bias has shape \(3,\), expected \(2,\)"
     ):
-        load_classifier(tmp_path / "wrong.safetensors")
+        load(tmp_path / "wrong.safetensors", "classifier")
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    assert not is_classifier(read_checkpoint(tmp_path / "other.pth"))
+    assert published_kind(read_checkpoint(tmp_path / "other.pth")) is None
     with pytest.raises(ValueError, match=r"unknown keys: layer\.weight"):
-        load_classifier(tmp_path / "other.pth")
+        load(tmp_path / "other.pth", "classifier")
     with pytest.raises(IsADirectoryError, match="is a folder"):
-        load_classifier(tmp_path)
-    assert callable(save_model)
+        load(tmp_path, "classifier")
 
 
 def test_every_name_says_its_task():
     assert {row.task for row in PRETRAINED.values()} >= {"matching", "classification"}
     with pytest.raises(ValueError, match="quadtree_b0 is for classification, expected tiny, indoor, outdoor"):
-        load_matcher("quadtree_b0")
+        load("quadtree_b0", "matcher")
 
 
 def test_config_is_what_json_can_hold():

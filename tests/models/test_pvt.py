@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tests.golden import GOLDEN, load
+from tests.golden import GOLDEN
+from tests.golden import load as recorded
 from tests.golden.recipe import recipe_array, state_dict_sha256
 
 from quadtree_attention.bench.flops import multiply_accumulates
@@ -50,7 +51,7 @@ def recipe_weights(name, seed, classes):
 
 @pytest.mark.parametrize("name", ["cls_small_B", "cls_b0_recipe"])
 def test_classification_numbers(name):
-    arrays, meta = load(name)
+    arrays, meta = recorded(name)
     if name == "cls_small_B":
         model, weights = timm.create_model("quadtree_b0", **SMALL), small_weights(name)
         strides = {"f32": (1, 1, 1, 1), "f64": (4, 4, 1, 1)}
@@ -74,7 +75,7 @@ def test_classification_numbers(name):
 
 
 def test_detection_numbers():
-    arrays, meta = load("det_small")
+    arrays, meta = recorded("det_small")
     model = timm.create_model("quadtree_b0", topk=32, value_act="relu", **{**SMALL, "num_classes": 0})
     assert sum(p.numel() for p in model.parameters()) == meta["n_params"]
     detector = {f"backbone.{key}": value for key, value in small_weights("det_small").items()}
@@ -150,9 +151,9 @@ assert len(timm.list_models("quadtree_b*")) == 5
 """
 WITHOUT_THE_HOOK = """
 import sys, quadtree_attention.models
-from quadtree_attention.weights.classification import load_classifier
+from quadtree_attention.weights import load
 sys.meta_path = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("quadtree")]
-load_classifier("classify_tiny")
+load("classify_tiny", "classifier")
 """
 
 

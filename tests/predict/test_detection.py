@@ -13,7 +13,7 @@ from quadtree_attention.models.detection import DetectorConfig
 from quadtree_attention.predict.detection import Detections, Detector, image_numbers, save_detections
 from quadtree_attention.viz.detection import class_color, draw_detections
 from quadtree_attention.viz.drawing import BAR
-from quadtree_attention.weights.detection import save_detector
+from quadtree_attention.weights import save
 
 TINY = {
     "depths": [1, 1, 1, 1],
@@ -50,7 +50,7 @@ def weights(tmp_path_factory):
         )
         torch.nn.init.zeros_(last.bias)
         paths[kind] = tmp_path_factory.mktemp("detectors") / f"{kind}.safetensors"
-        save_detector(model, paths[kind])
+        save(model, paths[kind])
     return paths
 
 

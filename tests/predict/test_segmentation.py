@@ -8,7 +8,7 @@ from quadtree_attention.__main__ import main
 from quadtree_attention.models.segmentation import SegmenterConfig
 from quadtree_attention.predict.segmentation import Segmentation, Segmenter, likeliest
 from quadtree_attention.viz.segmentation import class_colors
-from quadtree_attention.weights.storage import save_model
+from quadtree_attention.weights import save
 
 SMALL = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "mlp_ratios": (2, 2, 2, 2)}
 NAMES = ["background", "cat", "dog", "tree"]
@@ -25,7 +25,7 @@ def model():
 @pytest.fixture(scope="module")
 def weights(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_model(model, path)
+    save(model, path)
     return path
 
 

@@ -14,8 +14,8 @@ from quadtree_attention.__main__ import main
 from quadtree_attention.data.maps import read_map
 from quadtree_attention.predict.stereo import Stereo, _resized
 from quadtree_attention.viz.disparity import draw_disparity
+from quadtree_attention.weights import load
 from quadtree_attention.weights.registry import find
-from quadtree_attention.weights.stereo import load_stereo
 
 SHIFT = 12
 
@@ -264,19 +264,19 @@ def test_embedded_weights(tmp_path, random_weights):
     path = find("tiny", "stereo").path
     assert path.stat().st_size < 8e6
     assert path.with_suffix(".md").is_file()
-    model = load_stereo("tiny")
+    model = load("tiny", "stereo")
     assert not model.training
     assert model.config.attention == "quadtree_b"
     with pytest.raises(ValueError, match="no configuration of a stereo network"):
-        load_stereo(random_weights)  # a matcher's
+        load(random_weights, "stereo")  # a matcher's
     with pytest.raises(IsADirectoryError):
-        load_stereo(tmp_path)
+        load(tmp_path, "stereo")
     (tmp_path / "w.bin").touch()
     with pytest.raises(ValueError, match=r"unknown suffix '.bin'"):
-        load_stereo(tmp_path / "w.bin")
+        load(tmp_path / "w.bin", "stereo")
     torch.save({"state_dict": {}}, tmp_path / "w.ckpt")
     with pytest.raises(ValueError, match="holds no stereo network"):
-        load_stereo(tmp_path / "w.ckpt")
+        load(tmp_path / "w.ckpt", "stereo")
 
 
 def test_stereo_loads_only_what_it_needs(files):

@@ -21,8 +21,7 @@ from quadtree_attention.models.classifier import level_weights
 from quadtree_attention.predict.classification import Classifier
 from quadtree_attention.tasks.classification import ClassificationTask, classification_loss
 from quadtree_attention.tasks.optimization import timm_cosine
-from quadtree_attention.weights import read_checkpoint
-from quadtree_attention.weights.classification import load_classifier
+from quadtree_attention.weights import load, read_checkpoint
 
 pytestmark = [  # the latter two: timm leaves files open
     LIGHTNING,
@@ -82,7 +81,7 @@ def test_it_learns_and_its_checkpoint_classifies(folder, tmp_path):
     (result,) = train.test(learner, data(folder), verbose=False)
     assert set(result) == {"test/loss", "test/top1", "test/top5"}
     assert result["test/top5"] == 1
-    model = load_classifier(tmp_path / "last.ckpt")
+    model = load(tmp_path / "last.ckpt", "classifier")
     config = model.config
     assert config.labels == ["bright", "dark"]
     assert (config.model, list(config.input_size), config.crop_pct) == ("quadtree_b0", [3, 32, 32], 0.9)

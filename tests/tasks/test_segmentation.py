@@ -12,7 +12,7 @@ from quadtree_attention.data.recognition.composites import CompositeData, Pastin
 from quadtree_attention.predict.segmentation import Segmenter
 from quadtree_attention.tasks.optimization import polynomial
 from quadtree_attention.tasks.segmentation import SegmentationTask, segmentation_loss, segmentation_scores
-from quadtree_attention.weights.segmentation import load_segmenter
+from quadtree_attention.weights import load
 
 pytestmark = LIGHTNING
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "num_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
@@ -95,7 +95,7 @@ def test_it_learns_and_its_checkpoint_segments(data, tmp_path):
     assert set(result) == {"test/loss", "test/miou", "test/accuracy"}
     assert result["test/miou"] > 0.6
     assert result["test/accuracy"] > 0.8
-    model = load_segmenter(tmp_path / "last.ckpt")
+    model = load(tmp_path / "last.ckpt", "segmenter")
     assert model.config.labels == ["background", "green", "red"]
     assert (model.config.short_side, model.config.long_side) == (48, 96)
     image = np.full((48, 48, 3), 100, np.uint8)

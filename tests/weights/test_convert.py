@@ -8,8 +8,7 @@ import torch
 from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
 from quadtree_attention.models.loftr.transformer import coarse_transformer
 from quadtree_attention.nn import QuadtreeAttention
-from quadtree_attention.weights import convert_published
-from quadtree_attention.weights.matching import load_matcher
+from quadtree_attention.weights import convert_published, load
 
 KEYS = json.loads((Path(__file__).parents[1] / "golden" / "keys_loftr.json").read_text())
 
@@ -155,6 +154,6 @@ def test_what_is_not_a_state_dict(state, message):
 def test_optimal_transport_is_told_from_its_score(tmp_path):
     path = tmp_path / "outdoor_ot.ckpt"
     torch.save({"state_dict": {**published(), "matcher.coarse_matching.bin_score": torch.tensor(2.5)}}, path)
-    model = load_matcher(path)
+    model = load(path, "matcher")
     assert model.config == dataclasses.replace(LOFTR_PRESETS["outdoor"], matching="optimal_transport")
     assert model.bin_score == 2.5

@@ -6,16 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.golden import GOLDEN, load
+from tests.golden import GOLDEN
+from tests.golden import load as recorded
 from tests.models.detection import formulas
 from tests.models.detection.formulas import layer, per_anchor, relu, sigmoid
 
+from quadtree_attention.models.checkpoint import misfit
 from quadtree_attention.models.classifier import build_backbone
 from quadtree_attention.models.detection import DetectorConfig, coco_detector
-from quadtree_attention.weights import read_checkpoint
-from quadtree_attention.weights.detection import convert_detector, is_detector, load_body, load_detector, save_detector
+from quadtree_attention.models.detection.keys import convert_detector
+from quadtree_attention.weights import load, read_checkpoint, save
+from quadtree_attention.weights.loading import initialize
+from quadtree_attention.weights.published import published_kind
 from quadtree_attention.weights.registry import PRETRAINED
-from quadtree_attention.weights.storage import misfit
 
 BACKBONES = json.loads((GOLDEN / "keys_detection.json").read_text())
 WIDTHS = {"quadtree_b0": (32, 64, 160, 256), **{f"quadtree_b{n}": (64, 128, 320, 512) for n in range(1, 5)}}
@@ -93,7 +96,7 @@ SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [16, 32, 40, 64], "topk": 32, "va
 @pytest.fixture(scope="module")
 def backbone():
     """The recorded small backbone: its published weights, an image, and its four maps in float64."""
-    arrays, _ = load("det_small")
+    arrays, _ = recorded("det_small")
     weights = {
         f"backbone.{key}": torch.from_numpy(value).double()
         for key, value in np.load(GOLDEN / "det_small_weights.npz").items()
@@ -221,11 +224,11 @@ def test_mask_rcnn_finds_what_the_formulas_give(backbone):
 
 
 def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("quadtree_attention.weights.detection.BACKBONES", ("quadtree_b1", "quadtree_b0"))
+    monkeypatch.setattr("quadtree_attention.weights.published.BACKBONES", ("quadtree_b1", "quadtree_b0"))
     state = {key: torch.zeros(value.shape) for key, value in published("retinanet", "quadtree_b0").items()}
     torch.save({"meta": {"epoch": 12}, "state_dict": state, "optimizer": {}}, tmp_path / "b0.pth")
-    assert is_detector(read_checkpoint(tmp_path / "b0.pth"))
-    model = load_detector(tmp_path / "b0.pth")
+    assert published_kind(read_checkpoint(tmp_path / "b0.pth")) == "detector"
+    model = load(tmp_path / "b0.pth", "detector")
     config = model.config
     assert (config.detector, config.backbone, len(config.labels), config.ids[-1]) == (
         "retinanet",
@@ -235,8 +238,8 @@ def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
     )
     assert config.options == {"topk": 32, "value_act": "relu", "drop_path_rate": 0.1}
     assert not model.training
-    save_detector(model, tmp_path / "b0.safetensors")
-    again = load_detector(tmp_path / "b0.safetensors")
+    save(model, tmp_path / "b0.safetensors")
+    again = load(tmp_path / "b0.safetensors", "detector")
     assert again.config.ids == config.ids
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     state["bbox_head.atss_centerness.weight"] = torch.zeros(1)
@@ -251,7 +254,7 @@ def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
         ValueError,
         match=r"less\.pth is a retinanet of mmdetection's that fits none of the backbones quadtree_b1, quadtree_b0",
     ):
-        load_detector(tmp_path / "less.pth")
+        load(tmp_path / "less.pth", "detector")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_a_published_file_is_told_from_its_weights(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_loaded(name, message):
     with pytest.raises((ValueError, OSError), match=message):
-        load_detector(name)
+        load(name, "detector")
 
 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "resnet18"])
@@ -310,7 +313,6 @@ def _as_published(key):
 
 def test_a_classifier_starts_a_backbone(tmp_path):
     from quadtree_attention.models.classifier import ClassifierConfig
-    from quadtree_attention.weights.classification import save_classifier
 
     options = {
         "depths": [1, 1, 1, 1],
@@ -320,13 +322,13 @@ def test_a_classifier_starts_a_backbone(tmp_path):
     }
     classifier = ClassifierConfig("quadtree_b0", ["a", "b"], options)
     network = classifier.build()
-    save_classifier(network, tmp_path / "c.safetensors")
+    save(network, tmp_path / "c.safetensors")
     model = DetectorConfig("retinanet", "quadtree_b0", ["x"], options=options, channels=8).build()
-    load_body(model, tmp_path / "c.safetensors")
+    initialize(model, "detector", tmp_path / "c.safetensors")
     weight = model.backbone.body.state_dict()["stages_2.blocks.0.mlp.fc1.weight"]
     assert torch.equal(weight, network.stages[2].blocks[0].mlp.fc1.weight)
     deeper = DetectorConfig(
         "retinanet", "quadtree_b0", ["x"], options={**options, "depths": [1, 1, 2, 1]}, channels=8
     ).build()
-    with pytest.raises(ValueError, match=r"c\.safetensors: weights do not fit the backbone: \d+ missing"):
-        load_body(deeper, tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match=r"c\.safetensors: weights do not fit the model: \d+ missing"):
+        initialize(deeper, "detector", tmp_path / "c.safetensors")

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from quadtree_attention.errors import InputError
+from quadtree_attention.models.checkpoint import is_checkpoint, weights_in
 from quadtree_attention.weights import convert_published, read_checkpoint
-from quadtree_attention.weights.published import weights_in
-from quadtree_attention.weights.registry import is_checkpoint
 
 from ..fuzz.kinds.weights import HOSTILE_CHECKPOINTS
 

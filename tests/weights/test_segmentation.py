@@ -8,15 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from quadtree_attention.data.recognition.ade20k import ADE20K_LABELS
-from quadtree_attention.models.segmentation import SEGMENTER_PRESETS, SegmenterConfig
-from quadtree_attention.weights import convert_published, read_checkpoint
-from quadtree_attention.weights.segmentation import (
-    convert_segmenter,
-    is_segmenter,
-    load_segmenter,
-    load_weights,
-)
-from quadtree_attention.weights.storage import save_model
+from quadtree_attention.models.segmentation import SEGMENTER_PRESETS, SegmenterConfig, convert_segmenter
+from quadtree_attention.weights import convert_published, load, read_checkpoint, save
+from quadtree_attention.weights.loading import initialize
+from quadtree_attention.weights.published import published_kind
 
 KEYS = json.loads((Path(__file__).parents[1] / "golden" / "keys_detection.json").read_text())
 WIDTHS = {"quadtree_b0": (32, 64, 160, 256), **{f"quadtree_b{n}": (64, 128, 320, 512) for n in range(1, 5)}}
@@ -141,8 +136,8 @@ def test_a_published_file(tmp_path):
     state = random_state("quadtree_b0")
     names = [f"{name} " for name in ADE20K_LABELS]  # mmsegmentation has spaces at the end of some
     torch.save({"meta": {"CLASSES": names, "PALETTE": [[0, 0, 0]] * 150}, "state_dict": state, "optimizer": {}}, path)
-    assert is_segmenter(read_checkpoint(path))
-    model = load_segmenter(path)
+    assert published_kind(read_checkpoint(path)) == "segmenter"
+    model = load(path, "segmenter")
     assert model.config == SEGMENTER_PRESETS["quadtree_b0"].__class__(
         "quadtree_b0", list(ADE20K_LABELS), {"topk": 32, "value_act": "relu"}
     )
@@ -150,10 +145,10 @@ def test_a_published_file(tmp_path):
     assert not model.training
     torch.save({"state_dict": {**state, "decode_head.fusion.weight": torch.zeros(1)}}, path)
     with pytest.raises(ValueError, match=r"b0\.pth: unknown keys: decode_head\.fusion\.weight; expected the names of"):
-        load_segmenter(path)
+        load(path, "segmenter")
     torch.save({"state_dict": {key: value for key, value in state.items() if "scale_heads.3" not in key}}, path)
     with pytest.raises(ValueError, match=r"b0\.pth fits none of quadtree_b0 \.\. quadtree_b4"):
-        load_segmenter(path)
+        load(path, "segmenter")
 
 
 SMALL = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "mlp_ratios": (2, 2, 2, 2)}
@@ -165,12 +160,14 @@ def small(labels=("a", "b", "c"), **options):
 
 def test_files_of_our_own(tmp_path):
     model, images = small(topk=4), torch.randn(1, 3, 40, 48)
-    save_model(model, tmp_path / "a.safetensors")
-    again = load_segmenter(tmp_path / "a.safetensors")
+    save(model, tmp_path / "a.safetensors")
+    again = load(tmp_path / "a.safetensors", "segmenter")
     assert list(again.config.labels) == ["a", "b", "c"]
     torch.testing.assert_close(again(images), model(images))
-    save_model(model, tmp_path / "half.safetensors", half=True)
-    torch.testing.assert_close(load_segmenter(tmp_path / "half.safetensors")(images), model(images), rtol=0, atol=0.02)
+    save(model, tmp_path / "half.safetensors", half=True)
+    torch.testing.assert_close(
+        load(tmp_path / "half.safetensors", "segmenter")(images), model(images), rtol=0, atol=0.02
+    )
     for name, error, message in (
         ("nothing", ValueError, "unknown model 'nothing', expected one of .*semantic_fpn_quadtree_b0"),
         ("classify_tiny", ValueError, "classify_tiny is for classification, expected"),
@@ -178,25 +175,24 @@ def test_files_of_our_own(tmp_path):
         (tmp_path, IsADirectoryError, "is a folder"),
     ):
         with pytest.raises(error, match=message):
-            load_segmenter(name)
+            load(name, "segmenter")
 
 
 def test_starting_from_other_weights(tmp_path):
     """Of a segmenter for other classes all but the last layer, of a classifier the backbone."""
     source, target = small(), small("abcde")
-    save_model(source, tmp_path / "a.safetensors")
+    save(source, tmp_path / "a.safetensors")
     before = target.head.classify.weight.clone()
-    load_weights(target, tmp_path / "a.safetensors")
+    initialize(target, "segmenter", tmp_path / "a.safetensors")
     assert torch.equal(target.head.classify.weight, before)
     assert torch.equal(target.head.scales[3][0][0].weight, source.head.scales[3][0][0].weight)
     body = {"depths": (1, 1, 2, 1), "embed_dims": (32, 64, 128, 192), "num_heads": (1, 2, 4, 6), "mlp_ratios": (4,) * 4}
     other = SegmenterConfig("quadtree_b0", ["a", "b"], {**body, "levels": (3, 2, 1, 1)}, 16, 16).build()
-    load_weights(other, "classify_tiny")
-    from quadtree_attention.weights.classification import load_classifier
+    initialize(other, "segmenter", "classify_tiny")
 
-    published = load_classifier("classify_tiny")
+    published = load("classify_tiny", "classifier")
     assert torch.equal(
         other.backbone["stages_2"].blocks[1].mlp.fc1.weight, published.stages[2].blocks[1].mlp.fc1.weight
     )
-    with pytest.raises(ValueError, match="classify_tiny: weights do not fit the backbone"):
-        load_weights(target, "classify_tiny")
+    with pytest.raises(ValueError, match="classify_tiny: weights do not fit the model"):
+        initialize(target, "segmenter", "classify_tiny")

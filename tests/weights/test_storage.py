@@ -14,11 +14,12 @@ from quadtree_attention.errors import InputError
 from quadtree_attention.models.classifier import ClassifierConfig
 from quadtree_attention.models.detection import DetectorConfig
 from quadtree_attention.models.loftr import LoFTRConfig
+from quadtree_attention.models.releases import EMBEDDED
 from quadtree_attention.models.segmentation import SegmenterConfig
 from quadtree_attention.models.sttr import STTRConfig
-from quadtree_attention.weights.matching import matcher_from
-from quadtree_attention.weights.registry import EMBEDDED
-from quadtree_attention.weights.storage import configuration, read_metadata, save_model
+from quadtree_attention.weights import save
+from quadtree_attention.weights.config import configuration
+from quadtree_attention.weights.files import read_metadata
 
 KINDS = {
     "tiny": Matcher,
@@ -140,7 +141,7 @@ def test_every_configuration_has_types_that_are_checked(kind, tmp_path):
 def test_weights_that_are_not_finite(value, tmp_path):
     model = Matcher.from_pretrained("tiny", device="cpu").model
     model.backbone.conv1.weight.data[0, 0, 0, 0] = value
-    save_model(model, tmp_path / "w.safetensors")
+    save(model, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"w\.safetensors: backbone\.conv1\.weight holds NaN or infinity"):
         Matcher.from_pretrained(tmp_path / "w.safetensors")
 
@@ -160,9 +161,6 @@ def test_weights_of_another_kind_are_named_with_their_command(name, kind, comman
         Matcher.from_pretrained(EMBEDDED / f"{name}.safetensors")
     with pytest.raises(InputError, match=r"tiny\.safetensors is of a matcher, expected a classifier; quadtree match"):
         Classifier.from_pretrained(EMBEDDED / "tiny.safetensors")
-    checkpoint = {"classifier": {"model": "quadtree_b0"}, "state_dict": {}}
-    with pytest.raises(InputError, match=r"c\.ckpt is of a classifier, expected a matcher; quadtree classify"):
-        matcher_from(checkpoint, Path("c.ckpt"))
 
 
 @pytest.mark.parametrize(

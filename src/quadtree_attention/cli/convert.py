@@ -25,7 +25,7 @@ def convert(
     """Convert a checkpoint to a .safetensors file that holds its configuration too."""
     with Outputs([checkpoint], overwrite=overwrite) as outputs:
         outputs.file("OUT.safetensors", out, (".safetensors",))
-        from ..weights.checkpoints import convert_checkpoint
+        from ..weights.loading import convert as convert_weights
 
-        model = convert_checkpoint(checkpoint, out, architecture=architecture, half=half)
+        model = convert_weights(checkpoint, out, architecture=architecture, half=half)
     print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, {Path(out).stat().st_size / 1e6:.1f} MB")

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from ..errors import InputError
 from ..predict.matching import Matcher
 from ..table import Table
-from ..weights.matching import load_matcher
+from ..weights import load
 from .matching import LAYOUTS, PADDINGS, find_layout, match_function, padded_side
 from .protocols import Row, find_matches, judge_pose, pose_estimators, pose_row_names, summarise_pose, with_published
 
@@ -110,7 +110,7 @@ class PoseEvaluation(LightningModule):
         options: dict[str, Any] = {} if topk is None else {"topk": tuple(topk)}
         if padding != "none":
             options["respect_masks"] = padding == "masked"
-        self.model = load_matcher(weights, options=options)
+        self.model = load(weights, "matcher", options=options)
         self.max_size, self.padding = max_size, padding
         self.estimators = pose_estimators(estimators)
         self.rows = PoseRows((*pose_row_names(self.estimators), "ms"))

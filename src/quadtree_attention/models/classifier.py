@@ -45,10 +45,10 @@ class ClassifierConfig:
         return model
 
 
-def classifier_config(model: nn.Module) -> ClassifierConfig:
-    """The configuration of a network of `ClassifierConfig.build`."""
-    config: Any = model.config  # set on a network of timm's, whose type does not know of it
-    return config
+def imagenet_labels() -> list[str]:
+    """Short names of the 1000 classes of ImageNet-1K, from timm."""
+    info = require("timm.data", "classify").ImageNetInfo()
+    return [info.index_to_description(n).partition(",")[0] for n in range(info.num_classes())]
 
 
 def knows_backbone(name: str) -> bool:

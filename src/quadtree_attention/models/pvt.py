@@ -21,9 +21,9 @@ from ..errors import InputError
 from ..nn import QuadtreeAttention
 from ..ops.dispatch import Backend, Variant
 from ..ops.modes import is_plain
-from ..weights import convert_published, read_checkpoint
-from ..weights.registry import PRETRAINED, downloaded
-from ..weights.storage import misfit
+from .checkpoint import misfit, read_checkpoint
+from .keys import convert_published
+from .releases import PUBLISHED, downloaded
 
 __all__ = ["QuadtreeTransformer", "checkpoint_filter_fn"]
 
@@ -247,7 +247,7 @@ def _create(name: str, pretrained: bool, /, **kwargs: Any) -> nn.Module:
         and (cfg.file or cfg.url)
     ):
         # Read here, since timm's reader refuses checkpoints that hold more than tensors.
-        overlay["state_dict"] = read_checkpoint(cfg.file or downloaded(PRETRAINED[name]))
+        overlay["state_dict"] = read_checkpoint(cfg.file or downloaded(PUBLISHED[name]))
     model: Any = build_model_with_cfg(  # with features_only timm's wrapper, else a QuadtreeTransformer
         partial(
             QuadtreeTransformer, variant=kwargs.pop("variant", "b")
@@ -266,8 +266,8 @@ def _create(name: str, pretrained: bool, /, **kwargs: Any) -> nn.Module:
 
 def _cfg(name: str) -> dict[str, Any]:
     return dict(
-        url=PRETRAINED[name].url,
-        license=PRETRAINED[name].licence,
+        url=PUBLISHED[name].url,
+        license=PUBLISHED[name].licence,
         input_size=(3, 224, 224),
         pool_size=(7, 7),
         crop_pct=0.875,  # as validated by the published code, DeiT's

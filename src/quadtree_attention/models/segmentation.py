@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from ..data.recognition.masks import check_sides, fitted_sizes
 from ..errors import InputError
 from ..extras import require
 from .classifier import build_backbone
+from .keys import BACKBONE, Rule, convert_by
 
 STRIDES = (4, 8, 16, 32)
 Norm = Literal["batch", "group"]
@@ -182,3 +184,26 @@ SEGMENTER_PRESETS = {
         "resnext101_32x4d",
     )
 }
+
+_END = r"\.(?P<end>weight|bias|running_mean|running_var|num_batches_tracked)"
+SEMANTIC_FPN = (  # mmsegmentation's EncoderDecoder of a backbone, FPN and FPNHead
+    *(rule.under(r"backbone\.", "backbone.") for rule in BACKBONE),
+    Rule(r"neck\.lateral_convs\.(?P<n>\d+)\.conv\.(?P<end>weight|bias)", r"neck.inner_blocks.\g<n>.0.\g<end>"),
+    Rule(r"neck\.fpn_convs\.(?P<n>\d+)\.conv\.(?P<end>weight|bias)", r"neck.layer_blocks.\g<n>.0.\g<end>"),
+    Rule(r"decode_head\.scale_heads\.(?P<n>\d+)\.(?P<k>\d+)\.conv\.weight", r"head.scales.\g<n>.\g<k>.0.weight"),
+    Rule(r"decode_head\.scale_heads\.(?P<n>\d+)\.(?P<k>\d+)\.(bn|gn)" + _END, r"head.scales.\g<n>.\g<k>.1.\g<end>"),
+    Rule(r"decode_head\.conv_seg\.(?P<end>weight|bias)", r"head.classify.\g<end>"),
+)
+
+
+def convert_segmenter(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Bring the weights of a Semantic FPN with a quadtree backbone, in mmsegmentation's names, into ours.
+
+    Takes a state_dict, or a checkpoint that has one under "state_dict". The result fits `SemanticFPN`; tensors share memory with the given ones.
+
+    Raises:
+        ValueError: keys that such a network does not have; the message names the first few.
+    """
+    state = convert_by(SEMANTIC_FPN, state_dict, "a Semantic FPN of mmsegmentation")
+    # timm's features_only joins the names of modules in a sequence.
+    return {re.sub(r"^backbone\.stages\.", "backbone.stages_", key): value for key, value in state.items()}

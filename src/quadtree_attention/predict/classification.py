@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..extras import require
 from ..files import write_text
 from ..formats import CLASSIFICATION_SUFFIXES
-from ..models.classifier import ClassifierConfig, classifier_config
+from ..models.classifier import ClassifierConfig
 from ..weights.hub import HubMixin
 from .device import check_device
 
@@ -52,7 +52,7 @@ class Classifier(HubMixin):
     _front_matter: ClassVar = {"library_name": "timm", "pipeline_tag": "image-classification"}
 
     def __init__(self, model: torch.nn.Module, device: str | torch.device | None = None) -> None:
-        config = classifier_config(model)
+        config: Any = model.config
         if not config.labels:
             raise InputError(
                 f"this {config.model} has no classes, expected a classifier; it is the backbone of a detector or segmenter"
@@ -71,7 +71,8 @@ class Classifier(HubMixin):
     @property
     def config(self) -> ClassifierConfig:
         """Names of the classes, and how images are prepared."""
-        return classifier_config(self.model)
+        config: Any = self.model.config
+        return config
 
     @classmethod
     def from_pretrained(
@@ -83,10 +84,10 @@ class Classifier(HubMixin):
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights.classification import load_classifier
+        from ..weights import load
 
         checked = check_device(device)
-        return cls(load_classifier(name_or_path), checked)
+        return cls(load(name_or_path, "classifier"), checked)
 
     def classify(self, image: Any, *, top: int = 5) -> Classification:
         """The ``top`` likeliest classes of an image.
@@ -108,11 +109,6 @@ class Classifier(HubMixin):
         found = logits.float().softmax(0).topk(min(top, len(self.config.labels)))
         indices = found.indices.cpu().numpy()
         return Classification(tuple(self.config.labels[i] for i in indices), found.values.cpu().numpy(), indices)
-
-    def _write_weights(self, path: Path, half: bool) -> None:
-        from ..weights.classification import save_classifier
-
-        save_classifier(self.model, path, half=half)
 
     def _hub_config(self) -> dict[str, Any]:
         """As timm writes it, so that its ``create_model("hf-hub:...", pretrained=True)`` takes the repository too."""

@@ -105,15 +105,10 @@ class Detector(HubMixin):
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights.detection import load_detector
+        from ..weights import load
 
         checked = check_device(device)
-        return cls(load_detector(name_or_path), checked)
-
-    def _write_weights(self, path: Path, half: bool) -> None:
-        from ..weights.detection import save_detector
-
-        save_detector(self.model, path, half=half)
+        return cls(load(name_or_path, "detector"), checked)
 
     def detect(self, image: Any, *, score: float | None = None) -> Detections:
         """What is in an image.

@@ -144,10 +144,10 @@ class Matcher(HubMixin):
         Raises:
             ValueError, OSError: an unknown name or option, a file that cannot be read, weights that do not fit.
         """
-        from ..weights.matching import load_matcher
+        from ..weights import load
 
         checked = check_device(device)
-        return cls(load_matcher(name_or_path, options=options), checked)
+        return cls(load(name_or_path, "matcher", options=options), checked)
 
     def match(
         self,

@@ -81,10 +81,10 @@ class Segmenter(HubMixin):
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights.segmentation import load_segmenter
+        from ..weights import load
 
         checked = check_device(device)
-        return cls(load_segmenter(name_or_path), checked)
+        return cls(load(name_or_path, "segmenter"), checked)
 
     def segment(self, image: Any) -> Segmentation:
         """The likeliest class of each pixel.

@@ -123,10 +123,10 @@ class StereoMatcher(HubMixin):
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights.stereo import load_stereo
+        from ..weights import load
 
         checked = check_device(device)
-        return cls(load_stereo(name_or_path), checked)
+        return cls(load(name_or_path, "stereo"), checked)
 
     def match(self, left: Any, right: Any, *, max_size: int = 800, view: Literal["left", "right"] = "left") -> Stereo:
         """Disparity of a pair whose rows correspond.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from ..data.loading import processes, seeded
 from ..errors import InputError, check_range
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
-from ..weights.classification import load_backbone
+from ..weights.files import ENTRY, description
+from ..weights.loading import initialize
 from .classes import check_classes
 from .optimization import check_rates, decaying, timm_cosine
 
@@ -77,7 +77,7 @@ class ClassificationTask(LightningModule):
         self.save_hyperparameters()
         self.model = build_backbone(model, num_classes=num_classes, **(options or {}))
         if init_from is not None:
-            load_backbone(self.model, init_from)
+            initialize(self.model, "classifier", init_from)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self._layout)
         self._labels: list[str] | None = None  # of the checkpoint
@@ -152,7 +152,7 @@ class ClassificationTask(LightningModule):
         names = self._class_names() or [str(n) for n in range(self.hparams["num_classes"])]
         preprocessing = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", {})
         config = ClassifierConfig(self.hparams["model"], names, self.hparams["options"] or {}, **preprocessing)
-        checkpoint["classifier"] = asdict(config)
+        checkpoint[ENTRY] = description(config)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of `timm_cosine`."""

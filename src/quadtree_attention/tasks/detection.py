@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from ..errors import InputError
 from ..extras import require
 from ..models.classifier import level_weights
 from ..models.detection import DetectorConfig, coco_detector
-from ..weights.detection import load_body
+from ..weights.files import ENTRY, description
+from ..weights.loading import initialize
 from .optimization import check_rates, timm_cosine
 
 
@@ -62,7 +62,7 @@ class DetectionTask(LightningModule):
         self.config = coco_detector(detector) if isinstance(detector, str) else detector
         self.model = self.config.build()
         if init_backbone is not None:
-            load_body(self.model, init_backbone)
+            initialize(self.model, "detector", init_backbone)
         self.kinds = ("bbox", "segm") if self.config.detector == "mask_rcnn" else ("bbox",)
         metric = require("torchmetrics.detection", "train").MeanAveragePrecision
         self.scores = nn.ModuleDict(  # for boxes, and for masks
@@ -120,7 +120,7 @@ class DetectionTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With its configuration a checkpoint is all that quadtree detect and quadtree convert need."""
-        checkpoint["detector"] = asdict(self.config)
+        checkpoint[ENTRY] = description(self.config)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of ``schedule``."""

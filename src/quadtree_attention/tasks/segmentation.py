@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from ..data.recognition.ade20k import IGNORE
 from ..errors import InputError, check_range
 from ..models.classifier import level_weights
 from ..models.segmentation import Norm, SegmenterConfig
-from ..weights.segmentation import load_weights
+from ..weights.files import ENTRY, description
+from ..weights.loading import initialize
 from .classes import check_classes
 from .optimization import check_rates, polynomial
 
@@ -79,7 +80,7 @@ class SegmentationTask(LightningModule):
             backbone, labels, options or {}, neck_channels, head_channels, norm, dropout
         ).build()
         if init_from is not None:
-            load_weights(self.model, init_from)
+            initialize(self.model, "segmenter", init_from)
         # It gathers over devices by itself.
         self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE)
         self.val_loss = MeanMetric()
@@ -144,11 +145,10 @@ class SegmentationTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With its configuration a checkpoint is all that quadtree segment and quadtree convert need."""
         data = getattr(self.trainer, "datamodule", None)
-        config = asdict(self.model.config)
-        config["options"].pop("pretrained", None)
-        if data is not None:
-            config |= {"labels": data.class_names(), **data.preprocessing}
-        checkpoint["segmenter"] = config
+        config = self.model.config
+        options = {name: value for name, value in config.options.items() if name != "pretrained"}
+        seen = {} if data is None else {"labels": data.class_names(), **data.preprocessing}
+        checkpoint[ENTRY] = description(replace(config, options=options, **seen))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of `polynomial`."""

@@ -1,6 +1,8 @@
-"""Where weights come from: published checkpoints and their key maps."""
+"""Weights: one format of files, one table of kinds, one way in and one way out."""
 
-from .convert import convert_published
-from .published import read_checkpoint
+from ..models.checkpoint import read_checkpoint
+from ..models.keys import convert_published
+from .files import save
+from .loading import load
 
-__all__ = ["convert_published", "read_checkpoint"]
+__all__ = ["convert_published", "load", "read_checkpoint", "save"]

@@ -83,7 +83,9 @@ class HubMixin:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._write_weights(folder / WEIGHTS, half)
+        from .files import save
+
+        save(self.model, folder / WEIGHTS, half=half)
         with atomic_write(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(self._hub_config(), indent=2) + "\n", encoding="utf-8")
         if not (folder / "README.md").exists():
@@ -127,11 +129,6 @@ class HubMixin:
                 return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
             except (OSError, ValueError) as error:
                 raise OSError(f"cannot push to {repository}: {' '.join(str(error).split())}") from None
-
-    def _write_weights(self, path: Path, half: bool) -> None:
-        from .storage import save_model
-
-        save_model(self.model, path, half=half)
 
     def _hub_config(self) -> Mapping[str, Any]:
         """What config.json holds, for readers; the file of weights has it too."""

@@ -1,238 +1,223 @@
-"""Reading checkpoint files of others without running what may be pickled in them, and the weights that they hold."""
+"""Networks of published checkpoints, which hold weights alone: what kind they are of, and which configuration fits."""
 
 from __future__ import annotations
 
-import pickle
-import struct
-import warnings
-import zipfile
-import zlib
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from ..data.recognition.ade20k import ADE20K_LABELS, IGNORE
 from ..errors import InputError
-from ..extras import require
-from .registry import is_safetensors
+from ..models.checkpoint import misfit, names_in, shapes, weights_in
+from ..models.detection import BACKBONES, coco_detector, detector
+from ..models.keys import convert_published
+from ..models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
+from .config import filled
 
-# What torch, pickle and zipfile raise on bytes that are not what they should be; pickle's documentation names no complete list.
-_DAMAGED = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    AssertionError,
-    RuntimeError,  # torch's own; NotImplementedError and RecursionError are such too
-)
-_BOMB = 20  # times its size on the disk that a zipped file may have in memory; torch.save does not compress
+_LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
-# Where a checkpoint has its weights; averaged ones first, as timm has it.
-_HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-
-
-class _Rebuild:
-    """A function that a pickle may call, and not change."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-# All that a pickled tensor needs. Storage types are resolved by torch.load itself.
-_ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(torch._utils._rebuild_tensor_v2),
-    ("torch._utils", "_rebuild_parameter"): _Rebuild(torch._utils._rebuild_parameter),
-    ("torch", "Size"): torch.Size,
+# Architectures that a matcher without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
+ARCHITECTURES: dict[str, LoFTRConfig] = {
+    **LOFTR_PRESETS,
+    "loftr": _LOFTR,
+    "loftr_old": replace(_LOFTR, position="sine_bug"),
 }
 
 
-class _Placeholder:
-    """Stands for an object of any other class: takes all that unpickling does to it, and does nothing."""
-
-    dump_patches = False  # torch asks for it where a pickled module comes with its source; True would write a file
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> _Placeholder:
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def add(self, item: Any) -> None:
-        pass
+def published_kind(content: Mapping[str, Any]) -> str | None:
+    """The kind of network that a published checkpoint, as read, holds: told from its names; None if they are of none."""
+    names = names_in(content)
+    if any(name.startswith(("bbox_head.", "roi_head.")) for name in names):
+        return "detector"
+    if any(name.startswith("decode_head.") for name in names):
+        return "segmenter"
+    if any(name.startswith(("patch_embed", "backbone.patch_embed")) for name in names):
+        return "classifier" if any(name.startswith("head.") for name in names) else "backbone"
+    if any(name.startswith(("matcher.", "loftr_", "coarse.")) for name in names):
+        return "matcher"
+    return None
 
 
-class _TensorUnpickler(
-    pickle._Unpickler
-):  # the one in Python: the other sets aside as much memory as a pickle asks for
-    """Unpickler that knows tensors and plain containers; everything else becomes a `_Placeholder`."""
+def published_matcher(content: Mapping[str, Any], path: Path, architecture: str | None = None) -> LoFTR:
+    """The matcher of a published checkpoint, as read from ``path``.
 
-    def find_class(self, module: str, name: str) -> Any:
-        return _ALLOWED.get((module, name), _Placeholder)
-
-
-class _StorageUnpickler(pickle._Unpickler):
-    """Unpickler that makes nothing, and notes which records are to be storages, and of how many bytes."""
-
-    def __init__(self, file: Any) -> None:
-        super().__init__(file, encoding="utf-8")
-        self.found: list[tuple[str, int]] = []
-
-    def find_class(self, module: str, name: str) -> Any:
-        kind = getattr(torch, name, None) if name.endswith("Storage") else None
-        return _Item(kind.dtype.itemsize if hasattr(kind, "dtype") else 1) if kind is not None else _Placeholder
-
-    def persistent_load(self, pid: Any) -> _Placeholder:
-        _, kind, key, _, count = pid
-        size = kind.size if isinstance(kind, _Item) else 1
-        self.found.append((str(key), int(count) * size))
-        return _Placeholder()
-
-
-class _Item(_Placeholder):
-    """Stands for the type of a storage, whose items have this many bytes."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-
-_TENSORS_ONLY = SimpleNamespace(
-    __name__="tensors_only",
-    Unpickler=_TensorUnpickler,
-    load=lambda file, **options: _TensorUnpickler(file, **options).load(),
-)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint of torch.save's, or of a .safetensors file, on the CPU; nothing pickled in it is ever run.
-
-    Lightning checkpoints hold other objects besides the weights: whatever is not a tensor, a number, a string or a
-    plain container is replaced by a placeholder.
+    architecture: a name in `ARCHITECTURES`; by default it is told from the weights, and from the file's name where these leave a choice.
 
     Raises:
-        OSError: no such file, or it cannot be read.
-        ValueError: not a checkpoint.
+        ValueError: an unknown architecture; weights that do not fit.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if is_safetensors(path):
-        safetensors = require("safetensors.torch", "vision")
-        try:
-            return safetensors.load_file(path)
-        except require("safetensors", "vision").SafetensorError as error:
-            raise _unreadable(path, error) from None
+    if architecture is not None and architecture not in ARCHITECTURES:
+        raise InputError(f"unknown architecture {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     try:
-        with warnings.catch_warnings():  # torch compares the source of pickled modules with the placeholder's
-            warnings.simplefilter("ignore")
-            with path.open("rb") as file:
-                zipped = file.read(4) == b"PK\x03\x04"  # as torch tells
-            if zipped:
-                _check_sizes(path)
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError:
-                content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
-    except MemoryError:
-        raise _unreadable(path, "it asks for more memory than there is") from None
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from None
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise _unreadable(path, error) from None  # a place that is not in the file
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path}: holds a {type(content).__name__}, expected a state_dict or a checkpoint with one")
-    return dict(content)
+        state = weights_in(content)
+        if not any(key.startswith("coarse.") for key in state):  # of ours
+            state = convert_published(state)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    rest = {key: value for key, value in state.items() if key != "bin_score"}
+    config = ARCHITECTURES[architecture or _told_from(rest, path)]
+    if len(rest) < len(state):
+        config = replace(config, matching="optimal_transport")
+    return filled(LoFTR(config), state, path)
 
 
-def _unreadable(path: Path, error: object) -> InputError:
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
-    return InputError(f"{path}: not readable as a checkpoint ({reason}); expected torch.save or safetensors")
-
-
-def _check_sizes(path: Path) -> None:
-    """Make sure that each storage of a zipped checkpoint has as many bytes as its pickle says: torch would read on behind its end."""
-    with zipfile.ZipFile(path) as archive:
-        sizes = {info.filename: info.file_size for info in archive.infolist()}
-        twice = [name for name, count in Counter(info.filename for info in archive.infolist()).items() if count > 1]
-        if twice:
-            raise ValueError(f"it has {twice[0]!r} twice")
-        if sum(sizes.values()) > _BOMB * path.stat().st_size:
-            raise ValueError(f"it holds {sum(sizes.values())} bytes in a file of {path.stat().st_size}")
-        pickled = [name for name in sizes if name.split("/")[-1] == "data.pkl"]
-        if len(pickled) != 1:
-            raise ValueError(f"it has {len(pickled)} files data.pkl, expected one")
-        with archive.open(pickled[0]) as file:
-            storages = _StorageUnpickler(file)
-            storages.load()
-    for key, size in storages.found:
-        there = sizes.get(f"{pickled[0].removesuffix('.pkl')}/{key}")
-        if there is None or not 0 <= size <= there:
-            raise ValueError(f"tensor data {key!r} has {'no' if there is None else there} bytes, expected {size}")
-
-
-def names_in(content: Mapping[str, Any]) -> list[str]:
-    """The names of `weights_in`; none if there are no weights."""
-    try:
-        return list(weights_in(content))
-    except InputError:
-        return []
-
-
-def weights_in(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of a checkpoint, as read: averaged ones if it has some, without what wrappers put in front of names.
-
-    These are torch.compile's "_orig_mod." and the "module." of DataParallel, DistributedDataParallel and AveragedModel.
+def published_classifier(content: Mapping[str, Any], path: Path) -> nn.Module:
+    """The classifier of a checkpoint, as read from ``path``, or the backbone of a classifier, detector or segmenter.
 
     Raises:
-        ValueError: there are none, or two of the same name.
+        ValueError: weights that do not fit.
     """
-    held = [content[holder] for holder in _HOLDERS if holder in content]
-    inner = next((state for state in held if isinstance(state, Mapping) and state), None if held else content)
-    if not isinstance(inner, Mapping) or not inner:
+    from ..models.classifier import ClassifierConfig, imagenet_labels
+
+    try:
+        state = weights_in(content)
+        if "patch_embed.proj.weight" not in state:  # the names of trainings with timm
+            state = convert_published(state)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if "head.weight" in state:
+        classes = len(state["head.weight"]) if state["head.weight"].dim() == 2 else 0
+        labels = imagenet_labels() if classes == 1000 else [str(n) for n in range(classes)]
+        options: dict[str, Any] = {}
+    else:
+        labels, options = [], {"topk": 32, "value_act": "relu"}  # of a detector
+    for n in range(5):
+        config = ClassifierConfig(f"quadtree_b{n}", labels, options, crop_pct=0.875)
+        with torch.device("meta"):
+            fits = not misfit(config.build().state_dict(), state)
+        if fits:
+            return filled(config.build(), state, path)
+    raise InputError(
+        f"{path} fits none of quadtree_b0 .. quadtree_b4, expected one of them as a classifier or as a backbone"
+    )
+
+
+def published_detector(content: Mapping[str, Any], path: Path, names: Sequence[str] | None = None) -> nn.Module:
+    """The detector of a checkpoint of mmdetection's, as read from ``path``: the first of ``names`` that fits.
+
+    names: of detectors or of backbones; None: all of `BACKBONES`.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    from ..models.detection.keys import convert_detector
+
+    try:
+        kind, state = convert_detector(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    first = (
+        "head.classification_head.cls_logits.bias" if kind == "retinanet" else "roi_heads.box_predictor.cls_score.bias"
+    )
+    if first not in state or state[first].dim() != 1:
+        raise InputError(f"{path}: weights of a {kind} without the layer that tells classes, expected all of them")
+    classes = len(state[first]) // 9 if kind == "retinanet" else len(state[first]) - 1
+    problem = ""
+    names = BACKBONES if names is None else names
+    for name in names:
+        full = name if name.startswith(kind) else f"{kind}_{name}"
+        config = coco_detector(full) if classes == 80 else detector(full, [str(n) for n in range(1, classes + 1)])
+        with torch.device("meta"):
+            wanted = config.build().state_dict()
+        given = {key: value for key, value in state.items() if key in wanted or not key.endswith("num_batches_tracked")}
+        problem = misfit(wanted, given)
+        if not problem:
+            return filled(config.build(), given, path)
+    if len(names) == 1:
+        raise InputError(f"{path}: weights do not fit the model: {problem}")
+    raise InputError(f"{path} is a {kind} of mmdetection's that fits none of the backbones {', '.join(names)}")
+
+
+def published_segmenter(content: Mapping[str, Any], path: Path) -> nn.Module:
+    """The segmenter of a checkpoint of mmsegmentation's, as read from ``path``.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    from ..models.segmentation import convert_segmenter, semantic_fpn
+
+    try:
+        state = convert_segmenter(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    last = state.get("head.classify.weight")
+    classes = len(last) if last is not None and last.dim() else 0
+    if classes > IGNORE:
+        raise InputError(f"{path} has {classes} classes, expected {IGNORE} at most")
+    labels = _segmenter_labels(content, classes)
+    for n in range(5):
+        config = semantic_fpn(f"quadtree_b{n}", labels)
+        with torch.device("meta"):
+            fits = not misfit(config.build().state_dict(), state)
+        if fits:
+            return filled(config.build(), state, path)
+    raise InputError(f"{path} fits none of quadtree_b0 .. quadtree_b4 with Semantic FPN as published")
+
+
+PUBLISHED_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "matcher": published_matcher,
+    "classifier": published_classifier,
+    "backbone": published_classifier,
+    "detector": published_detector,
+    "segmenter": published_segmenter,
+}
+
+
+def from_timm(name: str) -> nn.Module:
+    """A classifier of timm's with pretrained weights; its ``config`` is a `ClassifierConfig`.
+
+    Raises:
+        ValueError: timm has no weights for it.
+        OSError: they cannot be downloaded.
+    """
+    from ..models.classifier import ClassifierConfig, build_backbone, imagenet_labels
+    from .hub import quiet_hub
+
+    try:
+        with quiet_hub():
+            model = build_backbone(name, pretrained=True)
+    except OSError as error:  # of the Hub, over several lines
+        raise OSError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from None
+    except RuntimeError as error:
+        raise InputError(f"{name}: {' '.join(str(error).split())}") from None
+    cfg = model.pretrained_cfg
+    if cfg["num_classes"] != 1000:
+        labels = cfg.get("label_names") or [str(n) for n in range(cfg["num_classes"])]
+    else:
+        labels = imagenet_labels()
+    names = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    model.config = ClassifierConfig(name, labels, **{key: cfg[key] for key in names})
+    return model.eval()
+
+
+def _told_from(state: Mapping[str, Tensor], path: Path) -> str:
+    """Name of the one architecture that the weights fit; the file's name decides between those that differ in options alone."""
+    fitting = []
+    for name, config in ARCHITECTURES.items():
+        with torch.device("meta"):
+            wanted = shapes(LoFTR(config).state_dict())
+        if wanted == shapes(state):
+            fitting.append(name)
+    if not fitting:
+        raise InputError(f"{path} does not fit any known architecture: {', '.join(ARCHITECTURES)}")
+    named = [name for name in fitting if name in path.stem]
+    chosen = named if len(named) == 1 else fitting
+    if len(chosen) > 1:
         raise InputError(
-            "no weights found: expected a state_dict, or a checkpoint that has one under 'state_dict' or 'model'"
+            f"{path} fits {' and '.join(chosen)}, which differ in options that the file does not hold; "
+            f"choose with: quadtree convert {path} OUT.safetensors --architecture {chosen[0]}"
         )
-    state: dict[str, Any] = {}
-    needed, storages = 0, {}
-    for key, value in inner.items():
-        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout == torch.strided:
-            storage = value.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
-            needed += value.numel() * value.element_size()
-        name = str(key).replace("_orig_mod.", "").removeprefix("module.")
-        if name in state:
-            raise InputError(f"{name} is there twice, with a prefix and without, expected one set of weights")
-        if name != "n_averaged":  # of AveragedModel
-            state[name] = value
-    if needed > 4 * sum(storages.values()) + 2**26:
-        raise InputError(
-            f"the weights are {needed} bytes of {sum(storages.values())} in the file, repeated; expected each of its own"
-        )
-    return state
+    return chosen[0]
+
+
+def _segmenter_labels(content: Mapping[str, Any], classes: int) -> list[str]:
+    """Names of the classes: those that mmsegmentation stored; else ADE20K's, if there are as many; else numbers."""
+    meta = content.get("meta")
+    names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+    if isinstance(names, (list, tuple)) and len(names) == classes and all(isinstance(name, str) for name in names):
+        return [name.strip() for name in names]
+    return list(ADE20K_LABELS) if classes == len(ADE20K_LABELS) else [str(n) for n in range(max(classes, 1))]

@@ -33,15 +33,12 @@ def networks() -> dict:
 
 
 def _files(folder: Path) -> list[tuple[Path, str]]:
-    from quadtree_attention.weights.classification import save_classifier
-    from quadtree_attention.weights.detection import save_detector
-    from quadtree_attention.weights.storage import save_model
+    from quadtree_attention.weights import save
 
-    save = {"classification": save_classifier, "detection": save_detector}
     made = []
     for task, model in networks().items():
         path = folder / f"{task}.safetensors"
-        save.get(task, save_model)(model, path)
+        save(model, path)
         made.append((path, "safetensors"))
     return made
 
@@ -49,18 +46,17 @@ def _files(folder: Path) -> list[tuple[Path, str]]:
 def _checkpoints(folder: Path) -> list[tuple[Path, str]]:
     import torch
 
-    names = {"classification": "classifier", "detection": "detector", "segmentation": "segmenter"}
+    from quadtree_attention.weights.files import ENTRY, description
+
     made = []
     for task, model in networks().items():
         content = {
             "epoch": 3,
             "state_dict": {f"model.{key}": value for key, value in model.state_dict().items()},
-            names.get(task, "config"): vars(model.config),
+            ENTRY: description(model.config),
             "optimizer_states": [{"param_groups": [{"lr": 1e-3, "params": [0, 1]}]}],
             "hyper_parameters": OrderedDict(a=Path("x"), b=(1, 2)),
         }
-        if task == "stereo":
-            content["model"] = "STTR"
         for suffix, zipped in (("ckpt", True), ("pth", False)):
             path = folder / f"{task}.{suffix}"
             torch.save(content, path, _use_new_zipfile_serialization=zipped)

@@ -15,7 +15,7 @@ from quadtree_attention.data.matching.homography import HomographyData
 from quadtree_attention.predict.matching import Matcher
 from quadtree_attention.tasks.matching.module import MatchingTask
 from quadtree_attention.tasks.optimization import rise_and_cosine
-from quadtree_attention.weights.matching import load_matcher
+from quadtree_attention.weights import load
 
 pytestmark = LIGHTNING
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_matches_photographs(photos, tmp_path):
     learner = task()
     trainer(tmp_path, checkpoints(tmp_path, 2), max_steps=2).fit(learner, data(photos))
     path = tmp_path / "step=2.ckpt"
-    model = load_matcher(path)
+    model = load(path, "matcher")
     assert model.config == learner.model.config
     for name, value in learner.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
@@ -212,7 +212,7 @@ def test_vectors_decay_only_if_asked_for(vectors, photos, tmp_path):
         ({"confidence_floor": 0.0}, "confidence_floor is 0.0, expected above 0"),
         ({"canonical_batch": 0}, "canonical_batch is 0, expected at least 1"),
         ({"fine_matches": 0}, "fine_matches is 0, expected at least 1"),
-        ({"options": SMALL, "init_from": "tiny"}, "init_from tiny does not fit the model: "),
+        ({"options": SMALL, "init_from": "tiny"}, "tiny: weights do not fit the model: "),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -14,9 +14,7 @@ from quadtree_attention.data.stereo.synthetic import StereoData, Views
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS
 from quadtree_attention.predict.stereo import StereoMatcher
 from quadtree_attention.tasks.stereo.module import StereoTask
-from quadtree_attention.weights.matching import load_matcher
-from quadtree_attention.weights.stereo import load_stereo
-from quadtree_attention.weights.storage import save_model
+from quadtree_attention.weights import load, save
 
 pytestmark = LIGHTNING
 
@@ -97,7 +95,7 @@ def test_a_checkpoint_sees_depth(photos, tmp_path, capsys):
     learner = task()
     trainer(tmp_path, checkpoints(tmp_path, 2), max_steps=2).fit(learner, data(photos))
     path = tmp_path / "step=2.ckpt"
-    model = load_stereo(path)
+    model = load(path, "stereo")
     assert model.config == learner.model.config
     for name, value in learner.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
@@ -107,9 +105,9 @@ def test_a_checkpoint_sees_depth(photos, tmp_path, capsys):
     torch.testing.assert_close(again.model.state_dict(), learner.model.state_dict(), rtol=0, atol=0)
     assert main(["convert", str(path), str(tmp_path / "mine.safetensors"), "--half"]) == 0
     assert "parameters" in capsys.readouterr().out
-    assert load_stereo(tmp_path / "mine.safetensors").config == model.config
-    with pytest.raises(ValueError, match="no configuration of a matcher"):
-        load_matcher(tmp_path / "mine.safetensors")
+    assert load(tmp_path / "mine.safetensors", "stereo").config == model.config
+    with pytest.raises(ValueError, match="is of a stereo network, expected a matcher"):
+        load(tmp_path / "mine.safetensors", "matcher")
 
 
 def test_validation_measures(photos, tmp_path):
@@ -144,7 +142,7 @@ def test_recomputing_is_an_option(photos):
         ({"preset": "huge"}, "preset is 'huge', expected one of sttr, quadtree, tiny"),
         ({"options": {"depth": 3}}, "options do not fit the model: .*depth"),
         ({"options": {"stride": 3}}, "stride is 3, expected a multiple of resolution"),
-        ({"options": SMALL, "init_from": "tiny"}, "init_from tiny does not fit the model: "),
+        ({"options": SMALL, "init_from": "tiny"}, "tiny: weights do not fit the model: "),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -156,11 +154,11 @@ def test_train_only_some_parts(tmp_path):
     """What is not trained keeps weights and statistics; weights without fine matching can be what it starts from."""
     torch.manual_seed(0)
     without = tmp_path / "without.safetensors"
-    save_model(STTR(replace(STTR_PRESETS["tiny"], fine_dim=0)), without)
+    save(STTR(replace(STTR_PRESETS["tiny"], fine_dim=0)), without)
     task = StereoTask("tiny", {"fine_dim": 8}, init_from=str(without), train_only=["fine", "context"])
     task.train()
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
-    for key, value in load_stereo(without).state_dict().items():
+    for key, value in load(without, "stereo").state_dict().items():
         assert torch.equal(before[key], value)
     left, right = torch.rand(2, 1, 3, 32, 64)
     nothing = torch.zeros(1, 32, 64, dtype=torch.bool)
@@ -174,5 +172,5 @@ def test_train_only_some_parts(tmp_path):
     assert changed == {"fine", "context"}
     with pytest.raises(ValueError, match="train_only has fin, expected some of features, transformer, fine, context"):
         StereoTask("tiny", train_only=["fin"])
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="weights do not fit"):
         StereoTask("tiny", {"dim": 32, "growth": 8}, init_from=str(without))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,8 @@ from ...evaluation import metrics
 from ...models.loftr import LOFTR_PRESETS, LoFTR
 from ...models.loftr.matching import expected_position
 from ...models.loftr.model import STRIDE, Features
-from ...weights.matching import load_matcher
+from ...weights.files import ENTRY, description
+from ...weights.loading import initialize
 from ..optimization import check_rates, decaying, rise_and_cosine
 from .loss import (
     coarse_cross_entropy,
@@ -134,11 +135,7 @@ class MatchingTask(LightningModule):
         self.save_hyperparameters()
         self.model = LoFTR(config)
         if init_from is not None:
-            try:
-                self.model.load_state_dict(load_matcher(init_from).state_dict())
-            except RuntimeError as error:
-                reason = str(error).splitlines()[-1].strip()
-                raise InputError(f"init_from {init_from} does not fit the model: {reason}") from None
+            initialize(self.model, "matcher", init_from)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self._layout)
         # They gather over devices by themselves.
@@ -248,7 +245,7 @@ class MatchingTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With its configuration a checkpoint is all that quadtree match and quadtree convert need."""
-        checkpoint["config"] = asdict(self.model.config)
+        checkpoint[ENTRY] = description(self.model.config)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of ``schedule``."""

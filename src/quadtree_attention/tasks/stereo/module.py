@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torchmetrics.aggregation import MeanMetric
 from ...errors import InputError
 from ...evaluation.stereo import BAD, disparity_metrics, occlusion_iou
 from ...models.sttr import STTR, STTR_PRESETS, StereoOutput
-from ...weights.stereo import load_stereo
+from ...weights.files import ENTRY, description
+from ...weights.loading import initialize
 from ..optimization import check_rates, decaying, rise_and_cosine
 from .loss import StereoTruth, stereo_losses
 
@@ -75,15 +76,7 @@ class StereoTask(LightningModule):
         self.save_hyperparameters()
         self.model = STTR(config)
         if init_from is not None:
-            state = load_stereo(init_from).state_dict()
-            if not any(key.startswith("fine.") for key in state):
-                fine = {key: value for key, value in self.model.state_dict().items() if key.startswith("fine.")}
-                state.update(fine)
-            try:
-                self.model.load_state_dict(state)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[-1].strip()
-                raise InputError(f"init_from {init_from} does not fit the model: {reason}") from None
+            initialize(self.model, "stereo", init_from)
         self.model.transformer.recompute = recompute
         parts = [name for name, _ in self.model.named_children()]
         if unknown := set(train_only or ()) - set(parts):
@@ -156,8 +149,7 @@ class StereoTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With its configuration a checkpoint is all that quadtree stereo and quadtree convert need."""
-        checkpoint["config"] = asdict(self.model.config)
-        checkpoint["model"] = "STTR"
+        checkpoint[ENTRY] = description(self.model.config)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with the learning rate of `rise_and_cosine`."""

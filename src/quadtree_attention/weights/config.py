@@ -1,11 +1,10 @@
-"""How a model is stored: weights, class and configuration in one .safetensors file; and what checkpoints of our training hold."""
+"""What a file of weights says of its network is data from somewhere: it is checked before anything is built, and bounded by what the file holds."""
 
 from __future__ import annotations
 
 import collections.abc
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
-from ..extras import require
-from ..files import atomic_write
-from .published import weights_in
+from ..models.checkpoint import misfit
 
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
@@ -46,107 +43,6 @@ _MOST = {
 _ELSEWHERE = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 _FILLING = {"uniform_", "normal_", "fill_", "zero_", "mul_", "add_", "sub_", "div_", "erfinv_", "clamp_", "copy_"}
 _BUFFERS = 50_000_000  # numbers that are no weights, as tables of positions
-
-
-def save_model(model: nn.Module, path: str | Path, *, half: bool = False) -> None:
-    """Write weights and configuration, ``model.config``, to a .safetensors file, whole or not at all; ``half`` stores parameters as float16.
-
-    Raises:
-        ValueError: another suffix, or parameters that float16 cannot hold.
-    """
-    config: Any = model.config  # a dataclass
-    write_safetensors(model, asdict(config), path, half=half)
-
-
-def write_safetensors(model: nn.Module, config: Mapping[str, Any], path: str | Path, *, half: bool = False) -> None:
-    """Write a model's weights, class and configuration, as `save_model` does."""
-    path = Path(path)
-    if path.suffix.lower() != ".safetensors":
-        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected .safetensors")
-    parameters = {name for name, _ in model.named_parameters()}
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        tensor = tensor.detach().cpu().contiguous()
-        if half and name in parameters:
-            tensor = tensor.half()
-            if not tensor.isfinite().all():
-                raise InputError(f"{name} has values that float16 cannot hold; save it without half")
-        tensors[name] = tensor
-    metadata = {"format": "pt", "model": type(model).__name__, "config": json.dumps(config)}
-    content = require("safetensors.torch", "vision").save(tensors, metadata)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a .safetensors file says of itself: of one of `write_safetensors` "model" and "config"; nothing of a damaged one."""
-    safetensors = require("safetensors", "vision")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except safetensors.SafetensorError:
-        return {}
-
-
-def read_safetensors(path: Path, what: str, fits: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and configuration of a file of `write_safetensors` whose model's class ``fits``; ``what`` names what is wanted."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; is the package installed whole?")
-    safetensors = require("safetensors", "vision")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file, or is damaged: {' '.join(str(error).split())}") from None
-    if "config" not in metadata:
-        raise InputError(
-            f"{path} has no configuration of a {what} in its metadata, expected a file written by quadtree convert"
-        )
-    config = _read_config(metadata["config"], path)
-    model = metadata.get("model", "")
-    refuse_other({"model": model, **config}, path, what)
-    if not fits(model):
-        raise InputError(f"{path} has no configuration of a {what}, but of another network ({model[:40]!r})")
-    return state, config
-
-
-def refuse_other(content: Mapping[str, Any], path: Path, what: str) -> None:
-    """Raise InputError with the command that takes it if a file, by what it says of itself, is not of a ``what`` but of another kind."""
-    model = content.get("model")
-    for kind, command, is_one in (
-        ("matcher", "match", model == "LoFTR"),
-        ("stereo network", "stereo", model == "STTR"),
-        ("classifier", "classify", isinstance(content.get("classifier"), Mapping)),
-        ("detector", "detect", isinstance(content.get("detector"), Mapping)),
-        ("segmenter", "segment", model == "SemanticFPN" or isinstance(content.get("segmenter"), Mapping)),
-    ):
-        if is_one and kind != what:
-            raise InputError(f"{path} is of a {kind}, expected a {what}; quadtree {command} takes it")
-
-
-def _read_config(text: str, path: Path) -> dict[str, Any]:
-    if len(text) > _LONGEST_CONFIG:
-        raise InputError(
-            f"{path} has a configuration of {len(text)} characters, expected {_LONGEST_CONFIG} at the very most"
-        )
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, or a number of too many digits; too deep
-        raise InputError(f"{path} has a damaged configuration in its metadata: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path} has a {type(config).__name__} as configuration, expected names with values")
-    return config
-
-
-def trained_weights(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Weights of the network in a checkpoint of our training."""
-    prefix = "model."
-    try:
-        state = weights_in(content)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def configuration(kind: type[Config], values: Any, path: Path) -> Config:
@@ -328,21 +224,3 @@ def _check_tensors(state: Mapping[str, Any], name: str | Path) -> None:
             raise InputError(
                 f"{name}: {key} is a sparse, quantized, nested, complex or empty tensor, expected a plain one"
             )
-
-
-def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """In what the names and shapes of two sets of weights differ, in words; empty if they do not."""
-    want, have = shapes(wanted), shapes(given)
-    missing, unexpected = want.keys() - have.keys(), have.keys() - want.keys()
-    differ = sorted(key for key in want.keys() & have.keys() if want[key] != have[key])
-    if not missing and not unexpected and not differ:
-        return ""
-    example = f"for example {min(missing or unexpected)}" if missing or unexpected else ""
-    if differ:
-        example = f"{differ[0]} has shape {have[differ[0]]}, expected {want[differ[0]]}"
-    return f"{len(missing)} missing, {len(unexpected)} unexpected, {len(differ)} of another shape; {example}"
-
-
-def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of weights."""
-    return {key: tuple(value.shape) for key, value in state.items()}

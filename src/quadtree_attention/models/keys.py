@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import InputError
-from .published import weights_in
+from .checkpoint import weights_in
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _renamed(state: Mapping[str, Tensor], matched: Mapping[str, tuple[re.Match[s
             continue
         if not isinstance(state[key], Tensor):
             raise InputError(f"{key} holds a {type(state[key]).__name__}, expected a tensor")
-        if not state[key].dim() and not key.endswith("num_batches_tracked"):
+        if not state[key].dim() and not key.endswith(("num_batches_tracked", "bin_score")):
             raise InputError(f"{key} holds a single number, expected weights")
         out[match.expand(rule.name)] = rule.change(state[key])
     return _branches_coarse_to_fine(out)
