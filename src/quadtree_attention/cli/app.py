@@ -14,27 +14,34 @@ typer = require("typer", "vision")
 
 DEVICE = Annotated[
     str | None,
-    typer.Option("--device", help="Such as cpu or cuda; by default a CUDA GPU if there is one.", show_default=False),
+    typer.Option(
+        "--device",
+        help="Where to run: cpu, cuda, ...  Default: a CUDA GPU if there is one, else the CPU.",
+        show_default=False,
+    ),
 ]
 
 TOPK = Annotated[
     str | None,
     typer.Option(
         metavar="K,K",
-        help="Keys that quadtree attention keeps, coarse to fine; by default the model's own, such as 32,16 of indoor, 16,8 of outdoor.",
+        help="Number of keys that quadtree attention keeps at each level, coarse to fine. Default: the model's own, such as 32,16 for indoor.",
         show_default=False,
     ),
 ]
 
 OVERWRITE = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files that quadtree did not write. Inputs are never replaced.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace existing files even if quadtree did not write them. Inputs are never replaced."
+    ),
 ]
 
-QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes on stderr.")]
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Match and classify images, find what is in them, and see depth, with quadtree attention.",
+    help="Match images, estimate depth, classify, detect and segment, with quadtree attention.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -13,24 +13,31 @@ from .outputs import Outputs
 
 @app.command()
 def bench(
-    sizes: Annotated[str, typer.Option(help="Grids of tokens, height x width, with commas.")] = "32x32,60x80,128x128",
-    topk: Annotated[str, typer.Option(help="Keys that each level but the last keeps, coarse to fine.")] = "32,16",
-    variant: Annotated[str, typer.Option(help="Of quadtree attention: a or b.")] = "b",
-    heads: Annotated[int, typer.Option(min=1)] = 8,
-    dim: Annotated[int, typer.Option(min=1, help="Channels of a head.")] = 32,
+    sizes: Annotated[
+        str, typer.Option(help="Token grids, height x width, separated by commas.")
+    ] = "32x32,60x80,128x128",
+    topk: Annotated[
+        str, typer.Option(help="Number of keys that each level but the last keeps, coarse to fine.")
+    ] = "32,16",
+    variant: Annotated[str, typer.Option(help="Variant of quadtree attention: a or b.")] = "b",
+    heads: Annotated[int, typer.Option(min=1, help="Number of heads.")] = 8,
+    dim: Annotated[int, typer.Option(min=1, help="Channels per head.")] = 32,
     methods: Annotated[
-        str, typer.Option(help="With commas: quadtree, reference, dense, linear, spatial reduction.")
+        str,
+        typer.Option(
+            help="Methods to measure, separated by commas: quadtree, reference, dense, linear, spatial reduction."
+        ),
     ] = "quadtree,dense,linear,spatial reduction",
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each; the median counts.")] = 5,
-    memory: Annotated[bool, typer.Option(help="Measure memory too, in processes of their own.")] = True,
-    parts: Annotated[bool, typer.Option(help="Where the time of quadtree attention goes, too.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of measurements; the median is reported.")] = 5,
+    memory: Annotated[bool, typer.Option(help="Also measure memory, each in its own process.")] = True,
+    parts: Annotated[bool, typer.Option(help="Also show where quadtree attention spends its time.")] = False,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the table: .json, .csv or .md.")
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the table to a .json, .csv or .md file.")
     ] = None,
-    chart: Annotated[str | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
+    chart: Annotated[str | None, typer.Option(metavar="FILE", help="Plot it to a .png, .svg or .pdf file.")] = None,
     overwrite: OVERWRITE = False,
 ) -> None:
-    """Measure attentions on this machine's CPU: time, memory, and how both grow with the number of tokens."""
+    """Measure attention on this machine's CPU: time, memory, and how both grow with the number of tokens."""
     from ..bench import cpu as benchmark
     from ..table import TABLE_SUFFIXES
 

@@ -19,21 +19,23 @@ DEFAULT = "classify_tiny"
 def classify(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE...", help="Images of any size, folders of them, patterns like '*.jpg'."),
+        typer.Argument(metavar="IMAGE...", help="Images, folders of images, or patterns like '*.jpg'."),
     ],
     model: Annotated[
-        str, typer.Option(help="Name of a model, see quadtree models, one of timm's, or a file of weights.")
+        str, typer.Option(help="Name of a model (see quadtree models), a timm model, or path of a file of weights.")
     ] = DEFAULT,
-    top: Annotated[int, typer.Option(min=1, help="How many classes of each image.")] = 5,
-    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE", help="Write them: .json or .csv.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to print per image.")] = 5,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the results to a .json or .csv file.")
+    ] = None,
     picture: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw a contact sheet: .png, .jpg or .webp.")
+        str | None, typer.Option(metavar="FILE", help="Draw a contact sheet to a .png, .jpg or .webp file.")
     ] = None,
     overwrite: OVERWRITE = False,
     quiet: QUIET = False,
     device: DEVICE = None,
 ) -> int:
-    """Say what images show: the likeliest classes, with probabilities."""
+    """Classify images: print the most likely classes and their probabilities."""
     files = find_images(images)
     with Outputs([file.path for file in files] + [model], overwrite=overwrite) as outputs:
         labels = outputs.file("--out", out, CLASSIFICATION_SUFFIXES)

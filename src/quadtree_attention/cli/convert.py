@@ -11,18 +11,19 @@ from .outputs import Outputs
 
 @app.command()
 def convert(
-    checkpoint: Annotated[str, typer.Argument(help="Published .ckpt or .pth, or .ckpt of our training.")],
-    out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="File to write; --model takes it.")],
+    checkpoint: Annotated[str, typer.Argument(help="A published checkpoint, or one of your own training.")],
+    out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="File to write. Pass it to --model.")],
     architecture: Annotated[
         str | None,
         typer.Option(
-            help="Of published matchers: indoor, outdoor, ...; by default told from the weights.", show_default=False
+            help="Architecture of a published matcher: indoor, outdoor, ... Default: detected from the weights.",
+            show_default=False,
         ),
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Store parameters as float16: half the size.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store parameters as float16, in half the space.")] = False,
     overwrite: OVERWRITE = False,
 ) -> None:
-    """Convert a checkpoint to a .safetensors file that holds its configuration too."""
+    """Convert a checkpoint to a .safetensors file that also holds its configuration."""
     with Outputs([checkpoint], overwrite=overwrite) as outputs:
         outputs.file("OUT.safetensors", out, (".safetensors",))
         from ..weights.loading import convert as convert_weights

@@ -23,23 +23,31 @@ DEFAULT = "detect_tiny"
 def detect(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE...", help="Images of any size, folders of them, patterns like '*.jpg'."),
+        typer.Argument(metavar="IMAGE...", help="Images, folders of images, or patterns like '*.jpg'."),
     ],
-    model: Annotated[str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")] = DEFAULT,
+    model: Annotated[
+        str, typer.Option(help="Name of a model (see quadtree models) or path of a file of weights.")
+    ] = DEFAULT,
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", metavar="FILE.json", help="Write boxes, and masks, in COCO's result format."),
+        typer.Option("--out", "-o", metavar="FILE.json", help="Write boxes and masks in COCO's result format."),
     ] = None,
     picture: Annotated[
         str | None,
-        typer.Option(metavar="FILE|FOLDER", help="Draw them: .png, .jpg or .webp of one image, or a folder for many."),
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Draw the detections to a .png, .jpg or .webp file, or to a folder for several images.",
+        ),
     ] = None,
-    score: Annotated[float, typer.Option(min=0, max=1, help="The least score; 0.05 for average precision.")] = 0.3,
+    score: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Drop detections with a lower score. Use 0.05 to measure average precision."),
+    ] = 0.3,
     annotations: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.json",
-            help="COCO's file with the numbers of the images; by default a name of digits is one.",
+            help="COCO annotation file with the image ids. Default: a file name of digits is its id.",
             show_default=False,
         ),
     ] = None,
@@ -48,7 +56,7 @@ def detect(
     quiet: QUIET = False,
     device: DEVICE = None,
 ) -> int:
-    """Find what is in images: boxes, with a Mask R-CNN also masks."""
+    """Detect objects: find boxes, and masks with a Mask R-CNN."""
     if annotations is not None and out is None:
         raise InputError("--annotations is for --out; add it, or leave --annotations out")
     if skip_existing and out is not None:

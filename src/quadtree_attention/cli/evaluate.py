@@ -16,42 +16,52 @@ from .progress import PairProgress
 
 @app.command()
 def evaluate(
-    protocol: Annotated[str, typer.Argument(help="homography, pose or stereo: what is known of the pairs.")],
+    protocol: Annotated[str, typer.Argument(help="What is known about the pairs: homography, pose or stereo.")],
     source: Annotated[
-        str, typer.Argument(help="Folder or list of pairs; a plain folder of photographs gives synthetic homographies.")
+        str,
+        typer.Argument(
+            help="Folder or list of pairs. For homography, also a folder of photographs, which are warped at random."
+        ),
     ],
     models: Annotated[
-        str, typer.Option(help="What to compare, with commas: sift, names of quadtree models, files of weights.")
+        str,
+        typer.Option(
+            help="Models to compare, separated by commas: sift, names from quadtree models, files of weights."
+        ),
     ] = "tiny,sift",
     layout: Annotated[
         str | None,
         typer.Option(
-            help="list, hpatches, synthetic; superglue, scannet, megadepth, colmap; stereo. By default told from the source.",
+            help="Layout of the source: list, hpatches, synthetic, superglue, scannet, megadepth, colmap or stereo. Default: detected.",
             show_default=False,
         ),
     ] = None,
     max_size: Annotated[
         int | None,
         typer.Option(
-            help="Shrink images until their longer side has this many pixels; those of megadepth are enlarged to it too.",
+            help="Shrink images until their longer side has this many pixels; Images of megadepth are enlarged to it too.",
             show_default="640, hpatches 1024, megadepth 832",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first pairs.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N pairs.", show_default=False)] = None,
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="Write the table: .json, .csv or .md; single pairs go beside it."
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write the table to a .json, .csv or .md file. The results of single pairs go to a file beside it.",
         ),
     ] = None,
     curve: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw the share of pairs over their error: .png, .svg or .pdf.")
+        str | None,
+        typer.Option(metavar="FILE", help="Plot the share of pairs below each error to a .png, .svg or .pdf file."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of synthetic homographies.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the synthetic homographies.", show_default="0")] = None,
     estimators: Annotated[
         str | None,
         typer.Option(
-            help="Of poses, with commas: opencv (as published), poselib (LO-RANSAC, columns lo_). By default those installed.",
+            help="Pose estimators, separated by commas: opencv (as published), poselib (LO-RANSAC, columns lo_). Default: all that are installed.",
             show_default=False,
         ),
     ] = None,
@@ -59,13 +69,13 @@ def evaluate(
     padding: Annotated[
         str,
         typer.Option(
-            help="none; or pad images to squares of --max-size, masked or attended: the published outdoor network attends to padding."
+            help="Pad images to squares of --max-size: none, masked or attended. The published outdoor network attends to the padding."
         ),
     ] = "none",
     align: Annotated[
         bool | None,
         typer.Option(
-            help="Match images that differ in scale or turn again, as quadtree match does. By default not for poses and HPatches, as published.",
+            help="If images differ in scale or rotation, align them and match a second time. Default: not for poses and HPatches, as published.",
             show_default=False,
         ),
     ] = None,
@@ -73,9 +83,9 @@ def evaluate(
     quiet: QUIET = False,
     device: DEVICE = None,
 ) -> None:
-    """Measure matchers on pairs with known geometry: AUC of homographies, of poses, or of stereo matches.
+    """Measure matchers on image pairs with known geometry: AUC of homographies, poses or single stereo matches.
 
-    With --out every pair's figures are kept as they come, and a run that was cut off goes on where it was.
+    With --out, the results of each pair are saved at once, and an interrupted run resumes.
     """
     from ..evaluation.matching import run as evaluate_pairs
     from ..evaluation.protocols import pose_estimators

@@ -21,7 +21,7 @@ from ..formats import IMAGE_SUFFIXES
 from .app import note, typer
 
 SKIP_EXISTING = Annotated[
-    bool, typer.Option("--skip-existing", help="In folders of results: leave out images whose results are there.")
+    bool, typer.Option("--skip-existing", help="Skip images whose results already exist in the output folder.")
 ]
 
 

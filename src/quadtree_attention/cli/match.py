@@ -16,33 +16,41 @@ GEOMETRIES = ("none", "homography", "fundamental", "essential")
 @app.command()
 def match(
     image0: Annotated[str, typer.Argument(metavar="A", help="First image.")],
-    image1: Annotated[str, typer.Argument(metavar="B", help="Second image; its size may be another.")],
-    model: Annotated[str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")] = "tiny",
+    image1: Annotated[str, typer.Argument(metavar="B", help="Second image. Its size may differ.")],
+    model: Annotated[
+        str, typer.Option(help="Name of a model (see quadtree models) or path of a file of weights.")
+    ] = "tiny",
     out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the matches: .npz, .json or .csv.")
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the matches to a .npz, .json or .csv file.")
     ] = None,
-    picture: Annotated[str | None, typer.Option(metavar="FILE", help="Draw them: .png, .jpg or .webp.")] = None,
-    max_size: Annotated[int, typer.Option(help="Shrink images until their longer side has this many pixels.")] = 640,
+    picture: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw the matches to a .png, .jpg or .webp file.")
+    ] = None,
+    max_size: Annotated[
+        int, typer.Option(help="Shrink images so that their longer side has at most this many pixels.")
+    ] = 640,
     threshold: Annotated[
-        float | None, typer.Option(help="Smallest confidence, 0..1; by default that of the model.", show_default=False)
+        float | None,
+        typer.Option(help="Drop matches with a lower confidence, 0..1. Default: the model's own.", show_default=False),
     ] = None,
     geometry: Annotated[
-        str, typer.Option(help=f"Fit one geometry to the matches and flag its inliers: {', '.join(GEOMETRIES)}.")
+        str, typer.Option(help=f"Fit a model to the matches and mark its inliers: {', '.join(GEOMETRIES)}.")
     ] = "none",
     intrinsics: Annotated[
         str | None,
         typer.Option(
-            metavar="FX,FY,CX,CY", help="For essential: of both cameras, or eight numbers, of A and then of B."
+            metavar="FX,FY,CX,CY",
+            help="Camera intrinsics for --geometry essential. Four numbers for both cameras, or eight: four for A, then four for B.",
         ),
     ] = None,
     align: Annotated[
-        bool, typer.Option(help="Match again, brought to one scale and turn, images that turn out to differ in these.")
+        bool, typer.Option(help="If the images differ in scale or rotation, align them and match a second time.")
     ] = True,
     topk: TOPK = None,
     overwrite: OVERWRITE = False,
     device: DEVICE = None,
 ) -> None:
-    """Match two images: points of A, and where they are in B, in pixels of the files."""
+    """Match two images: find points of A in B. Coordinates are pixels of the files."""
     start = time.perf_counter()
     cameras = _check_geometry(geometry, intrinsics)
     kept = numbers(topk, "--topk")

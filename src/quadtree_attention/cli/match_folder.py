@@ -12,47 +12,58 @@ from .progress import PairProgress
 
 @app.command()
 def match_folder(
-    folder: Annotated[str, typer.Argument(help="Folder of images; folders below it count too.")],
+    folder: Annotated[str, typer.Argument(help="Folder of images. Subfolders are searched too.")],
     out: Annotated[
         str,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="matches.h5 for hloc, or database.db for COLMAP, with verified matches."
+            "--out", "-o", metavar="FILE", help="database.db for COLMAP, with verified matches, or matches.h5 for hloc."
         ),
     ],
     pairs: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", help="Text: two names in the folder a line; by default all pairs.", show_default=False
+            metavar="LIST",
+            help="Text file with two image names per line, relative to the folder. Default: all pairs.",
+            show_default=False,
         ),
     ] = None,
     features: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Of hloc: the keypoints; by default features.h5 beside --out.", show_default=False
+            metavar="FILE",
+            help="Where to write the keypoints for hloc. Default: features.h5 beside --out.",
+            show_default=False,
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")] = "tiny",
-    max_size: Annotated[int, typer.Option(help="Shrink images until their longer side has this many pixels.")] = 640,
+    model: Annotated[
+        str, typer.Option(help="Name of a model (see quadtree models) or path of a file of weights.")
+    ] = "tiny",
+    max_size: Annotated[
+        int, typer.Option(help="Shrink images so that their longer side has at most this many pixels.")
+    ] = 640,
     threshold: Annotated[
-        float | None, typer.Option(help="Smallest confidence, 0..1; by default that of the model.", show_default=False)
+        float | None,
+        typer.Option(help="Drop matches with a lower confidence, 0..1. Default: the model's own.", show_default=False),
     ] = None,
     radius: Annotated[
-        float, typer.Option(help="Points of an image nearer than this, in pixels as matched, become one keypoint.")
+        float,
+        typer.Option(help="Merge points of an image that are closer than this, in pixels of the image as matched."),
     ] = 1.0,
     cameras: Annotated[
-        str, typer.Option(help="Of COLMAP, which images share one: auto (by EXIF), single, per-folder, per-image.")
+        str,
+        typer.Option(help="Which images share a camera in COLMAP: auto (from EXIF), single, per-folder or per-image."),
     ] = "auto",
     align: Annotated[
-        bool, typer.Option(help="Match again, brought to one scale and turn, images that turn out to differ in these.")
+        bool, typer.Option(help="If the images differ in scale or rotation, align them and match a second time.")
     ] = True,
     topk: TOPK = None,
     overwrite: OVERWRITE = False,
     quiet: QUIET = False,
     device: DEVICE = None,
 ) -> int:
-    """Match the images of a folder, for structure from motion with hloc or COLMAP.
+    """Match all images of a folder, for structure from motion with COLMAP or hloc.
 
-    A run that was cut off goes on where it was, if its options are the same. Broken images are named and left out; the exit status is then 1.
+    An interrupted run resumes if you repeat the same command. Images that cannot be read are reported and skipped; the exit status is then 1.
     """
     from pathlib import Path
 

@@ -7,7 +7,7 @@ from .app import app
 
 @app.command()
 def models() -> None:
-    """List what --model can be: name, task, what for, size, licence, whether it is on this machine, and where it comes from."""
+    """List the models that --model accepts: name, task, description, size, licence, whether it is downloaded, and source."""
     from ..weights.registry import PRETRAINED
 
     rows = [("name", "for", "what", "size", "licence", "here", "from")]

@@ -19,22 +19,24 @@ DEFAULT = "segment_tiny"
 def segment(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE...", help="Images of any size, folders of them, patterns like '*.jpg'."),
+        typer.Argument(metavar="IMAGE...", help="Images, folders of images, or patterns like '*.jpg'."),
     ],
-    model: Annotated[str, typer.Option(help="Name of a model, see quadtree models, or a file of weights.")] = DEFAULT,
+    model: Annotated[
+        str, typer.Option(help="Name of a model (see quadtree models) or path of a file of weights.")
+    ] = DEFAULT,
     out: Annotated[
         str | None,
         typer.Option(
             "--out",
             "-o",
             metavar="FILE|FOLDER",
-            help="Write masks, .png with a palette: the number of the class of each pixel.",
+            help="Write masks as .png with a palette; the value of a pixel is the number of its class.",
         ),
     ] = None,
     picture: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|FOLDER", help="Draw the classes over the image, with a legend: .png, .jpg or .webp."
+            metavar="FILE|FOLDER", help="Draw the classes over the image, with a legend, to a .png, .jpg or .webp file."
         ),
     ] = None,
     overwrite: OVERWRITE = False,
@@ -42,7 +44,7 @@ def segment(
     quiet: QUIET = False,
     device: DEVICE = None,
 ) -> int:
-    """Say what each pixel of images shows. Prints the share of each class."""
+    """Segment images: assign a class to every pixel. Prints the share of each class."""
     files = find_images(images)
     masks = {} if out is None else dict(zip(files, result_paths(files, out, MASK_SUFFIXES), strict=True))
     pictures = {} if picture is None else dict(zip(files, result_paths(files, picture, PICTURE_SUFFIXES), strict=True))
