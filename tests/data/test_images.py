@@ -284,16 +284,13 @@ def test_deep_images_that_are_even_or_fill_their_range_are_left_alone():
         assert read_image(hot)[[20, 80], 0, 0].tolist() == [0, 255]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("suffix", "orientation"), [(".png", 1), (".tif", 1), (".png", 6)])
 def test_deep_colours_keep_their_lower_bits(tmp_path, suffix, orientation):
     levels = np.stack([np.linspace(0, 4095, 4800).reshape(60, 80)] * 3, -1)
     levels[..., 2] /= 2
     path = tmp_path / f"deep{suffix}"
     cv2.imwrite(str(path), np.uint16(levels)[..., ::-1])
     if orientation == 6:
-        if suffix == ".tif":
-            pytest.skip("OpenCV writes no EXIF into TIFF")
         content = path.read_bytes()
         body = b"eXIf" + Image.Exif.tobytes(_exif(6))[6:]
         chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))

@@ -301,5 +301,12 @@ def test_bad_folders(voc, tmp_path):
     (root / "JPEGImages" / "two.jpg").unlink()
     with pytest.raises(ValueError, match=r"train\.txt: image .*two\.\* does not exist, two\.xml would be"):
         read_voc(root, "train")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("x" * 5000)
+    with pytest.raises(ValueError, match=r"train\.txt: image .* does not exist") as error:
+        read_voc(root, "train")
+    assert len(str(error.value)) < 500
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"train\.txt is not text, expected names of images"):
+        read_voc(root, "train")
     with pytest.raises(FileNotFoundError, match="has no folder Annotations or annotations"):
         read_voc(root / "JPEGImages", "train")

@@ -187,7 +187,7 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
         if image is None:
             check(
                 _bad,
-                f"{listed}: image {pictures / _shown_name(name)}.* does not exist, {path.name} would be its annotations",
+                f"{listed}: image {pictures / _shown_name(name)}.* does not exist, {_shown_name(path.name)} would be its annotations",
             )
             continue
         size, objects = _voc(path, check)
