@@ -108,7 +108,7 @@ def entries(arrays: dict[str, Any], key: str, where: Any) -> Any:
 
 def camera_matrix(values: Any, where: str) -> np.ndarray:
     """Intrinsics ``[3, 3]``, float64, of what a file has at ``where``; ValueError unless these are finite, with focal lengths above 0."""
-    K = _numbers(values)
+    K = as_numbers(values)
     if K.size != 9 or not np.isfinite(K).all() or min(K.flat[0], K.flat[4]) <= 0 or list(K.flat[6:]) != [0, 0, 1]:
         raise InputError(
             f"{where}: no camera, expected [3, 3] finite numbers with focal lengths above 0 and the last row 0 0 1"
@@ -118,7 +118,7 @@ def camera_matrix(values: Any, where: str) -> np.ndarray:
 
 def pose_matrix(values: Any, where: str) -> np.ndarray:
     """A pose ``[4, 4]``, float64, of what a file has at ``where``, with the last row or without; ValueError unless it is a rotation and a shift."""
-    T = _numbers(values)
+    T = as_numbers(values)
     if T.size in (12, 16):
         T = np.vstack([T.ravel()[:12].reshape(3, 4), [0, 0, 0, 1]])
         R = T[:3, :3]
@@ -127,10 +127,11 @@ def pose_matrix(values: Any, where: str) -> np.ndarray:
     raise InputError(f"{where}: no pose, expected [4, 4] finite numbers, a rotation and a shift")
 
 
-def _numbers(values: Any) -> np.ndarray:
-    """Float64 numbers; none if there are any others."""
+def as_numbers(values: Any) -> np.ndarray:
+    """Float64 numbers; none if there are any others, complex ones too."""
     try:
-        return np.asarray(values, np.float64)
+        array = np.asarray(values)
+        return np.zeros(0) if array.dtype.kind == "c" else array.astype(np.float64)
     except (TypeError, ValueError):
         return np.zeros(0)
 

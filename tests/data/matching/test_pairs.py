@@ -225,6 +225,13 @@ def test_damaged_file_of_arrays(tmp_path, data):
     one_line(error)
 
 
+def test_complex_and_other_matrices_are_no_homographies(tmp_path):
+    for values in (np.eye(3) * 1j, np.array([["a"] * 3] * 3), np.full((3, 3), 1e300), np.eye(2)):
+        np.save(tmp_path / "H.npy", values)
+        with pytest.raises(ValueError, match=r"H\.npy: not a homography"):
+            pairs.read_homography(tmp_path / "H.npy")
+
+
 class TestStereo:
     VALUES = np.array([[0.0, 1.5], [2.0, np.nan]], dtype=np.float32)
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from quadtree_attention.data.stereo.datasets import StereoSet, StereoSetData, hidden_pixels
 from quadtree_attention.data.stereo.synthetic import Views
+from quadtree_attention.errors import InputError
 
 HEIGHT, WIDTH, SHIFT = 20, 40, 6
 
@@ -124,3 +125,26 @@ def test_bad_arguments(root, tmp_path):
         StereoSet("eth3d", tmp_path / "nowhere")
     with pytest.raises(IndexError, match="index is -1"):
         StereoSet("eth3d", root)[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("sceneflow", "SceneFlow/FlyingThings3D/disparity/TRAIN/A/0000/right/0006.pfm"),
+        ("sceneflow", "SceneFlow/FlyingThings3D/frames_cleanpass/TRAIN/A/0000/left/0006.png"),
+        ("kitti2012", "Kitti2012/training/disp_noc/000000_10.png"),
+        ("kitti2015", "Kitti2015/training/disp_noc_0/000000_10.png"),
+        ("eth3d", "ETH3D/two_view_training_gt/s0/mask0nocc.png"),
+    ],
+)
+def test_damaged_files_are_named(root, name, file):
+    path = root / file
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match=path.name):
+        StereoSet(name, root)[0]
+
+
+def test_maps_of_another_size_are_named(root):
+    pfm(root / "SceneFlow/FlyingThings3D/disparity/TRAIN/A/0000/left/0006.pfm", np.ones((4, 5)))
+    with pytest.raises(InputError, match=r"0006\.pfm has shape \(4, 5\), expected \(20, 40\), that of its image"):
+        StereoSet("sceneflow", root)[0]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ..arrays import camera_matrix, pose_matrix, read_npy, read_numbers
+from ..arrays import as_numbers, camera_matrix, pose_matrix, read_npy, read_numbers
 from ..decoding import opened
 from ..lists import lines_in
 from ..maps import read_map
@@ -317,10 +317,7 @@ def _floats(words: list[str], where: str) -> np.ndarray:
 
 
 def _matrix(values: Any, where: str) -> np.ndarray:
-    try:
-        H = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):  # strings, or objects
-        H = np.zeros(0)
+    H = as_numbers(values)
     with np.errstate(all="ignore"):  # of products that are beyond float64
         good = H.size == 9 and np.isfinite(H).all() and abs(np.linalg.det(H.reshape(3, 3))) >= 1e-12
     if not good:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...errors import InputError
 from ...extras import require
+from ..images import read_image
 from ..loading import StreamLoader, StreamSampler, loader_options
 from ..maps import read_map
 from .synthetic import Views, change_light
@@ -86,25 +87,26 @@ class StereoSet(Dataset):
 
     def _whole(self, place: int) -> dict[str, Tensor]:
         """Pair number ``place`` of the files."""
-        left, right, (maps, masks), *_ = self.pairs[place]
+        images = [read_image(path, upright=False) for path in self.pairs._images[place]]
         sample: dict[str, Tensor] = {
-            name: torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)
-            for name, image in (("left", left), ("right", right))
+            name: torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)
+            for name, image in zip(("left", "right"), images, strict=True)
         }
-        disparity = _known(maps[0])
-        sample["disparity"] = disparity
+        files = [Path(path) for path in self.pairs._disparities[place] if path is not None]
+        maps = [_disparity(path, image.shape[:2], self.name) for path, image in zip(files, images, strict=False)]
+        disparity = sample["disparity"] = maps[0]
         sample["occluded"] = torch.zeros_like(disparity, dtype=torch.bool)
         if self.name in ("sceneflow", "monkaa", "driving", "middlebury"):
-            other = _known(maps[1])
+            other = maps[1]
             sample["occluded"] = hidden_pixels(disparity, other)
             sample["occluded_right"] = hidden_pixels(other.flip(-1), disparity.flip(-1)).flip(-1)
         elif self.name == "eth3d":
-            sample["occluded"] = (disparity > 0) & ~torch.from_numpy(np.asarray(masks[0]).copy())
+            seen = _sized(files[0].parent / "mask0nocc.png", images[0].shape[:2])
+            sample["occluded"] = (disparity > 0) & torch.from_numpy(seen == 0)
         elif self.name == "kitti2015":
-            path = Path(self.pairs._disparities[place][0])
-            path = path.parent.parent / "disp_noc_0" / path.name
+            path = files[0].parent.parent / "disp_noc_0" / files[0].name
             if path.is_file():
-                sample["occluded"] = (disparity > 0) & (torch.from_numpy(read_map(path).astype(np.int32)) == 0)
+                sample["occluded"] = (disparity > 0) & torch.from_numpy(_sized(path, images[0].shape[:2]) == 0)
         return sample
 
 
@@ -123,20 +125,17 @@ def hidden_pixels(left: Tensor, right: Tensor, tolerance: float = 1.0) -> Tensor
 def _open(name: str, root: Path) -> Any:
     datasets = require("torchvision.datasets", "data")
 
-    def keep(images: Any, maps: Any, masks: Any) -> Any:
-        return images, ((maps, masks), None), masks  # torchvision would drop the right view's
-
     try:
         if name == "kitti2012":
-            return datasets.Kitti2012Stereo(root, transforms=keep)
+            return datasets.Kitti2012Stereo(root)
         if name == "kitti2015":
-            return datasets.Kitti2015Stereo(root, transforms=keep)
+            return datasets.Kitti2015Stereo(root)
         if name == "middlebury":
-            return datasets.Middlebury2014Stereo(root, transforms=keep)
+            return datasets.Middlebury2014Stereo(root)
         if name == "eth3d":
-            return datasets.ETH3DStereo(root, transforms=keep)
+            return datasets.ETH3DStereo(root)
         variant = {"sceneflow": "FlyingThings3D", "monkaa": "Monkaa", "driving": "Driving"}[name]
-        return datasets.SceneFlowStereo(root, variant=variant, transforms=keep)
+        return datasets.SceneFlowStereo(root, variant=variant)
     except FileNotFoundError as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(
@@ -144,9 +143,18 @@ def _open(name: str, root: Path) -> Any:
         ) from None
 
 
-def _known(disparity: Any) -> Tensor:
-    """``[1, H, W]`` as read to ``[H, W]`` float32, 0 where it is not known."""
-    values = torch.from_numpy(np.array(disparity, np.float32)[0]).abs()
+def _sized(path: Path, size: tuple[int, ...]) -> np.ndarray:
+    """A map of numbers ``[H, W]``; ValueError unless it has the ``size`` of its image."""
+    values = read_map(path)
+    if values.shape != size:
+        raise InputError(f"{path} has shape {values.shape}, expected {size}, that of its image")
+    return values
+
+
+def _disparity(path: Path, size: tuple[int, ...], name: str) -> Tensor:
+    """A file of a set to ``[H, W]`` float32 in pixels, 0 where it is not known."""
+    scale = 256 if name.startswith("kitti") else 1
+    values = torch.from_numpy(np.abs(_sized(path, size).astype(np.float32) / scale))
     return torch.where(values.isfinite(), values, 0)
 
 
