@@ -7,6 +7,7 @@ import io
 import json
 import random
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -214,7 +215,9 @@ def of_zip(rng: Rng, data: bytes) -> bytes:
             (of_pickle if name.endswith(".pkl") else of_npy if content[:6] == b"\x93NUMPY" else of_bytes)(rng, content),
         )
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+    way = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w", way) as archive:
+        warnings.simplefilter("ignore", UserWarning)  # of names that are there twice, as they are meant to be
         for name, content in members:
             archive.writestr(zipfile.ZipInfo(name or "_"), content)
     return out.getvalue()

@@ -122,8 +122,9 @@ def pose_matrix(values: Any, where: str) -> np.ndarray:
     if T.size in (12, 16):
         T = np.vstack([T.ravel()[:12].reshape(3, 4), [0, 0, 0, 1]])
         R = T[:3, :3]
-        if np.isfinite(T).all() and np.abs(R @ R.T - np.eye(3)).max() < _ROTATION and np.linalg.det(R) > 0:
-            return T
+        with np.errstate(all="ignore"):  # of products that are beyond float64
+            if np.isfinite(T).all() and np.abs(R @ R.T - np.eye(3)).max() < _ROTATION and np.linalg.det(R) > 0:
+                return T
     raise InputError(f"{where}: no pose, expected [4, 4] finite numbers, a rotation and a shift")
 
 
