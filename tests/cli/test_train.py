@@ -79,6 +79,17 @@ def test_a_signal_ends_a_training_with_a_checkpoint(root, tmp_path, trained, cap
     assert same(last, trained / "last.ckpt")
 
 
+def test_a_training_that_is_cut_off_again_and_again(root, tmp_path, trained):
+    """After the last batch of an epoch, and in the next one."""
+    for at in (3, 4, 5):
+        recipe = write_recipe(tmp_path / "recipe.yaml", root, callbacks=sending(signal.SIGTERM, at))
+        with pytest.raises(SystemExit):
+            main(["fit", f"--config={recipe}", "--resume=auto"])
+    recipe = write_recipe(tmp_path / "recipe.yaml", root, callbacks=EMA)
+    assert main(["fit", f"--config={recipe}", "--resume=auto"]) == 0
+    assert same(tmp_path / "run" / "last.ckpt", trained / "last.ckpt")
+
+
 def test_what_a_training_says(root, tmp_path, capsys):
     recipe = write_recipe(tmp_path / "recipe.yaml", root, callbacks=EMA)
     assert main(["fit", f"--config={recipe}"]) == 0

@@ -65,6 +65,7 @@ def _try(folder: Path, kills: int, epochs: int, chance: random.Random) -> int:
     length = time.monotonic() - begin
     run, steps, amid, none = folder / "killed" / "run", 0, 0, 0
     for n in range(kills):
+        began = time.time_ns()
         if n % 2:
             status = _run(recipes["killed"], writes=(chance.randrange(max(1, 2 * epochs // kills)), chance.random()))
         else:
@@ -78,7 +79,7 @@ def _try(folder: Path, kills: int, epochs: int, chance: random.Random) -> int:
         if strays not in ([], [".last.ckpt.part"]):
             print(f"after kill {n} there are {strays}")
             return 1
-        amid += bool(strays)
+        amid += bool(strays) and (run / strays[0]).stat().st_mtime_ns > began  # not one of an earlier kill
         if not (run / "last.ckpt").exists():
             none += 1
             if steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -89,11 +90,10 @@ def _parts(node: Any, yaml: Any, path: Path) -> list[Any]:
     names = [
         key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
     ]
-    for n, name in enumerate(names):
-        if name in names[:n]:
-            raise InputError(
-                f"{path}, line {node.start_mark.line + 1}: {name!r} is there twice, expected each key once"
-            )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(
+            f"{path}, line {node.start_mark.line + 1}: {twice[0][:80]!r} is there twice, expected each key once"
+        )
     return [part for pair in node.value for part in pair]
 
 

@@ -122,7 +122,7 @@ def _plain(error: Exception) -> str:
 
 
 def _cli(cli: Any, command: str, arguments: list[str]) -> type:
-    from ..tasks.checkpoints import WholeFiles, check_resumable, newest_checkpoint, read_training
+    from ..tasks.checkpoints import EpochCount, WholeFiles, check_resumable, newest_checkpoint, read_training
     from ..tasks.interrupt import StopOnSignal
     from ..tasks.report import Report
 
@@ -248,7 +248,7 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
             if command == "fit":
-                callbacks = self.trainer_defaults["callbacks"] = [StopOnSignal(), Report()]
+                callbacks = self.trainer_defaults["callbacks"] = [EpochCount(), StopOnSignal(), Report()]
                 if not self.writes:
                     root = self.config[command].trainer.default_root_dir
                     callbacks.append(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -59,6 +60,21 @@ class WholeFiles(TorchCheckpointIO):
         if "://" in str(path) or weights_only is False:
             return super().load_checkpoint(path, map_location, weights_only)
         return read_training(path)
+
+
+class EpochCount(Callback):
+    """Mends Lightning's count of epochs where a training goes on from the last batch of one.
+
+    The next epoch has begun then, but is not counted as such. A checkpoint of it would tell the training that goes on from it that one batch more
+    is left, which shows in a run that is cut off twice.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+        """Whenever a batch begins, one epoch has begun that is not at its end."""
+        progress = trainer.fit_loop.epoch_progress
+        if progress.current.ready == progress.current.completed:
+            progress.increment_ready()
+            progress.increment_started()
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
