@@ -46,6 +46,7 @@ import torch
 from quadtree_attention.bench.flops import multiply_accumulates
 from quadtree_attention.data.arrays import read_map
 from quadtree_attention.data.images import read_image
+from quadtree_attention.data.stereo.datasets import hidden_by_disparity
 from quadtree_attention.evaluation.stereo import disparity_metrics, occlusion_iou
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS, attention
 from quadtree_attention.models.sttr.assignment import fill_from_behind
@@ -160,17 +161,6 @@ def sgbm(left: np.ndarray, right: np.ndarray, largest: float) -> tuple[np.ndarra
     known = found >= 0
     filled = fill_from_behind(torch.from_numpy(found)[None], torch.from_numpy(known)[None])[0].numpy()
     return filled, np.float32(~known)
-
-
-def hidden_by_disparity(disparity: np.ndarray) -> np.ndarray:
-    """bool ``[H, W]``: pixels that a disparity of the left view (0 is unknown) puts behind something or out of the right view."""
-    height, width = disparity.shape
-    place = np.rint(np.arange(width) - disparity).astype(int)
-    inside = (disparity > 0) & (place >= 0)
-    nearest = np.zeros_like(disparity)
-    rows = np.broadcast_to(np.arange(height)[:, None], disparity.shape)
-    np.maximum.at(nearest, (rows[inside], place[inside]), disparity[inside])
-    return (disparity > 0) & ((place < 0) | (nearest[rows, place.clip(0)] - disparity > 1))
 
 
 # ---- cost ----------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ _STARTS = {  # kinds of networks that a network of a kind can start from
     "backbone": ("backbone", "classifier"),
 }
 _NEW = {
-    "stereo": ("fine.", "context."),
+    "stereo": ("fine.", "context.", *(f"transformer.layers.{n}.mlp" for n in range(0, 64, 2))),
     "segmenter": ("neck.", "head."),
 }  # parts that may be missing or of another shape
 _BODY = {"detector": "backbone.body.", "segmenter": "backbone."}  # where the backbone is

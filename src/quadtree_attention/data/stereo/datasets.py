@@ -122,6 +122,17 @@ def hidden_pixels(left: Tensor, right: Tensor, tolerance: float = 1.0) -> Tensor
     return known & ((place < 0) | (there.isfinite() & (there - left > tolerance)))
 
 
+def hidden_by_disparity(disparity: np.ndarray) -> np.ndarray:
+    """bool ``[H, W]``: pixels that a disparity of the left view (0 is unknown) puts behind something or out of the right view."""
+    height, width = disparity.shape
+    place = np.rint(np.arange(width) - disparity).astype(int)
+    inside = (disparity > 0) & (place >= 0)
+    nearest = np.zeros_like(disparity)
+    rows = np.broadcast_to(np.arange(height)[:, None], disparity.shape)
+    np.maximum.at(nearest, (rows[inside], place[inside]), disparity[inside])
+    return (disparity > 0) & ((place < 0) | (nearest[rows, place.clip(0)] - disparity > 1))
+
+
 def _open(name: str, root: Path) -> Any:
     datasets = require("torchvision.datasets", "data")
 

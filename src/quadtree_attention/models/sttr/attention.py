@@ -64,14 +64,15 @@ class RowAttention(RowProjections):
             self.level_weights = nn.Parameter(self.proj.weight.new_zeros(config.levels))
 
     def forward(self, x: Tensor, context: Tensor, sign: int = 1) -> Tensor:
-        """Attend from ``x`` to ``context``, both ``[B, W, dim]``; a row is one of the batch.
+        """Attend from ``x`` to ``context``, both ``[..., W, dim]``, to the same; every row by itself.
 
         sign: -1 turns distances round, so that the way from right to left looks like that from left to right.
         """
         query, key, value = (
-            self.heads(proj(y)) for proj, y in ((self.q_proj, x), (self.k_proj, context), (self.v_proj, context))
+            self.heads(proj(y)).flatten(0, -4)
+            for proj, y in ((self.q_proj, x), (self.k_proj, context), (self.v_proj, context))
         )
-        return self.proj(self._attend(query, key, value, sign).flatten(-2).to(x.dtype))
+        return self.proj(self._attend(query, key, value, sign).flatten(-2).view(x.shape).to(x.dtype))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, sign: int) -> Tensor:
         """``[B, W, heads, d]`` each to the same."""

@@ -32,10 +32,12 @@ class STTRConfig:
         levels, topk: of quadtree attention; ``levels - 1`` entries, coarse to fine.
         position: "rotary" turns half of the channels of queries and keys by their place in the row, at each level after pooling;
             "relative" is STTR's own sum of content and position terms, for "full" attention only; "none" leaves rows without order.
+        mlp_ratio: channels of the convolutional MLP after each self-attention, `ConvMlp` on all tokens of an image, as a multiple of
+            ``dim``: what tells rows of each other; STTR has none: 0.
         sinkhorn_iterations: of the optimal transport.
         fine_dim: channels of fine matching at 1/2, which STTR does not have, see `FineMatching`; 0: none. Needs ``resolution`` 4.
         fine_reach: pixels of 1/2 that it looks to either side.
-        context_blocks, context_dim, context_expansion: of the adjustment at full resolution.
+        context_blocks, context_dim, context_expansion: of the adjustment at full resolution; without blocks it finds occlusion alone.
         context_limit: largest correction of disparity by it in pixels, outside of training; 0: none, and no time for it; None: any.
 
     Raises:
@@ -57,6 +59,7 @@ class STTRConfig:
     levels: int = 4
     topk: tuple[int, ...] = (8, 8, 8)
     position: PositionKind = "rotary"
+    mlp_ratio: int = 0
     sinkhorn_iterations: int = 10
     fine_dim: int = 0
     fine_reach: int = 2
@@ -91,12 +94,14 @@ class STTRConfig:
             *counts,
             "sinkhorn_iterations",
             "fine_reach",
-            "context_blocks",
             "context_dim",
             "context_expansion",
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("mlp_ratio", "context_blocks"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 0")
         if self.attention.startswith("quadtree") and len(self.topk) != self.levels - 1:
             raise InputError(
                 f"topk is {self.topk} for {self.levels} levels, expected {self.levels - 1}: all levels but the last"
@@ -141,8 +146,9 @@ STTR_PRESETS: dict[str, STTRConfig] = {
         stride=4,
         num_heads=4,
         num_layers=2,
+        mlp_ratio=2,
         fine_dim=32,
-        context_blocks=4,
+        context_blocks=0,
         context_dim=8,
         context_expansion=2,
     ),

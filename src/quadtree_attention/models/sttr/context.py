@@ -22,7 +22,7 @@ class ContextAdjustment(nn.Module):
         self.unit = 4 * config.stride  # pixels
         self.limit = config.context_limit
         dim, hidden = config.context_dim, config.context_dim * config.context_expansion
-        self.enter = nn.Conv2d(5, dim, 3, padding=1)
+        self.enter = nn.Conv2d(5, dim, 3, padding=1) if config.context_blocks else None
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 weight_norm(nn.Conv2d(dim + 1, hidden, 3, padding=1)),
@@ -31,9 +31,10 @@ class ContextAdjustment(nn.Module):
             )
             for _ in range(config.context_blocks)
         )
-        self.leave = nn.Conv2d(dim, 1, 3, padding=1)
-        for parameter in self.leave.parameters():  # starts from the disparity as it comes
-            nn.init.zeros_(parameter)
+        self.leave = nn.Conv2d(dim, 1, 3, padding=1) if config.context_blocks else None
+        if self.leave is not None:
+            for parameter in self.leave.parameters():  # starts from the disparity as it comes
+                nn.init.zeros_(parameter)
         self.occlusion = nn.Sequential(
             weight_norm(nn.Conv2d(4, dim, 3, padding=1)),
             nn.ReLU(inplace=True),
@@ -45,17 +46,19 @@ class ContextAdjustment(nn.Module):
     def forward(self, disparity: Tensor, occlusion: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Args: ``[B, 1, H, W]`` in pixels, ``[B, 1, H, W]`` in 0..1, ``[B, 3, H, W]``. Returns disparity in pixels and the logit of occlusion."""
         occlusion = 2 * occlusion - 1
-        if self.limit != 0 or self.training:
-            disparity = self._corrected(disparity, occlusion, image)
+        if self.enter is not None and self.leave is not None and (self.limit != 0 or self.training):
+            disparity = self._corrected(self.enter, self.leave, disparity, occlusion, image)
         return F.relu(disparity), self.occlusion(torch.cat([occlusion, image], 1)).to(disparity.dtype)
 
-    def _corrected(self, disparity: Tensor, occlusion: Tensor, image: Tensor) -> Tensor:
+    def _corrected(
+        self, enter: nn.Conv2d, leave: nn.Conv2d, disparity: Tensor, occlusion: Tensor, image: Tensor
+    ) -> Tensor:
         mean = disparity.mean((2, 3), keepdim=True)
         disparity = (disparity - mean) / self.unit
-        x = self.enter(torch.cat([disparity, occlusion, image], 1))
+        x = enter(torch.cat([disparity, occlusion, image], 1))
         for block in self.blocks:
             x = x + block(torch.cat([disparity.to(x.dtype), x], 1))
-        correction = self.leave(x).to(disparity.dtype)
+        correction = leave(x).to(disparity.dtype)
         if self.limit is not None and not self.training:
             correction = correction.clamp(-self.limit / self.unit, self.limit / self.unit)
         return (disparity + correction) * self.unit + mean

@@ -8,23 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..loftr.transformer import ConvMlp
 from .attention import RowAttention, RowProjections
 from .config import STTRConfig
 
 
 class SelfLayer(nn.Module):
-    """Norm, attention of each row to itself, residual."""
+    """Norm, attention of each row to itself, residual; and the same with a convolutional MLP, if there is one, that starts at zero."""
 
     def __init__(self, config: STTRConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.dim)
         self.attn = RowAttention(config)
+        self.mlp: ConvMlp | None = None
+        if config.mlp_ratio:
+            self.mlp_norm = nn.LayerNorm(config.dim)
+            self.mlp = ConvMlp(config.dim, config.mlp_ratio * config.dim)
+            nn.init.zeros_(self.mlp.fc2.weight)
+            nn.init.zeros_(self.mlp.fc2.bias)
 
     def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B * h, w, dim]`` each to the same."""
-        both = self.norm(torch.cat([left, right]))
-        message = self.attn(both, both)
-        return left + message[: len(left)], right + message[len(left) :]
+        """``[B, h, w, dim]`` each to the same."""
+        both = torch.cat([left, right])
+        tokens = self.norm(both)
+        both = both + self.attn(tokens, tokens)
+        if self.mlp is not None:
+            both = both + self.mlp(self.mlp_norm(both))
+        left, right = both.split(len(left))
+        return left, right
 
 
 class CrossLayer(nn.Module):
@@ -37,7 +48,7 @@ class CrossLayer(nn.Module):
         self.attn = RowAttention(config)
 
     def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B * h, w, dim]`` each to the same."""
+        """``[B, h, w, dim]`` each to the same."""
         query = self.norm1(left)
         right = right + self.attn(self.norm1(right), query, -1)
         return left + self.attn(query, self.norm2(right)), right
@@ -58,21 +69,22 @@ class LastLayer(nn.Module):
         self.assign.k_proj.load_state_dict(self.assign.q_proj.state_dict())  # what looks alike matches, from the start
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """``[B * h, w, dim]`` each to scores ``[B * h, w, w]``, left by right, summed over heads."""
+        """``[B, h, w, dim]`` each to scores ``[B, h, w, w]``, left by right, summed over heads."""
         query = self.norm1(left)
         right = self.norm2(right + self.attn(self.norm1(right), query, -1))
         assign = self.assign
         query, key = assign.q_proj(query), assign.k_proj(right)
         if assign.config.position == "relative":
-            return assign.scores(assign.heads(query), assign.heads(key), 1).sum(1)
-        return query @ key.transpose(1, 2) * (query.shape[-1] / assign.config.num_heads) ** -0.5
+            rows = (assign.heads(y).flatten(0, 1) for y in (query, key))
+            return assign.scores(*rows, 1).sum(1).unflatten(0, query.shape[:2])
+        return query @ key.transpose(-1, -2) * (query.shape[-1] / assign.config.num_heads) ** -0.5
 
 
 class RowTransformer(nn.Module):
     """``num_layers`` pairs of a self- and a cross-attention layer, the last of them giving scores.
 
     recompute: whether the backward pass computes each layer anew in place of keeping what it holds, as published. tokens_at_once: where no
-    gradient is asked for, so many tokens of an image go through all layers at a time, whole rows of them, for rows have nothing to do with
+    gradient is asked for, so many tokens of an image go through all layers at a time, whole rows of them, where rows have nothing to do with
     each other; None: all.
     """
 
@@ -81,6 +93,7 @@ class RowTransformer(nn.Module):
 
     def __init__(self, config: STTRConfig) -> None:
         super().__init__()
+        self.by_rows = not config.mlp_ratio
         self.layers = nn.ModuleList()
         for number in range(1, config.num_layers + 1):
             last = number == config.num_layers
@@ -88,16 +101,15 @@ class RowTransformer(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Tokens ``[B, h, w, dim]`` of both images to scores ``[B, h, w, w]``, left by right."""
-        size = left.shape[:2]
-        left, right = left.flatten(0, 1), right.flatten(0, 1)
-        if torch.is_grad_enabled() or self.tokens_at_once is None:
-            return self._rows(left, right).unflatten(0, size)
-        rows = max(1, self.tokens_at_once // left.shape[1])
-        scores = [self._rows(*pair) for pair in zip(left.split(rows), right.split(rows), strict=True)]
-        return torch.cat(scores).unflatten(0, size)
+        if torch.is_grad_enabled() or self.tokens_at_once is None or not self.by_rows:
+            return self._scores(left, right)
+        rows = max(1, self.tokens_at_once // left.shape[2])
+        groups = zip(*(y.flatten(0, 1).split(rows) for y in (left, right)), strict=True)
+        scores = [self._scores(*(y[None] for y in group))[0] for group in groups]
+        return torch.cat(scores).unflatten(0, left.shape[:2])
 
-    def _rows(self, left: Tensor, right: Tensor) -> Tensor:
-        """Tokens ``[rows, w, dim]`` of both images to scores ``[rows, w, w]``."""
+    def _scores(self, left: Tensor, right: Tensor) -> Tensor:
+        """``[B, h, w, dim]`` of both images to ``[B, h, w, w]``."""
         pair: Any = left, right
         for layer in self.layers:
             pair = checkpoint(layer, *pair, use_reentrant=False) if self.recompute and self.training else layer(*pair)
