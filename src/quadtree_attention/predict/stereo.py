@@ -18,14 +18,12 @@ from ..extras import require
 from ..files import atomic_write
 from ..formats import DISPARITY_SUFFIXES
 from ..models.sttr import STTR
-from ..models.sttr.assignment import optimal_transport
-from ..models.sttr.model import right_view
+from ..models.sttr.exact import exact_disparity
 from ..weights.hub import HubMixin
 from .device import check_device
+from .stereo_rows import check_rows
 
 PNG_SCALE = 256  # KITTI's: values of the file a pixel of disparity; 0 is unknown
-
-_DOUBTFUL = 0.5  # mean confidence below which the order of the views is looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +31,7 @@ class Stereo:
     """Disparity of one view of a rectified pair, all float32 ``[H, W]``.
 
     disparity: in pixels of the image as given: left x - disparity = right x. occlusion: 0..1, whether the other view does not show the
-    pixel; its disparity is then a guess. confidence: 0..1, how much of the pixel found its match.
+    pixel; its disparity is then a guess. confidence: 0..1, how much better its match is than any other; 0 where both views do not agree on it.
     """
 
     disparity: np.ndarray
@@ -128,16 +126,27 @@ class StereoMatcher(HubMixin):
         checked = check_device(device)
         return cls(load(name_or_path, "stereo"), checked)
 
-    def match(self, left: Any, right: Any, *, max_size: int = 800, view: Literal["left", "right"] = "left") -> Stereo:
+    def match(
+        self,
+        left: Any,
+        right: Any,
+        *,
+        max_size: int = 800,
+        view: Literal["left", "right"] = "left",
+        exact: bool = True,
+    ) -> Stereo:
         """Disparity of a pair whose rows correspond.
 
         Args:
             left, right: of one size; a path, PIL image, numpy array or torch tensor each, see `data.images.read_image`.
-            max_size: images are shrunk until their longer side is at most this many pixels. After it, each side must have at least 32.
+            max_size: images are shrunk until their longer side is at most this many pixels, for the last step twice as many. After it, each side must
+                have at least 32.
             view: whose pixels the result is for; the right view's is found with both views mirrored and exchanged.
+            exact: take the last step, `exact_disparity`, after the network.
 
         Returns:
-            `Stereo`, at the size and in pixels of the images as given. A warning says if the views seem to be exchanged.
+            `Stereo`, at the size and in pixels of the images as given. A warning says by how much if rows do not correspond, if much has a
+            disparity below 0, or if the views seem to be exchanged; see `check_rows`.
 
         Raises:
             ValueError, OSError: bad images or options, in one line.
@@ -154,34 +163,31 @@ class StereoMatcher(HubMixin):
             raise InputError(
                 f"{names[0]} has {sizes[0]} pixels and {names[1]} {sizes[1]}, expected a rectified pair of one size"
             )
-        height, width = images[0].shape[:2]
-        resized = [resize_longest(image, max_size, name) for image, name in zip(images, names, strict=True)]
-        scale = resized[0][1][0]
-        pair = tuple(
-            torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)[None].to(self.device)
-            for image, _ in resized
-        )
+        large = [resize_longest(image, 2 * max_size, name)[0] for image, name in zip(images, names, strict=True)]
+        small = [resize_longest(image, max_size, name)[0] for image, name in zip(images, names, strict=True)]
+        if problem := check_rows(*small, images[0].shape[1] / small[0].shape[1]):
+            warnings.warn(problem, stacklevel=2)
+        if view == "right":
+            large, small = ([np.ascontiguousarray(image[:, ::-1]) for image in pair[::-1]] for pair in (large, small))
         with torch.inference_mode():
-            found = self.model(*(pair if view == "left" else right_view(*pair)))
-            if float(found.confidence.mean()) < _DOUBTFUL and self._exchanged(*pair):
-                warnings.warn(
-                    "most matches lie to the right of where they can be: are left and right exchanged?", stacklevel=2
-                )
-        maps = [_resized(x, (height, width)) for x in (found.disparity / scale, found.occlusion, found.confidence)]
+            found = self.model(*(_tensor(image).to(self.device) for image in small))
+        disparity, occlusion, confidence = (
+            x.float().cpu() for x in (found.disparity, found.occlusion, found.confidence)
+        )
+        width = small[0].shape[1]
+        if exact:
+            size = large[0].shape[:2]
+            step = exact_disparity(*large, found, self.model.config.stride, size[1] / width)
+            disparity, width = torch.from_numpy(step.disparity)[None], size[1]
+            occlusion, confidence = (_resized(x, size) for x in (occlusion, confidence))
+            # What the disparity itself says decides, the network says how surely: of all that is hidden it is above 0.5.
+            occlusion = (torch.from_numpy(step.hidden) + occlusion.clamp(1e-3, 1)) / 2
+            confidence = torch.from_numpy(step.sure) * confidence
+        given = images[0].shape[:2]
+        maps = [_resized(x, given) for x in (disparity * (given[1] / width), occlusion, confidence)]
         if view == "right":
             maps = [x.flip(-1) for x in maps]
-        return Stereo(*(np.ascontiguousarray(x[0].float().cpu().numpy()) for x in maps))
-
-    def _exchanged(self, left: Tensor, right: Tensor) -> bool:
-        """Whether, left free, most sure matches have their right place to the right of the left one."""
-        model = self.model
-        shares = optimal_transport(
-            model.scores(left, right), model.dustbin, model.config.sinkhorn_iterations, causal=False
-        )[..., :-1, :-1].exp()
-        sure, place = shares.max(-1)
-        ahead = place - torch.arange(place.shape[-1], device=place.device)
-        sure = (sure > 0.3) & (ahead.abs() > 1)
-        return bool(sure.float().mean() > 0.05) and bool((ahead[sure] > 0).float().mean() > 0.7)
+        return Stereo(*(np.ascontiguousarray(x[0].numpy()) for x in maps))
 
 
 def check_camera(focal: float, baseline: float) -> None:
@@ -189,6 +195,11 @@ def check_camera(focal: float, baseline: float) -> None:
     for name, value in (("focal", focal), ("baseline", baseline)):
         if not 0 < value < float("inf"):
             raise InputError(f"{name} is {value}, expected a number above 0")
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    """uint8 ``[H, W, 3]`` to ``[1, 3, H, W]`` in 0..1."""
+    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)[None]
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
