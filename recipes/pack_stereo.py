@@ -2,7 +2,7 @@
 
     python recipes/pack_stereo.py OUT --photos FOLDER [FOLDER...] --packs 6 --pairs 500       OUT/train00.npy ... train05.npy
     python recipes/pack_stereo.py OUT --photos FOLDER --name val --pairs 12 --seed 1           OUT/val00.npy
-    python recipes/pack_stereo.py OUT --middlebury FOLDER --leave-out Art Bowling2 Dolls        OUT/real_NAME.npy, and OUT/val_NAME.npy of those left out
+    python recipes/pack_stereo.py OUT --middlebury FOLDER --leave-out Art Bowling2 Dolls        OUT/real_NAME.npy, OUT/val_NAME.npy of those left out
 
 --photos      searched for photographs, folders below them too; each folder is drawn from with the same share.
 --middlebury  holds NAME/left.png, right.png and disp.png (16 bits, 256 times the pixels, 0 unknown).
@@ -21,9 +21,9 @@ import torch
 from quadtree_attention.data.arrays import read_map
 from quadtree_attention.data.images import read_image
 from quadtree_attention.data.photos import list_photographs
-from quadtree_attention.data.stereo.synthetic import StereoDataset
-from quadtree_attention.data.stereo.packed import write_pack
 from quadtree_attention.data.stereo.datasets import hidden_by_disparity
+from quadtree_attention.data.stereo.packed import write_pack
+from quadtree_attention.data.stereo.synthetic import StereoDataset
 
 
 def main() -> None:

@@ -163,8 +163,8 @@ class StereoMatcher(HubMixin):
             raise InputError(
                 f"{names[0]} has {sizes[0]} pixels and {names[1]} {sizes[1]}, expected a rectified pair of one size"
             )
-        large = [resize_longest(image, 2 * max_size, name)[0] for image, name in zip(images, names, strict=True)]
         small = [resize_longest(image, max_size, name)[0] for image, name in zip(images, names, strict=True)]
+        large = [resize_longest(image, 2 * max_size)[0] for image in images]
         if problem := check_rows(*small, images[0].shape[1] / small[0].shape[1]):
             warnings.warn(problem, stacklevel=2)
         if view == "right":

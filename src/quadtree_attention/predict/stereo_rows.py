@@ -1,4 +1,4 @@
-"""Whether two views are a rectified pair at all, by some hundred matches that may lie anywhere: rows that are off, disparities below 0, exchanged views."""
+"""Whether two views are a rectified pair at all, by matches that may lie anywhere: rows that are off, disparities below 0, exchanged views."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def check_rows(left: np.ndarray, right: np.ndarray, scale: float = 1.0) -> str |
             "median: are left and right exchanged?"
         )
     if ahead.mean() > SOME and ahead.sum() >= FEW:
-        most = int(np.ceil(scale * np.percentile(moves[:, 0], 95)))
+        most = int(np.ceil(scale * np.percentile(moves[:, 0], 95) - 0.25))
         return (
-            f"{100 * ahead.mean():.0f} % of the matches have a disparity below 0, down to {-most} pixels, which is not looked for; cut {most} columns "
-            f"from the left of the right image and from the right of the left one, and subtract {most} from the disparities"
+            f"{100 * ahead.mean():.0f} % of the matches have a disparity below 0, down to {-most} pixels, which is not looked for; cut {most} "
+            f"columns from the left of the right image and from the right of the left one, and subtract {most} from the disparities"
         )
     return None
 

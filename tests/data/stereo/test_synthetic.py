@@ -5,16 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from quadtree_attention.data.stereo.synthetic import (
-    Scene,
-    StereoData,
-    StereoDataset,
-    Views,
-    _Surface,
-    change_light,
-    random_surfaces,
-    render_pair,
-)
+from quadtree_attention.data.stereo.scenes import Paint, Scene, Surface, random_paint, random_surfaces, render_pair
+from quadtree_attention.data.stereo.synthetic import StereoData, StereoDataset, Views, change_light
 
 SIZE = (48, 96)
 
@@ -29,10 +21,11 @@ def photos(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-def surface(plane, outline=None, photo=None):
-    texture = np.array([[1.0, 0, 0], [0, 1, 0]])
-    photo = np.random.default_rng(0).integers(0, 256, (48, 140, 3), dtype=np.uint8) if photo is None else photo
-    return _Surface(np.array(plane), None if outline is None else np.array(outline, float), texture, photo, 0.0)
+def surface(plane, outline=None, bumps=(), **paint):
+    photo = np.random.default_rng(0).integers(0, 256, (48, 140, 3), dtype=np.uint8)
+    outlines = None if outline is None else [np.array(outline, float)]
+    paint = Paint(photo, np.array([[1.0, 0, 0], [0, 1, 0]]), **paint)
+    return Surface(np.array(plane), outlines, paint, np.array(bumps, float).reshape(-1, 5))
 
 
 def test_a_shifted_plane():
@@ -107,25 +100,82 @@ def test_samples_depend_on_their_number_alone(photos):
         assert shapes[name] == (SIZE, torch.bool)
 
 
-def test_thin_and_flat_things_are_there():
+def test_a_curved_surface_is_the_same_in_both_views():
+    bump = [48, 20, 30, 20, 4.0]
+    curved = surface([0.05, 0.0, 6.0], bumps=[bump])
+    (left, disparity, hidden), (right, disparity_right, _) = render_pair([curved], SIZE)
+    assert disparity[20, 48] == pytest.approx(0.05 * 48 + 6 + 4)
+    for row in (5, 20, 40):
+        x = np.flatnonzero(~hidden[row])
+        there = x - disparity[row, x]
+        np.testing.assert_allclose(
+            np.interp(there, np.arange(SIZE[1]), disparity_right[row]), disparity[row, x], atol=2e-2
+        )
+    place = curved.left_place(np.array([10.0, 33.3]), np.array([20.0, 20.0]))
+    np.testing.assert_allclose(place - curved.disparity(place, np.array([20.0, 20.0])), [10.0, 33.3], atol=1e-4)
+    assert np.abs(left[20, 30:60] - right[20, 20:50]).mean() > 5  # it is no shift
+
+
+def test_edges_are_mixed_and_disparities_are_not():
+    diamond = [[30.5, 24], [48, 6.5], [65.5, 24], [48, 41.5]]
+    white, black = (np.full((48, 140, 3), value, np.uint8) for value in (255, 0))
+    place = np.array([[1.0, 0, 0], [0, 1, 0]])
+    back = Surface(np.array([0.0, 0, 2]), None, Paint(black, place))
+    front = Surface(np.array([0.0, 0, 9]), [np.array(diamond)], Paint(white, place))
+    (image, disparity, _), _ = render_pair([back, front], SIZE)
+    assert np.unique(disparity).tolist() == [2, 9]
+    assert ((image > 20) & (image < 235)).mean() > 0.005
+    assert image[24, 48].tolist() == [255, 255, 255]
+
+
+def test_reflections_lie_at_another_depth():
+    photo = np.random.default_rng(1).integers(0, 256, (48, 140, 3), dtype=np.uint8)
+    (left, _, _), (right, _, _) = render_pair([surface([0.0, 0, 7], gloss=1.0, reflection=photo, depth=5.0)], SIZE)
+    np.testing.assert_array_equal(left[:, 12:], right[:, :-12])
+
+
+def test_kinds_of_surfaces():
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    rods = random_surfaces(rng, [photo], SIZE, Scene(layers=(8, 8), thin=1.0, flat=1.0))
-    assert len(rods) == 9
-    for rod in rods[1:]:
-        sides = np.linalg.norm(np.diff(rod.outline, axis=0), axis=1)
-        assert sides.min() <= 8
-        assert rod.flat >= 0.9
-    plain, textured = (render_pair([one], SIZE)[0][0].std((0, 1)).mean() for one in (rods[0], surface([0.0, 0, 3])))
+    made = random_surfaces(rng, [photo], SIZE, Scene(layers=(8, 8), thin=1.0, flat=1.0, room=0.0, glossy=0.0))
+    assert len(made) == 9
+    for rods in made[1:]:
+        for rod in rods.outlines:
+            assert np.linalg.norm(np.diff(rod, axis=0), axis=1).min() <= 6.001
+        assert rods.paint.flat >= 0.9
+    assert max(len(rods.outlines) for rods in made[1:]) > 2  # a bunch
+    plain, textured = (render_pair([one], SIZE)[0][0].std((0, 1)).mean() for one in (made[0], surface([0.0, 0, 3])))
     assert plain < 0.2 * textured
+    room = random_surfaces(rng, [photo], SIZE, Scene(layers=(0, 0), room=1.0))
+    assert len(room) >= 2
+    floor = render_pair(room, SIZE)[0][1]
+    assert floor[-1].mean() > floor[0].mean() + 1
+    tile = random_paint(rng, [photo], SIZE, Scene(flat=0, repeated=1.0))
+    assert tile.tiled
+    assert tile.photo.shape[0] <= 64
+    assert all(len(one.bumps) for one in random_surfaces(rng, [photo], SIZE, Scene(curved=1.0))[-3:])
+    nearest = [render_pair(random_surfaces(rng, [photo], SIZE, Scene()), SIZE)[0][1].max() for _ in range(8)]
+    assert max(nearest) > 3 * min(nearest)  # scenes differ in depth
 
 
 def test_light_differs_between_views():
     image = np.full((*SIZE, 3), 100, np.float32)
-    same = change_light(np.random.default_rng(0), image, image, Views(same_light=1.0, noise=0, blurred=0))
+    none = {"noise": 0, "blurred": 0, "spots": 0, "jpeg": 0}
+    same = change_light(np.random.default_rng(0), image, image, Views(same_light=1.0, **none))
     np.testing.assert_array_equal(*same)
-    left, right = change_light(np.random.default_rng(0), image, image, Views(same_light=0.0, noise=0, blurred=0))
+    left, right = change_light(np.random.default_rng(0), image, image, Views(same_light=0.0, **none))
     assert np.abs(left - right).mean() > 0.005
+    left, right = change_light(np.random.default_rng(0), image, image, Views(same_light=1.0, **none | {"spots": 1.0}))
+    assert left.std() > 0.01
+    assert np.abs(left - right).max() > 0.02
+    noise = np.random.default_rng(1).uniform(0, 255, (*SIZE, 3)).astype(np.float32)
+    left, right = change_light(np.random.default_rng(0), noise, noise, Views(same_light=1.0, **none | {"jpeg": 1.0}))
+    np.testing.assert_array_equal(left, right)
+    assert (
+        0.01
+        < np.abs(left - change_light(np.random.default_rng(0), noise, noise, Views(same_light=1.0, **none))[0]).mean()
+        < 0.3
+    )
 
 
 def test_rows_that_are_off_move_the_image_alone():

@@ -16,11 +16,12 @@ _SOLVE = 10  # steps to find the left place of a right pixel on a curved surface
 class Scene:
     """What is in front of the cameras.
 
-    layers: fewest and most surfaces before the background. disparity: least and greatest, as a share of the width of the view; each scene draws a greatest one of its own,
-    and small ones are more frequent. slant: change of disparity from a column to the next, either way. room: share of scenes with a floor, and perhaps walls beside, before
-    the background. curved: share of surfaces that are. thin: share that are rods of a few pixels, one or a bunch of them. Paint: shares of surfaces with next to no
-    texture (flat), with a small patch over and over (repeated), and with noise of several sizes (noisy); the others show a photograph. glossy: share that reflect
-    another photograph from another depth. fine: share of scenes whose surfaces are all small.
+    layers: fewest and most surfaces before the background. disparity: least and greatest, as a share of the width of the view; each scene draws a
+    greatest one of its own, and small ones are more frequent. slant: change of disparity from a column to the next, either way. room: share of scenes
+    with a floor, and perhaps walls beside, before the background. curved: share of surfaces that are. thin: share that are rods of a few pixels,
+    one or a bunch of them. Paint: shares of surfaces with next to no texture (flat), with a small patch over and over (repeated), and with noise of
+    several sizes (noisy); the others show a photograph. glossy: share that reflect another photograph from another depth. fine: share of scenes
+    whose surfaces are all small.
     """
 
     layers: tuple[int, int] = (3, 14)
@@ -40,8 +41,9 @@ class Scene:
 class Paint:
     """What a surface shows.
 
-    photo: uint8 ``[h, w, 3]``. place: ``[2, 3]``, left pixels to pixels of the photo. tiled: whether it goes on by beginning again, or else mirrored. flat: 0..1, how much of the
-    texture is gone. gloss: 0..1, how much of it is a reflection; reflection, depth: another photo, and by how many pixels of disparity it differs.
+    photo: uint8 ``[h, w, 3]``. place: ``[2, 3]``, left pixels to pixels of the photo. tiled: whether it goes on by beginning again, or else
+    mirrored. flat: 0..1, how much of the texture is gone. gloss: 0..1, how much of it is a reflection; reflection, depth: another photo, and by how
+    many pixels of disparity it differs.
     """
 
     photo: np.ndarray
@@ -57,7 +59,8 @@ class Paint:
 class Surface:
     """Disparity at left pixel (x, y) is ``plane @ (x, y, 1)`` and what the bumps add.
 
-    plane: ``[3]``. outlines: polygons ``[N, 2]`` in left pixels; None covers everything. bumps: ``[K, 5]``, middle x, y, width, height and disparity of bells.
+    plane: ``[3]``. outlines: polygons ``[N, 2]`` in left pixels; None covers everything. bumps: ``[K, 5]``, middle x, y, width, height and
+    disparity of bells.
     """
 
     plane: np.ndarray
@@ -124,7 +127,7 @@ def _background(
     if rng.random() < scene.room:
         horizon, rise = rng.uniform(0.2, 0.8) * height, (high - depth) / height * rng.uniform(0.5, 2.0)
         tilt = 0.1 * scene.slant * rng.normal()
-        planes.append(wall + [tilt, rise, -rise * horizon - tilt * width / 2])
+        planes.append(wall + np.array([tilt, rise, -rise * horizon - tilt * width / 2]))
         for sign in (-1, 1):
             if rng.random() < 0.3:
                 start, steep = (0.5 + sign * rng.uniform(0.1, 0.4)) * width, scene.slant * rng.uniform(0.2, 1.0)
@@ -207,7 +210,7 @@ def _outlines(rng: np.random.Generator, side: float, thin: bool) -> list[np.ndar
             if fan:
                 rods.append(rod @ _turn(np.pi * n / count).T @ turn.T)
             else:
-                rods.append((rod + [0, (n - count / 2) * half * rng.uniform(5, 9)]) @ turn.T)
+                rods.append((rod + np.array([0, (n - count / 2) * half * rng.uniform(5, 9)])) @ turn.T)
         return rods
     radius, kind = side * rng.uniform(0.1, 0.7), rng.random()
     if kind < 0.25:  # something round
@@ -289,7 +292,7 @@ def render_view(
 def _coverage(
     surface: Surface, size: tuple[int, int], right: bool, rectification: np.ndarray
 ) -> tuple[tuple[slice, slice] | None, np.ndarray | None, np.ndarray | None]:
-    """Where a surface is in a view: rows and columns (None: nowhere), bool ``[h, w]`` in them, and the share 0..1 of each pixel; None for all of it."""
+    """Where a surface is in a view: rows and columns (None: nowhere), bool ``[h, w]`` in them, and the share 0..1 of each pixel (None: all)."""
     if surface.outlines is None:
         return (slice(0, size[0]), slice(0, size[1])), None, None
     back, polygons = np.linalg.inv(rectification), []

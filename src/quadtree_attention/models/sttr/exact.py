@@ -1,8 +1,9 @@
 """The last step of stereo, outside of the network: exact disparity at full resolution, among those that the network leaves open.
 
-The network knows what is where from afar; to a pixel it is not exact, and rows are alone. Semi-global matching (Hirschmueller, PAMI 2008) is exact, but among all
-disparities it takes what looks alike for what is the same. So each pixel has a short range of disparities, from the network's hypotheses; costs of census and
-colour are added up along eight directions in it, a left-right check takes out what does not agree, and that is filled from behind.
+The network knows what is where from afar; to a pixel it is not exact, and rows are alone. Semi-global matching (Hirschmueller, PAMI 2008) is exact,
+but among all disparities it takes what looks alike for what is the same. So each pixel has a short range of disparities, from the network's
+hypotheses; costs of census and colour are added up along eight directions in it, a left-right check takes out what does not agree, and that is
+filled from behind.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ...ops import threads
 from . import exact_kernels as kernels
-from .assignment import fill_from_behind, regress
+from .assignment import fill_from_behind
 from .fine import CELL
 from .model import StereoOutput
 
@@ -43,8 +44,8 @@ _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (-1, 1), (1, 
 class Exact(NamedTuple):
     """Maps ``[H, W]`` of the left view.
 
-    disparity: float32, in pixels of the images. hidden: bool, whether the disparities put a pixel out of the right image or behind something there. sure: float32 in
-    0..1, by how much its disparity is better than others; 0 where both views do not agree.
+    disparity: float32, in pixels of the images. hidden: bool, whether the disparities put a pixel out of the right image or behind something there.
+    sure: float32 in 0..1, by how much its disparity is better than others; 0 where both views do not agree.
     """
 
     disparity: np.ndarray

@@ -1,7 +1,8 @@
 """Numba kernels of the last step of stereo, see `exact`: whole numbers throughout, so that any number of threads gives the same result.
 
-Each pixel (or token) has a range of its own of disparities, ``low`` to ``low + count - 1``, ``[H, W]`` int32; what belongs to them, such as their costs, stands in one
-flat array, from ``start[y, x]`` on. Kernels are plain nogil functions. They stand in this one file since Numba's cache looks at a kernel's own file alone.
+Each pixel (or token) has a range of its own of disparities, ``low`` to ``low + count - 1``, ``[H, W]`` int32; what belongs to them, such as their
+costs, stands in one flat array, from ``start[y, x]`` on. Kernels are plain nogil functions. They stand in this one file since Numba's cache looks
+at a kernel's own file alone.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def _ones(bits):
 def pixel_costs(census0, census1, left, right, low, count, start, of_bits, of_colors, outside, cost, first, last):
     """How much each pixel differs from the right one of each of its disparities; rows from first to last.
 
-    left, right: uint8 ``[H, W, 3]``. of_bits: int16 ``[49]``, cost of so many different bits of the census. of_colors: int16 ``[1531]``, of so many halves of
-    grey levels that the colours differ by, between pixels if that is less (Birchfield and Tomasi, PAMI 1998). outside: cost of what lies beyond the image.
+    left, right: uint8 ``[H, W, 3]``. of_bits: int16 ``[49]``, cost of so many different bits of the census. of_colors: int16 ``[1531]``, of so many
+    halves of grey levels that the colours differ by, between pixels if that is less (Birchfield and Tomasi, PAMI 1998). outside: cost of what lies
+    beyond the image.
     """
     width = low.shape[1]
     for y in range(first, last):
@@ -77,57 +79,72 @@ def pixel_costs(census0, census1, left, right, low, count, start, of_bits, of_co
 
 @_jit
 def add_paths(cost, low, count, start, grey, step, jump, edge, direction, widest, total):
-    """Add to ``total`` the least costs of paths in one direction that end at each disparity of each pixel (semi-global matching, Hirschmueller, PAMI 2008).
+    """Add to ``total`` the least costs of paths in one direction that end at each disparity of each pixel (semi-global matching,
+    Hirschmueller, PAMI 2008).
 
-    step: what a change of disparity by 1 costs on the way; jump: by more, where the image is even; across a difference of ``edge`` grey levels half of it. grey: float32 ``[H, W]``.
-    direction: (columns, rows), each -1, 0 or 1. widest: the greatest count. cost, total: int16.
+    step: what a change of disparity by 1 costs on the way; jump: by more, where the image is even; across a difference of ``edge`` grey
+    levels half of it. grey: float32 ``[H, W]``. direction: (columns, rows), each -1, 0 or 1. widest: the greatest count. cost, total: int16.
     """
     height, width = low.shape
     across, down = direction
-    here = np.empty_like(cost)
-    least = np.empty((height, width), np.int32)
-    around = np.full(widest + 2, np.int32(FAR))
+    longest = 0
+    for y in range(height):
+        longest = max(longest, start[y, width - 1] + count[y, width - 1] - start[y, 0])
+    paths = np.empty(
+        (2, longest), np.int32
+    )  # of the disparities of two rows: this one, and the one that paths come from
+    least = np.empty((2, width), np.int32)
+    around = np.empty(widest + 2, np.int32)
+    step, jump, edge = np.int32(step), np.float32(jump), np.float32(edge)
     for row in range(height):
         y = row if down >= 0 else height - 1 - row
+        from_y = y - down
+        here, there = y & 1, from_y & 1
         for column in range(width):
             x = column if across >= 0 else width - 1 - column
+            from_x = x - across
             place, size = start[y, x], count[y, x]
-            from_x, from_y = x - across, y - down
+            costs, totals = cost[place : place + size], total[place : place + size]
+            ends = paths[here, place - start[y, 0] : place - start[y, 0] + size]
             best = np.int32(FAR)
             if from_x < 0 or from_x >= width or from_y < 0 or from_y >= height:
                 for k in range(size):
-                    value = np.int32(cost[place + k])
-                    here[place + k] = value
-                    total[place + k] += value
+                    value = np.int32(costs[k])
+                    ends[k] = value
+                    totals[k] += costs[k]
                     best = min(best, value)
             else:
-                base = least[from_y, from_x]
+                base = least[there, from_x]
                 difference = abs(grey[y, x] - grey[from_y, from_x])
-                top = base + max(np.int32(jump / (1 + difference / edge)), np.int32(step))
+                top = np.int32(base + max(np.int32(jump / (np.float32(1) + difference / edge)), step))
                 # The earlier pixel's paths at this one's disparities, and one to either side.
-                offset = low[y, x] - low[from_y, from_x] - 1
-                earlier, known = start[from_y, from_x], count[from_y, from_x]
-                begin, end = min(max(-offset, 0), size + 2), max(min(known - offset, size + 2), 0)
+                offset, known = low[y, x] - low[from_y, from_x] - 1, count[from_y, from_x]
+                first = start[from_y, from_x] - start[from_y, 0]
+                earlier = paths[there, first : first + known]
+                begin, end = max(-offset, 0), min(known - offset, size + 2)
+                if end <= begin:  # they have none in common
+                    begin = end = size + 2
                 for k in range(begin):
                     around[k] = FAR
                 for k in range(begin, end):
-                    around[k] = here[earlier + offset + k]
-                for k in range(max(begin, end), size + 2):
+                    around[k] = earlier[offset + k]
+                for k in range(end, size + 2):
                     around[k] = FAR
                 for k in range(size):
-                    way = min(min(around[k], around[k + 2]) + step, min(around[k + 1], top))
-                    value = cost[place + k] + way - base
-                    here[place + k] = value
-                    total[place + k] += value
+                    way = min(np.int32(min(around[k], around[k + 2]) + step), min(around[k + 1], top))
+                    value = np.int32(np.int32(costs[k]) + np.int32(way - base))
+                    ends[k] = value
+                    totals[k] = np.int16(np.int32(totals[k]) + value)
                     best = min(best, value)
-            least[y, x] = best
+            least[here, x] = best
 
 
 @_jit
 def winners(total, low, count, start, disparity, margin, right):
-    """The disparity of least cost of each pixel, to parts of a pixel; by how much it is better than the best that is not beside it; and that of the right view.
+    """The disparity of least cost of each pixel, to parts of a pixel, by how much it is better than the best not beside it, and that of the right view.
 
-    disparity, margin: float32 ``[H, W]``. right: int32 ``[H, W]``, disparity of least cost among all that fall on a pixel of the right view; -1 where none does.
+    disparity, margin: float32 ``[H, W]``. right: int32 ``[H, W]``, disparity of least cost among all that fall on a pixel of the right view; -1
+    where none does.
     """
     height, width = low.shape
     lowest = np.empty(width, np.int32)
@@ -193,26 +210,27 @@ def drop_specks(disparity, known, fewest, tolerance):
 
 @_jit
 def median(values, out, first, last):
-    """Median of each pixel and the 24 around it; rows from first to last. At the border, of those there are: the lower one of an even number."""
+    """Median of each pixel and the eight around it, the nearest ones again beyond the border; rows from first to last."""
     height, width = values.shape
-    near = np.empty(25, values.dtype)
+    near = np.empty(9, values.dtype)
     for y in range(first, last):
         for x in range(width):
             size = 0
-            for row in range(max(y - 2, 0), min(y + 3, height)):
-                for column in range(max(x - 2, 0), min(x + 3, width)):
-                    value, k = values[row, column], size
+            for row in range(y - 1, y + 2):
+                for column in range(x - 1, x + 2):
+                    value = values[min(max(row, 0), height - 1), min(max(column, 0), width - 1)]
+                    k = size
                     while k > 0 and near[k - 1] > value:
                         near[k] = near[k - 1]
                         k -= 1
                     near[k] = value
                     size += 1
-            out[y, x] = near[(size - 1) // 2]
+            out[y, x] = near[4]
 
 
 @_jit
 def hidden(disparity, apart, out):
-    """Whether a disparity map of the left view puts a pixel out of the right one, or behind something that is more than ``apart`` pixels nearer; bool ``[H, W]``."""
+    """Whether a disparity map of the left view puts a pixel out of the right one, or behind something more than ``apart`` pixels nearer: bool ``[H, W]``."""
     height, width = disparity.shape
     nearest = np.empty(width, disparity.dtype)
     for y in range(height):
