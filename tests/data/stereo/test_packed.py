@@ -65,8 +65,9 @@ def test_crops(folder):
         columns = torch.arange(48)
         assert crop["occluded"][:, columns < 6.5].all()
         assert crop["occluded_right"][:, columns > 47 - 6.5].all()
-        # Every left pixel is where its disparity says; the wall is 6 pixels off, for half pixels cannot be packed into it. A mirror changes nothing
-        of that. torch.testing.assert_close(crop["left"][..., 6:], crop["right"][..., :-6]) row = [
+        # The wall is 6 pixels off, for it cannot be moved by half of one; a mirror changes nothing of that.
+        torch.testing.assert_close(crop["left"][..., 6:], crop["right"][..., :-6])
+        row = [
             (crop["left"] - sample(k)["left"][:, t : t + 24, c : c + 48]).abs().max() < 1e-3
             for k in range(3)
             for t in range(17)

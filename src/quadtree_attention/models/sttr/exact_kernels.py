@@ -141,7 +141,7 @@ def add_paths(cost, low, count, start, grey, step, jump, edge, direction, widest
 
 @_jit
 def winners(total, low, count, start, disparity, margin, right):
-    """The disparity of least cost of each pixel, to parts of a pixel, by how much it is better than the best not beside it, and that of the right view.
+    """The disparity of least cost of each pixel, to parts of a pixel, its lead over the best that is not beside it, and that of the right view.
 
     disparity, margin: float32 ``[H, W]``. right: int32 ``[H, W]``, disparity of least cost among all that fall on a pixel of the right view; -1
     where none does.
@@ -230,7 +230,7 @@ def median(values, out, first, last):
 
 @_jit
 def hidden(disparity, apart, out):
-    """Whether a disparity map of the left view puts a pixel out of the right one, or behind something more than ``apart`` pixels nearer: bool ``[H, W]``."""
+    """Whether a disparity map of the left view puts pixels out of the right one, or behind what is more than ``apart`` nearer: bool ``[H, W]``."""
     height, width = disparity.shape
     nearest = np.empty(width, disparity.dtype)
     for y in range(height):
