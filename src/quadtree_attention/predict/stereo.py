@@ -165,7 +165,7 @@ class StereoMatcher(HubMixin):
             )
         small = [resize_longest(image, max_size, name)[0] for image, name in zip(images, names, strict=True)]
         large = [resize_longest(image, 2 * max_size)[0] for image in images]
-        if problem := check_rows(*small, images[0].shape[1] / small[0].shape[1]):
+        if problem := check_rows(small[0], small[1], images[0].shape[1] / small[0].shape[1]):
             warnings.warn(problem, stacklevel=2)
         if view == "right":
             large, small = ([np.ascontiguousarray(image[:, ::-1]) for image in pair[::-1]] for pair in (large, small))
@@ -177,7 +177,7 @@ class StereoMatcher(HubMixin):
         width = small[0].shape[1]
         if exact:
             size = large[0].shape[:2]
-            step = exact_disparity(*large, found, self.model.config.stride, size[1] / width)
+            step = exact_disparity(large[0], large[1], found, self.model.config.stride, size[1] / width)
             disparity, width = torch.from_numpy(step.disparity)[None], size[1]
             occlusion, confidence = (_resized(x, size) for x in (occlusion, confidence))
             # What the disparity itself says decides, the network says how surely: of all that is hidden it is above 0.5.

@@ -93,7 +93,7 @@ def find_moves(left: np.ndarray, right: np.ndarray) -> Matches:
     ratio = torch.tensor([width / size[1], height / size[0]])
     start = ((places[good] + 0.5) * ratio - 0.5).round().long()
     guess = ((there[good] + 0.5) * ratio - 0.5).round().long()
-    return _refined(*whole, start, guess, int(np.ceil(scale)) + 1)
+    return _refined(whole[0], whole[1], start, guess, int(np.ceil(scale)) + 1)
 
 
 def _grey(image: np.ndarray) -> Tensor:

@@ -44,7 +44,7 @@ def pack_sample(sample: dict[str, Tensor]) -> np.ndarray:
 def write_pack(path: str | Path, samples: Iterable[dict[str, Tensor]], count: int) -> None:
     """Write the first ``count`` of samples of one size, whole or not at all."""
     with atomic_write(path) as temporary:
-        out: np.ndarray | None = None
+        out: np.memmap | None = None
         for number, sample in zip(range(count), samples, strict=False):
             packed = pack_sample(sample)
             if out is None:
@@ -151,7 +151,7 @@ class PackedCrops(SeededDataset):
         columns = np.arange(self.size[1])
         found["occluded"] = found["occluded"] | (found["disparity"] > columns)
         found["occluded_right"] = found["occluded_right"] | (found["disparity_right"] > columns[::-1])
-        images = change_light(rng, *(found[name].astype(np.float32) for name in ("left", "right")), self.views)
+        images = change_light(rng, found["left"].astype(np.float32), found["right"].astype(np.float32), self.views)
         sample = {name: image.transpose(2, 0, 1) for name, image in zip(("left", "right"), images, strict=True)}
         sample |= {name: found[name] for name in ("disparity", "occluded", "occluded_right")}
         return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in sample.items()}

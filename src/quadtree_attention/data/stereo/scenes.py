@@ -190,8 +190,8 @@ def _noise(rng: np.random.Generator, side: int = 256) -> np.ndarray:
     for octave in range(6):
         cells = side >> octave
         grain = rng.standard_normal((cells, cells, 1 if rng.random() < 0.6 else 3)).astype(np.float32)
-        grain = cv2.resize(grain, (side, side), interpolation=cv2.INTER_LINEAR).reshape(side, side, -1)
-        image += rng.uniform(0, 1) * grain
+        large = cv2.resize(grain, (side, side), interpolation=cv2.INTER_LINEAR).reshape(side, side, -1)
+        image += np.float32(rng.uniform(0, 1)) * large
     image = rng.uniform(60, 190, 3) + rng.uniform(8, 60) * image / (image.std() + 1e-6)
     return np.clip(image, 0, 255).astype(np.uint8)
 
@@ -311,9 +311,9 @@ def _coverage(
         return None, None, None
     hard, soft = (np.zeros(tuple((high - low)[::-1]), np.uint8) for _ in range(2))
     for polygon in polygons:
-        corners = [np.rint((polygon - low) * 256).astype(np.int32)]
-        cv2.fillPoly(hard, corners, 1, shift=8)
-        cv2.fillPoly(soft, corners, 255, cv2.LINE_AA, shift=8)
+        whole = [np.rint((polygon - low) * 256).astype(np.int32)]
+        cv2.fillPoly(hard, whole, 1, shift=8)
+        cv2.fillPoly(soft, whole, 255, cv2.LINE_AA, shift=8)
     return (slice(low[1], high[1]), slice(low[0], high[0])), hard.view(bool), soft / np.float32(255)
 
 
@@ -322,9 +322,9 @@ def _colors(paint: Paint, left: np.ndarray, y: np.ndarray, right: bool) -> np.nd
 
     def of(photo: np.ndarray, x: np.ndarray, tiled: bool) -> np.ndarray:
         (a, b, c), (d, e, f) = paint.place
-        places = [(a * x + b * y + c).astype(np.float32), (d * x + e * y + f).astype(np.float32)]
+        columns, rows = (a * x + b * y + c).astype(np.float32), (d * x + e * y + f).astype(np.float32)
         border = cv2.BORDER_WRAP if tiled else cv2.BORDER_REFLECT_101
-        return cv2.remap(photo, *places, cv2.INTER_LINEAR, borderMode=border).astype(np.float32)
+        return cv2.remap(photo, columns, rows, cv2.INTER_LINEAR, borderMode=border).astype(np.float32)
 
     colors = of(paint.photo, left, paint.tiled)
     if paint.flat:

@@ -122,7 +122,7 @@ def change_light(
         image = image.clip(0, 1).astype(np.float32)
         if quality is not None:
             stored = cv2.imencode(".jpg", np.rint(255 * image).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-            image = cv2.imdecode(stored, cv2.IMREAD_COLOR).astype(np.float32) / 255
+            image = np.asarray(cv2.imdecode(stored, cv2.IMREAD_COLOR), np.float32) / 255
         changed.append(image)
     return changed[0], changed[1]
 

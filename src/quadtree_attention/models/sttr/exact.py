@@ -8,7 +8,7 @@ filled from behind.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -159,11 +159,9 @@ def _costs(
     left: np.ndarray, right: np.ndarray, greys: list[np.ndarray], low: np.ndarray, count: np.ndarray, start: np.ndarray
 ) -> np.ndarray:
     height, width = low.shape
-    signs = []
-    for grey in greys:
-        padded, out = np.pad(grey, kernels.WINDOW, mode="edge"), np.empty((height, width), np.uint64)
-        threads.run(lambda first, last, padded=padded, out=out: kernels.census(padded, out, first, last), height)
-        signs.append(out)
+    signs = [np.empty((height, width), np.uint64) for _ in greys]
+    for grey, out in zip(greys, signs, strict=True):
+        threads.run(partial(kernels.census, np.pad(grey, kernels.WINDOW, mode="edge"), out), height)
     cost = np.empty(int(count.sum()), np.int16)
     images = [np.ascontiguousarray(image) for image in (left, right)]
     tables = _table(kernels.BITS, BITS), _table(2 * 3 * 255, 2 * COLORS)

@@ -75,8 +75,8 @@ class LastLayer(nn.Module):
         assign = self.assign
         query, key = assign.q_proj(query), assign.k_proj(right)
         if assign.config.position == "relative":
-            rows = (assign.heads(y).flatten(0, 1) for y in (query, key))
-            return assign.scores(*rows, 1).sum(1).unflatten(0, query.shape[:2])
+            of_query, of_key = (assign.heads(y).flatten(0, 1) for y in (query, key))
+            return assign.scores(of_query, of_key, 1).sum(1).unflatten(0, query.shape[:2])
         return query @ key.transpose(-1, -2) * (query.shape[-1] / assign.config.num_heads) ** -0.5
 
 
