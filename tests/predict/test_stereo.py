@@ -267,7 +267,7 @@ def test_embedded_weights(tmp_path, random_weights):
     model = load("tiny", "stereo")
     assert not model.training
     assert model.config.attention == "quadtree_b"
-    with pytest.raises(ValueError, match="no configuration of a stereo network"):
+    with pytest.raises(ValueError, match="is of a matcher, expected a stereo network"):
         load(random_weights, "stereo")  # a matcher's
     with pytest.raises(IsADirectoryError):
         load(tmp_path, "stereo")

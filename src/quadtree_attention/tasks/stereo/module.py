@@ -29,8 +29,8 @@ class StereoTask(LightningModule):
     Args:
         preset: name in `STTR_PRESETS`.
         options: fields of `STTRConfig` to change in it, such as ``{attention: full}``.
-        init_from: start from these weights (a name or a file) instead of random ones; fine matching and the MLPs of attention layers may be
-            missing there, and context adjustment may be more than the network has.
+        init_from: start from these weights (a name or a file) instead of random ones; fine matching, context adjustment and the MLPs of attention
+            layers may be missing there.
         train_only: parts of the network to train, such as ``[fine, context]``; the rest stays as ``init_from`` has it. None: all of it.
         learning_rate: the highest, after ``warmup_steps`` steps of linear growth; then a cosine down to nothing if the
             trainer knows how many steps there are (``max_steps`` or ``max_epochs``).
