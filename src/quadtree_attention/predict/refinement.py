@@ -32,6 +32,7 @@ PULL = 0.002  # likeness that a squared pixel's way from the start costs
 STEPS = 6  # of Lucas and Kanade
 PRIOR, NOISE = 1.0, 0.05  # standard deviation of the start, and one over the number of pixels of a patch whose noise is independent
 FLAT = 1e-5  # variance of grey below which a patch shows nothing
+FACTOR = 2.0
 ALIKE = 0.6  # patches less alike than this say nothing about the place
 NEAR = 3.0  # pixels from where its neighbours expect it at which a match begins where they do
 
@@ -41,7 +42,8 @@ class Refined:
     """Refined matches, rows as given; all float64.
 
     points0, points1: pixels ``[M, 2]``; likeness: correlation of the patches ``[M]``, 0 where a patch shows nothing; deviation: standard deviation of
-    the place in image 1, pixels ``[M]``; stray: how far the match was from where its neighbours expected it, and how far it is now, pixels ``[M, 2]``.
+    the place in image 1, pixels ``[M]``; stray: how far the match was from where its neighbours expected it, and how far it is now, pixels ``[M, 2]``;
+    support: likewise how many neighbours agree, as a share of those there could be, by their weights, ``[M, 2]``; share: of those there are ``[M, 2]``.
     """
 
     points0: np.ndarray
@@ -49,6 +51,8 @@ class Refined:
     likeness: np.ndarray
     deviation: np.ndarray
     stray: np.ndarray
+    support: np.ndarray
+    share: np.ndarray
 
 
 def refine(
@@ -70,9 +74,9 @@ def refine(
     steps = _Steps(gray0, gray1) if torch.device(device).type == "cpu" else _TorchSteps(gray0, gray1, device)
     start0, start1 = (np.ascontiguousarray(points, np.float64) for points in (points0, points1))
     if not len(start0):
-        return Refined(start0, start1, np.zeros(0), np.zeros(0), np.zeros((0, 2)))
+        return Refined(start0, start1, np.zeros(0), np.zeros(0), *(np.zeros((0, 2)) for _ in range(3)))
     weights = np.ascontiguousarray(confidence, np.float64)
-    field = steps.field(start0, start1, weights, RADIUS, FIRST, LAST)
+    field = first = steps.field(start0, start1, weights, RADIUS, FIRST, LAST)
     expected, stray = field[:, 4:6], field[:, 6]
     begin = np.where(stray[:, None] < NEAR, expected, start1)
     moved0 = steps.distinctive(start0)
@@ -87,7 +91,16 @@ def refine(
     sure = likeness > ALIKE
     again1 = np.where(sure[:, None], again1, moved1)
     field = steps.field(moved0, again1, _weights(likeness, sure), RADIUS_AGAIN, FIRST_AGAIN, LAST_AGAIN)
-    return Refined(moved0, again1, likeness, deviation, np.stack([stray, field[:, 6]], 1))
+    agreeing, others = (np.stack([first[:, k], field[:, k]], 1) for k in (7, 8))
+    return Refined(
+        moved0, again1, likeness, deviation, np.stack([stray, field[:, 6]], 1), agreeing / _full(), agreeing / np.maximum(others, 1e-6)
+    )
+
+
+def _full() -> np.ndarray:
+    """Weights of the neighbours of a match that has all it can have, one in each cell of 8 pixels, for either radius ``[2]``."""
+    radius = np.array([RADIUS, RADIUS_AGAIN])
+    return np.pi / 2 * (1 - np.exp(-2)) * (radius / 8) ** 2 - 1
 
 
 def _weights(likeness: np.ndarray, sure: np.ndarray) -> np.ndarray:
@@ -106,7 +119,7 @@ class _Steps:
         """See `local_maps`."""
         from .refinement_kernels import field_rows
 
-        out = np.empty((len(points0), 7))
+        out = np.empty((len(points0), 9))
         places = _buckets(points0, radius)
         options = radius, ROUNDS, first, last, STIFFNESS
         run(lambda start, stop: field_rows(start, stop, points0, points1, weights, *places, *options, out), len(out))
@@ -117,7 +130,7 @@ class _Steps:
         from .refinement_kernels import corner_rows
 
         out = np.empty_like(points)
-        run(lambda start, stop: corner_rows(start, stop, self.gray0, points, REACH, np.float32(CORNER), out), len(out))
+        run(lambda start, stop: corner_rows(start, stop, self.gray0, points, REACH, np.float32(CORNER), np.float32(FACTOR), out), len(out))
         return out
 
     def align(
@@ -184,7 +197,8 @@ def local_maps(points0: Tensor, points1: Tensor, weights: Tensor, radius: float,
         points0, points1: pixels ``[M, 2]``; weights: ``[M]``.
 
     Returns:
-        ``[M, 7]``: the map's matrix, row by row (4), where it sends the match's point of image 0 (2), how far that is from its point of image 1.
+        ``[M, 9]``: the map's matrix, row by row (4), where it sends the match's point of image 0 (2), how far that is from its point of image 1, the sum
+        of the weights of the other matches that agree with it, and of all others.
     """
     return torch.cat([_maps_of(rows, points0, points1, weights, radius, first, last) for rows in torch.arange(len(points0)).split(256)])
 
@@ -204,14 +218,15 @@ def _maps_of(rows: Tensor, points0: Tensor, points1: Tensor, weights: Tensor, ra
         weight = (base / (share if turn == 0 else share.square()))[..., None]
         total = weight.sum(1) + 1e-6  # [R, 1]
         middle, drift = (weight * away).sum(1) / total, (weight * flow).sum(1) / total
-        # The sums of the weights and 1e-6 differ: what is left of the means counts as the kernel has it.
         moments = (weight * away).transpose(1, 2) @ away - total[..., None] * middle[:, :, None] * middle[:, None]
         moments = moments + STIFFNESS * radius**2 * torch.eye(2).to(moments)
         mixed = (weight * flow).transpose(1, 2) @ away - total[..., None] * drift[:, :, None] * middle[:, None]
         slope = torch.linalg.solve(moments, mixed.transpose(1, 2)).transpose(1, 2)
         shift = drift - (slope @ middle[..., None]).squeeze(2)
     matrix = (slope + torch.eye(2).to(slope)).flatten(1)
-    return torch.cat([matrix, points1[rows] + shift, shift.norm(dim=1, keepdim=True)], 1)
+    other = torch.arange(len(points0), device=rows.device) != rows[:, None]
+    sums = torch.stack([(weight[..., 0] * other).sum(1), (base * other).sum(1)], 1)
+    return torch.cat([matrix, points1[rows] + shift, shift.norm(dim=1, keepdim=True), sums], 1)
 
 
 def distinctive(image: Tensor, points: Tensor) -> Tensor:

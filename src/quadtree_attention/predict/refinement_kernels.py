@@ -25,7 +25,7 @@ def _jit(function):
 
 @_jit
 def field_rows(start, stop, points0, points1, weights, starts, order, columns, corner, radius, rounds, first, last, stiffness, out):
-    """Fill rows of ``out`` ``[M, 7]``: the affine map (4), where it sends the point (2), and how far that is from its match.
+    """Fill rows of ``out`` ``[M, 9]``: the affine map (4), where it sends the point (2), how far that is from its match, weights (2) of other matches.
 
     starts, order: matches by buckets of ``radius`` pixels, ``columns`` of them in a row from ``corner``, as `_buckets` makes them.
     """  # noqa: E501
@@ -47,12 +47,13 @@ def field_rows(start, stop, points0, points1, weights, starts, order, columns, c
                     near[count] = j
                     base[count] = weights[j] * math.exp(-2 * squared / (radius * radius))
                     count += 1
-        a0 = a1 = a2 = b0 = b1 = b2 = 0.0
+        a0 = a1 = a2 = b0 = b1 = b2 = agreeing = others = 0.0
         for turn in range(rounds):
             scale = first * (last / first) ** (turn / (rounds - 1))
             sxx = syy = stiffness * radius * radius
             sxy = sx = sy = ux = uy = vx = vy = us = vs = 0.0
             total = 1e-6
+            agreeing = others = 0.0
             for k in range(count):
                 j = near[k]
                 dx, dy = points0[j, 0] - x, points0[j, 1] - y
@@ -61,6 +62,9 @@ def field_rows(start, stop, points0, points1, weights, starts, order, columns, c
                 share = 1 + (ru * ru + rv * rv) / (scale * scale)
                 weight = base[k] / (share if turn == 0 else share * share)
                 total += weight
+                if j != i:
+                    agreeing += weight
+                    others += base[k]
                 sx += weight * dx
                 sy += weight * dy
                 sxx += weight * dx * dx
@@ -84,32 +88,40 @@ def field_rows(start, stop, points0, points1, weights, starts, order, columns, c
             b2 = vs / total - b0 * mx - b1 * my
         out[i, 0], out[i, 1], out[i, 2], out[i, 3] = 1 + a0, a1, b0, 1 + b1
         out[i, 4], out[i, 5] = points1[i, 0] + a2, points1[i, 1] + b2
-        out[i, 6] = math.sqrt(a2 * a2 + b2 * b2)
+        out[i, 6], out[i, 7], out[i, 8] = math.sqrt(a2 * a2 + b2 * b2), agreeing, others
 
 
 @_jit
-def corner_rows(start, stop, image, points, reach, least, out):
+def corner_rows(start, stop, image, points, reach, least, factor, out):
     """Fill rows of ``out`` ``[M, 2]``: the pixel within ``reach`` of each point that looks most like a corner, or the point as it is."""
     height, width = image.shape
     for i in range(start, stop):
         x0, y0 = int(np.round(points[i, 0])), int(np.round(points[i, 1]))
-        best = least
         out[i, 0], out[i, 1] = points[i, 0], points[i, 1]
+        best = least
+        if 3 <= y0 < height - 3 and 3 <= x0 < width - 3:
+            best = max(least, factor * _corner(image, x0, y0))
         for y in range(max(y0 - reach, 3), min(y0 + reach + 1, height - 3)):
             for x in range(max(x0 - reach, 3), min(x0 + reach + 1, width - 3)):
-                xx = xy = yy = np.float32(0)
-                for v in range(y - 2, y + 3):
-                    for u in range(x - 2, x + 3):
-                        across = image[v, u + 1] - image[v, u - 1]
-                        down = image[v + 1, u] - image[v - 1, u]
-                        xx += across * across
-                        xy += across * down
-                        yy += down * down
-                half = (xx - yy) / 2
-                value = (xx + yy) / 2 - math.sqrt(half * half + xy * xy)
+                value = _corner(image, x, y)
                 if value > best:
                     best = value
                     out[i, 0], out[i, 1] = x, y
+
+
+@_jit
+def _corner(image, x0, y0):
+    """The smaller eigenvalue of the structure tensor over 5x5 pixels."""
+    xx = xy = yy = np.float32(0)
+    for y in range(y0 - 2, y0 + 3):
+        for x in range(x0 - 2, x0 + 3):
+            across = image[y, x + 1] - image[y, x - 1]
+            down = image[y + 1, x] - image[y - 1, x]
+            xx += across * across
+            xy += across * down
+            yy += down * down
+    half = (xx - yy) / 2
+    return (xx + yy) / 2 - math.sqrt(half * half + xy * xy)
 
 
 @_jit
