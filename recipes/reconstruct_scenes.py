@@ -2,9 +2,9 @@
 
     python recipes/reconstruct_scenes.py SCENES OUT [NAME ...]
 
-SCENES holds a folder of photographs for each scene. OUT/NAME is then a model without distortion, as `colmap image_undistorter` makes it: images/ and
-sparse/. Scenes that have one already are left as they are, so that a run that was cut off goes on. COLMAP's own SIFT, matched exhaustively and verified,
-is what it rests on; of several models of a scene the one with the most images is kept.
+SCENES holds a folder of photographs for each scene. OUT/NAME is then a model without distortion, as `colmap image_undistorter` makes it: images/
+and sparse/. Scenes that have one already are left as they are, so that a run that was cut off goes on. COLMAP's own SIFT, matched exhaustively and
+verified, is what it rests on; of several models of a scene the one with the most images is kept.
 """
 
 from __future__ import annotations

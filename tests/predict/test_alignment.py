@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from quadtree_attention.data.images import read_image
+from quadtree_attention.data.warp import warped_view
 from quadtree_attention.models.loftr import LOFTR_PRESETS
+from quadtree_attention.predict import alignment
 from quadtree_attention.predict.alignment import aligned_views, similarity, whole_view
 from quadtree_attention.predict.matching import Matcher
 
@@ -133,12 +135,12 @@ class Looks(torch.nn.Module):
 
 
 class TestMatcher:
-    points = np.random.default_rng(0).uniform(0, 100, (30, 2))
+    points = np.random.default_rng(0).uniform(0, 100, (200, 2))  # so many that each has neighbours
     twice = moved(points, change(2, 0, (50, 0)))
 
     def test_keeps_the_surer_look(self, photo):
         for confidences, second in (((0.5, 0.6), True), ((0.5, 0.4), False)):
-            matches = Matcher(Looks(self.points, self.twice, *confidences), "cpu").match(photo, photo)
+            matches = Matcher(Looks(self.points, self.twice, *confidences), "cpu").match(photo, photo, refine=False)
             np.testing.assert_allclose(matches.keypoints1, self.twice, rtol=1e-6)
             want = (self.points - (50, 0)) / 2 if second else self.points
             np.testing.assert_allclose(matches.keypoints0, want, atol=1e-3)
@@ -147,13 +149,13 @@ class TestMatcher:
     def test_one_look_if_told_so_or_if_nothing_differs(self, photo):
         for points1, options in ((self.twice, {"align": False}), (self.points, {})):
             network = Looks(self.points, points1, 0.5)
-            Matcher(network, "cpu").match(photo, photo, **options)
+            Matcher(network, "cpu").match(photo, photo, refine=False, **options)
             assert len(network.given) == 1
 
     @pytest.mark.parametrize("pad_to", [None, 192])
     def test_what_is_not_shown_is_masked(self, photo, pad_to):
         network = Looks(self.points, self.twice, 0.5, 0.6)
-        Matcher(network, "cpu").match(photo, photo, pad_to=pad_to)
+        Matcher(network, "cpu").match(photo, photo, pad_to=pad_to, refine=False)
         gray, _, mask, other = network.given[1]
         assert gray.shape[2:] == mask.shape[1:]
         shown = mask[0, :120, :160]
@@ -165,3 +167,52 @@ class TestMatcher:
         else:
             assert other[0, :120, :160].all()
             assert other.sum() == 120 * 160
+
+
+def turned_back(points: np.ndarray, turns: int, size: tuple[int, int]) -> np.ndarray:
+    """Pixels of an image ``size`` (height, width) turned by quarters, counterclockwise, in the image before."""
+    height, width = size
+    x, y = points.T
+    return np.stack([(x, y), (width - 1 - y, x), (width - 1 - x, height - 1 - y), (y, height - 1 - x)][turns], 1)
+
+
+@pytest.mark.parametrize(("turns", "zoom"), [(1, 1), (2, 1), (3, 1), (0, 1 / 3), (0, 3), (1, 1 / 3), (3, 2)])
+def test_quarter_turns_and_scales_are_found(turns, zoom):
+    street = cv2.resize(read_image(STREET), (400, 300), interpolation=cv2.INTER_AREA)
+    true = about((200, 150), zoom, 0)
+    image1 = np.rot90(warped_view(street, np.linalg.inv(true), (300, 400), cv2.BORDER_CONSTANT), turns)
+    matches = Matcher.from_pretrained("tiny", device="cpu").match(street, np.ascontiguousarray(image1))
+    places = moved(matches.keypoints0, true)
+    errors = np.linalg.norm(places - turned_back(matches.keypoints1, turns, (300, 400)), axis=1)
+    assert len(matches) > 80
+    assert np.mean(errors < 2) > 0.9
+
+
+def test_pairs_that_do_not_belong_together_have_no_sure_matches():
+    random = np.random.default_rng(0)
+    street = cv2.resize(read_image(STREET), (320, 240), interpolation=cv2.INTER_AREA)
+    clouds = cv2.GaussianBlur(random.uniform(0, 255, (240, 320, 3)), (0, 0), 4)
+    clouds = np.uint8(255 * (clouds - clouds.min()) / np.ptp(clouds))
+    matches = Matcher.from_pretrained("tiny", device="cpu").match(street, clouds, threshold=0.8)
+    assert len(matches) < 5
+
+
+class TestTrials:
+    def test_views_of_all_turns_say_where_they_are(self):
+        image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), dtype=np.uint8)
+        view = whole_view(image, 200)
+        for turns in range(4):
+            turned = alignment._turned(view, turns)
+            for x, y in ((3, 5), (40, 11)):
+                given = turned.given(np.array([[x, y]]))[0].round().astype(int)
+                assert turned.gray[y, x] == view.gray[given[1], given[0]]
+
+    def test_smaller_views_too(self):
+        view = whole_view(np.zeros((120, 200, 3), np.uint8), 200)
+        small = alignment._smaller(view, 100)
+        assert small.gray.shape == (60, 100)
+        np.testing.assert_allclose(small.given(np.array([[0, 0], [99, 59]])), [[0.5, 0.5], [198.5, 118.5]])
+
+    def test_slim_images_are_not_tried_smaller(self):
+        view = whole_view(np.zeros((60, 250, 3), np.uint8), 250)
+        assert len(list(alignment._trials((view, view)))) == 4

@@ -48,7 +48,7 @@ class Scene:
         x = self.points @ R.T + t
         return x[:, :2] / x[:, 2:] * FOCAL + CENTRE
 
-    def match(self, image0, image1, *, max_size, threshold, align):
+    def match(self, image0, image1, *, max_size, threshold, align, refine):
         names = [next(n for n, grey in GREYS.items() if grey == image[0, 0, 0]) for image in (image0, image1)]
         self.calls.append(tuple(names))
         if len(self.calls) == self.stop_at:

@@ -95,7 +95,7 @@ def test_a_network(photo):
         assert (keypoints > -4).all()
         assert (keypoints < (width + 4, height + 4)).all()
     assert not matcher.model.training
-    sure = matcher.match(photo, part, threshold=0.99)
+    sure = matcher.match(photo, part, threshold=0.99, refine=False)
     assert len(sure) < len(matches)
     assert (sure.confidence > 0.99).all()
 

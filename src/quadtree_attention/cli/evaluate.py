@@ -79,6 +79,13 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    refine: Annotated[
+        bool | None,
+        typer.Option(
+            help="Move matches to a fraction of a pixel, as quadtree match does. By default not for poses and HPatches, as published.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: OVERWRITE = False,
     quiet: QUIET = False,
     device: DEVICE = None,
@@ -120,6 +127,7 @@ def evaluate(
             topk=numbers(topk, "--topk"),
             padding=padding,
             align=align,
+            refine=refine,
             device=device,
             progress=progress,
         )

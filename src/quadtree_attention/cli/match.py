@@ -46,6 +46,9 @@ def match(
     align: Annotated[
         bool, typer.Option(help="If the images differ in scale or rotation, align them and match a second time.")
     ] = True,
+    refine: Annotated[
+        bool, typer.Option(help="Move matches to a fraction of a pixel, by aligning the patches around them.")
+    ] = True,
     topk: TOPK = None,
     overwrite: OVERWRITE = False,
     device: DEVICE = None,
@@ -67,7 +70,7 @@ def match(
         from ..predict.matching import Matcher
 
         matcher = Matcher.from_pretrained(model, device=device, **({} if kept is None else {"topk": kept}))
-        matches = matcher.match(pixels0, pixels1, max_size=max_size, threshold=threshold, align=align)
+        matches = matcher.match(pixels0, pixels1, max_size=max_size, threshold=threshold, align=align, refine=refine)
         found = None if geometry == "none" else matches.geometry(geometry, intrinsics=cameras)
         if out is not None:
             matches.save(out, found)

@@ -56,6 +56,9 @@ def match_folder(
     align: Annotated[
         bool, typer.Option(help="If the images differ in scale or rotation, align them and match a second time.")
     ] = True,
+    refine: Annotated[
+        bool, typer.Option(help="Move matches to a fraction of a pixel, by aligning the patches around them.")
+    ] = True,
     topk: TOPK = None,
     overwrite: OVERWRITE = False,
     quiet: QUIET = False,
@@ -102,6 +105,7 @@ def match_folder(
             max_size=max_size,
             threshold=threshold,
             align=align,
+            refine=refine,
             radius=radius,
             features=features,
             cameras=cameras,

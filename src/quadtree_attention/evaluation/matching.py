@@ -117,13 +117,14 @@ def load_matcher(
     padding: str = "none",
     pad_to: int | None = None,
     align: bool = False,
+    refine: bool = False,
     device: str | None = None,
 ) -> MatchFunction:
     """A match function by name: "sift", or any name or path that Matcher.from_pretrained takes.
 
     options: fields of LoFTRConfig to change. padding: "masked" and "attended" pad both images to a square of pad_to
     pixels, as the published MegaDepth evaluation does; "attended" lets attention see the padding, as the published
-    quadtree network does. align: see Matcher.match. device: see Matcher. SIFT has none of these.
+    quadtree network does. align, refine: see Matcher.match. device: see Matcher. SIFT has none of these.
     """
     if name == "sift":
         return sift_matcher()
@@ -133,15 +134,18 @@ def load_matcher(
     if padding != "none":
         options["respect_masks"] = padding == "masked"
     pad_to = None if padding == "none" else pad_to
-    return match_function(Matcher.from_pretrained(name, device=device, **options), pad_to=pad_to, align=align)
+    matcher = Matcher.from_pretrained(name, device=device, **options)
+    return match_function(matcher, pad_to=pad_to, align=align, refine=refine)
 
 
-def match_function(matcher: Any, *, pad_to: int | None = None, align: bool = False) -> MatchFunction:
+def match_function(
+    matcher: Any, *, pad_to: int | None = None, align: bool = False, refine: bool = False
+) -> MatchFunction:
     """What is measured of a `Matcher`: it matches the images as they are given to it, see load_matcher."""
 
     def match(image0: np.ndarray, image1: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         longest = max(*image0.shape[:2], *image1.shape[:2])
-        found = matcher.match(image0, image1, max_size=longest, pad_to=pad_to, align=align)
+        found = matcher.match(image0, image1, max_size=longest, pad_to=pad_to, align=align, refine=refine)
         return found.keypoints0, found.keypoints1, found.confidence
 
     return match
@@ -153,25 +157,25 @@ def match_function(matcher: Any, *, pad_to: int | None = None, align: bool = Fal
 class Layout(NamedTuple):
     """How pairs are found in a folder or list, and how they are matched by default.
 
-    max_size, multiple: see find_matches; align: see Matcher.match, which published figures go without.
+    max_size, multiple: see find_matches; extras: whether ``align`` and ``refine`` of Matcher.match are on, which published figures go without.
     """
 
     protocol: str
     read: Callable[..., Iterable[Pair]]
     max_size: int
     multiple: int | None = None
-    align: bool = True
+    extras: bool = True
 
 
 LAYOUTS = {
     "list": Layout("homography", lists.homography_list, 640),
     # Resized to 480 on the shorter side by its protocol.
-    "hpatches": Layout("homography", lists.hpatches, 1024, align=False),
+    "hpatches": Layout("homography", lists.hpatches, 1024, extras=False),
     "synthetic": Layout("homography", SyntheticHomographies, 640),
-    "superglue": Layout("pose", lists.pose_list, 640, align=False),
-    "scannet": Layout("pose", pose_sets.scannet1500, 640, align=False),
-    "megadepth": Layout("pose", pose_sets.megadepth1500, 832, multiple=8, align=False),
-    "colmap": Layout("pose", pose_sets.colmap_pairs, 640, align=False),
+    "superglue": Layout("pose", lists.pose_list, 640, extras=False),
+    "scannet": Layout("pose", pose_sets.scannet1500, 640, extras=False),
+    "megadepth": Layout("pose", pose_sets.megadepth1500, 832, multiple=8, extras=False),
+    "colmap": Layout("pose", pose_sets.colmap_pairs, 640, extras=False),
     "stereo": Layout("stereo", lists.stereo_list, 640),
 }
 
@@ -218,6 +222,7 @@ def run(
     topk: Sequence[int] | None = None,
     padding: str = "none",
     align: bool | None = None,
+    refine: bool | None = None,
     device: str | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Table:
@@ -228,8 +233,8 @@ def run(
     "megadepth" enlarged too; None: 640, or what the layout is published with. limit: only the first pairs. out: .json,
     .csv or .md for the table; beside it every pair's figures go to a .jsonl, as they come: what a run that was cut off had
     done is not done again. curve: a picture of the share of pairs over their error. estimators: of poses, see
-    pose_estimators. topk: of quadtree attention, in place of the models' own; padding: see load_matcher. align: see
-    Matcher.match; None: not for poses and HPatches, as published. seed: of the layout "synthetic"; None: 0. device: see
+    pose_estimators. topk: of quadtree attention, in place of the models' own; padding: see load_matcher. align,
+    refine: see Matcher.match; None: not for poses and HPatches, as published. seed: of the layout "synthetic"; None: 0. device: see
     Matcher. progress: called with (pairs done, pairs, those that this run measured) before the first and after each.
 
     A last row has what is published for the layout, where that is known.
@@ -253,6 +258,7 @@ def run(
         ("topk", topk),
         ("padding", None if padding == "none" else padding),
         ("align", align),
+        ("refine", refine),
         ("device", device),
     ):
         if value is not None and not networks:
@@ -267,7 +273,8 @@ def run(
         curve = check_output(curve, CHART_SUFFIXES)
         require("matplotlib", "bench")
     max_size = LAYOUTS[layout].max_size if max_size is None else max_size
-    align = LAYOUTS[layout].align if align is None else align
+    align = LAYOUTS[layout].extras if align is None else align
+    refine = LAYOUTS[layout].extras if refine is None else refine
     settings: Row = {
         "version": __version__,
         "protocol": protocol,
@@ -275,7 +282,7 @@ def run(
         "layout": layout,
     }
     settings |= {"max_size": max_size} | ({"seed": seed or 0} if layout == "synthetic" else {})
-    settings |= {"topk": None if topk is None else list(topk), "padding": padding, "align": align}
+    settings |= {"topk": None if topk is None else list(topk), "padding": padding, "align": align, "refine": refine}
     judge = PROTOCOLS[protocol].judge
     names: tuple[str, ...] = ()
     if protocol == "pose":
@@ -289,7 +296,9 @@ def run(
     pad_to = padded_side(max_size, LAYOUTS[layout].multiple)
     log = PairLog(out, settings, {name: weights_identity(name) for name in models})
     matchers = {
-        name: load_matcher(name, options=options, padding=padding, pad_to=pad_to, align=align, device=device)
+        name: load_matcher(
+            name, options=options, padding=padding, pad_to=pad_to, align=align, refine=refine, device=device
+        )
         for name in models
     }
     rows: dict[str, list[Row]] = {name: [] for name in models}

@@ -41,7 +41,7 @@ class _Notice(event.Listener):
     said = False
 
     def on_start(self, started: event.Event) -> None:
-        if not self.said and started.data["dispatcher"].py_func.__module__ == __name__:
+        if not self.said and started.data["dispatcher"].py_func.__module__.startswith("quadtree_attention."):
             self.said = True
             logging.getLogger("quadtree_attention").warning(
                 "compiling the CPU kernels; they are kept for the next time"

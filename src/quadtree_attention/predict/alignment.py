@@ -2,22 +2,35 @@
 
 LoFTR compares cells of one size in both images, and learns from images that differ moderately. Where one shows things twice as large as the other,
 it finds few matches and places them badly. But even these tell how the images differ, and a second look at images that no longer do finds the rest.
+Where hardly any match has neighbours that agree with it, the images may be turned further than the network can see: then small copies are tried in
+quarter turns and at other scales, which takes as long as two looks.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..data.images import resize_longest, to_gray
 from ..extras import require
+from .refinement import support
 
 MIN_SCALE, MIN_TURN = 1.2, 10.0  # images that differ by less, the latter in degrees, are not looked at again
 MAX_SCALE = 8.0  # more is taken for a mistake
 MIN_SUPPORT = 8  # matches that agree with a change
 TOLERANCE = 0.03  # how far they may be from it, as a share of the longer side: parallax and perspective
+LOST, FAINT = (
+    0.08,
+    1.5,
+)  # mean support of matches, and all of them together, below which images are tried otherwise: wrong pairs have up to .05
+TRIAL, ZOOM = 256, 2.0  # longer side of the copies that are tried, and how much smaller one of them is made
+SMALL = 48  # pixels that each side of such a copy must have
+
+Find = Callable[["View", "View"], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +52,109 @@ class View:
 
     def given(self, points: np.ndarray) -> np.ndarray:
         """Pixels ``[M, 2]`` to float32 ``[M, 2]`` of the image as given."""
-        return (points @ self.to_given[:2, :2].T + self.to_given[:2, 2]).astype(np.float32)
+        return _moved(self.to_given, points).astype(np.float32)
+
+
+class Look(NamedTuple):
+    """Two views, and the matches found in them: points ``[M, 2]`` in their pixels, confidence ``[M]``, and how well each is supported by others."""
+
+    view0: View
+    view1: View
+    points0: np.ndarray
+    points1: np.ndarray
+    confidence: np.ndarray
+    support: np.ndarray
+
+    @property
+    def evidence(self) -> float:
+        """What all matches say together: of two looks at the same images, the one with more is right."""
+        return float((self.confidence * self.support).sum())
+
+    @property
+    def lost(self) -> bool:
+        """Whether the matches hardly agree with each other."""
+        return self.evidence <= max(LOST * float(self.confidence.sum()), FAINT)
+
+    def in_views(self, view0: View, view1: View) -> tuple[np.ndarray, np.ndarray]:
+        """The points in pixels of other views of the same images."""
+        return tuple(
+            _moved(np.linalg.inv(other.to_given) @ mine.to_given, points)
+            for other, mine, points in ((view0, self.view0, self.points0), (view1, self.view1, self.points1))
+        )  # type: ignore[return-value]  # two of them
+
+
+def best_look(images: tuple[np.ndarray, np.ndarray], views: tuple[View, View], find: Find) -> Look:
+    """Match two images, and again where the matches say that they differ in scale or turn, or do not agree at all; the look with most evidence.
+
+    Args:
+        images: as given, ``[H, W, 3]`` uint8 each.
+        views: the whole of each.
+        find: matches of two views: points ``[M, 2]`` of either, and confidences ``[M]``.
+    """
+    look = _look(find, *views)
+    for hint in (look, None):
+        if hint is None:
+            if not look.lost:
+                break
+            hint = _best(_look(find, *tried) for tried in _trials(views))
+            if hint is None or hint.lost:
+                break
+        aligned = aligned_views(images, views, *hint.in_views(*views))
+        if aligned is not None:
+            look = max(look, _look(find, *aligned), key=lambda one: one.evidence)
+    return look
+
+
+def _look(find: Find, view0: View, view1: View) -> Look:
+    found = find(view0, view1)
+    return Look(view0, view1, *found, support(*found))
+
+
+def _best(looks: Iterator[Look]) -> Look | None:
+    """The look with most evidence; those after one that is good enough are not made."""
+    best = None
+    for look in looks:
+        if best is None or look.evidence > best.evidence:
+            best = look
+        if best.evidence > 3 * LOST * float(best.confidence.sum()):
+            break
+    return best
+
+
+def _trials(views: tuple[View, View]) -> Iterator[tuple[View, View]]:
+    """Small copies of both views, the second one in quarter turns, and either of them smaller than the other."""
+    for zoom0, zoom1 in ((1.0, 1.0), (1.0, ZOOM), (ZOOM, 1.0)):
+        small = [_smaller(view, TRIAL / zoom) for view, zoom in zip(views, (zoom0, zoom1), strict=True)]
+        if min(min(view.gray.shape) for view in small) < SMALL:
+            continue
+        for turns in (1, 3, 2, 0):
+            yield small[0], _turned(small[1], turns)
+
+
+def _smaller(view: View, longest: float) -> View:
+    cv2 = require("cv2", "vision")
+    height, width = view.gray.shape
+    share = min(1.0, longest / max(height, width))
+    size = max(1, round(width * share)), max(1, round(height * share))
+    across, down = width / size[0], height / size[1]
+    to_view = np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]])
+    return View(cv2.resize(view.gray, size, interpolation=cv2.INTER_AREA), view.to_given @ to_view)
+
+
+def _turned(view: View, turns: int) -> View:
+    """A view turned by quarters, counterclockwise."""
+    height, width = view.gray.shape
+    to_view = {
+        0: np.eye(3),
+        1: np.array([[0.0, -1, width - 1], [1, 0, 0], [0, 0, 1]]),
+        2: np.array([[-1.0, 0, width - 1], [0, -1, height - 1], [0, 0, 1]]),
+        3: np.array([[0.0, 1, 0], [-1, 0, height - 1], [0, 0, 1]]),
+    }[turns]
+    return View(np.ascontiguousarray(np.rot90(view.gray, turns)), view.to_given @ to_view)
+
+
+def _moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 def whole_view(image: np.ndarray, max_size: int, name: str = "image") -> View:

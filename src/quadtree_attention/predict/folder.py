@@ -57,6 +57,7 @@ def match_folder(
     max_size: int = 640,
     threshold: float | None = None,
     align: bool = True,
+    refine: bool = True,
     radius: float = 1.0,
     features: str | Path | None = None,
     cameras: str = "auto",
@@ -76,7 +77,7 @@ def match_folder(
         out: .h5 for hloc's matches, or .db for a COLMAP database with verified matches.
         matcher: gives the `Matcher`; called once, after the other options have been checked.
         identity: gives what tells this matcher's results from another's, for JSON; called after ``matcher``.
-        max_size, threshold, align: as of `Matcher.match`. Images are shrunk before it sees them, so that ``align`` has no more pixels to take from.
+        max_size, threshold, align, refine: as of `Matcher.match`. Images are shrunk before it sees them: ``align`` has no more pixels to take from.
         radius: points of an image nearer to each other than this, in pixels of the images as matched, become one keypoint.
         features: of .h5, hloc's file of keypoints; by default features.h5 beside ``out``.
         cameras: of .db, which images share a camera: "auto", as their EXIF says, "single", "per-folder", "per-image".
@@ -113,10 +114,17 @@ def match_folder(
     if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"threshold is {threshold}, expected 0..1")
     made = matcher()
-    settings = {"version": __version__, "max_size": max_size, "threshold": threshold, "align": align, **identity()}
+    settings = {
+        "version": __version__,
+        "max_size": max_size,
+        "threshold": threshold,
+        "align": align,
+        "refine": refine,
+        **identity(),
+    }
     store = MatchStore(out.with_name(out.name + ".partial"), settings)
     try:
-        options = {"max_size": max_size, "threshold": threshold, "align": align}
+        options = {"max_size": max_size, "threshold": threshold, "align": align, "refine": refine}
         out_of_reach = _unnamable(folder, pairs)
         if colmap:
             from .colmap import unreadable

@@ -1,10 +1,10 @@
 """Matches brought to a fraction of a pixel, without training: patches of grey around them are aligned.
 
-LoFTR places a match to one or two pixels. What is around it says more. Its neighbours tell how the surface lies, an affine map from image 0 to image 1
-(`local_maps`); a point that stands where nothing can be seen moves to the most distinctive pixel of its cell (`distinctive`); its patch is looked for
-near where the neighbours expect it, and aligned by Lucas and Kanade's method with gain and bias fitted (`align`; inverse compositional: Baker and
-Matthews, IJCV 2004). A prior of a pixel around the start holds a match along an edge, or wherever else the patch tells nothing. All of this is done twice:
-refined matches tell the maps better.
+LoFTR places a match to one or two pixels. What is around it says more. Its neighbours tell how the surface lies, an affine map from image 0 to
+image 1 (`local_maps`); a point that stands where little can be seen moves to the most distinctive pixel of its cell (`distinctive`); its patch is
+looked for near where the neighbours expect it, and aligned by Lucas and Kanade's method with gain and bias fitted (`align`; inverse compositional:
+Baker and Matthews, IJCV 2004). A prior of a pixel around the start holds a match along an edge, or wherever else the patch tells nothing. All of this
+is done twice: refined matches tell the maps better.
 
 Translations alone, without the maps, make matches worse. On a CPU this takes some tens of microseconds a match in Numba, elsewhere it is PyTorch.
 """
@@ -25,14 +25,20 @@ RADIUS, ROUNDS = 28.0, 6  # pixels around a match within which others are its ne
 FIRST, LAST = 6.0, 2.0  # pixels that neighbours may be off, in the first round and in the last
 RADIUS_AGAIN, FIRST_AGAIN, LAST_AGAIN = 20.0, 3.0, 1.0  # the same, of matches that have been aligned
 STIFFNESS = 0.0025  # weight of slopes of the identity, over squared radii
-REACH, CORNER = 3, 0.01  # pixels that a point may move in image 0, and how distinctive the place must be
+REACH, CORNER, FACTOR = (
+    3,
+    0.01,
+    2.0,
+)  # pixels that a point may move in image 0, how distinctive the place must be, and how much more than the old one
 PATCH, SPREAD = 6, 3.0  # half of a patch's side, and the standard deviation of its weights
 SEARCH, SEARCH_AGAIN = 3, 1  # pixels around the start that are looked at
 PULL = 0.002  # likeness that a squared pixel's way from the start costs
 STEPS = 6  # of Lucas and Kanade
-PRIOR, NOISE = 1.0, 0.05  # standard deviation of the start, and one over the number of pixels of a patch whose noise is independent
+PRIOR, NOISE = (
+    1.0,
+    0.05,
+)  # standard deviation of the start, and one over the number of pixels of a patch whose noise is independent
 FLAT = 1e-5  # variance of grey below which a patch shows nothing
-FACTOR = 2.0
 ALIKE = 0.6  # patches less alike than this say nothing about the place
 NEAR = 3.0  # pixels from where its neighbours expect it at which a match begins where they do
 
@@ -42,8 +48,8 @@ class Refined:
     """Refined matches, rows as given; all float64.
 
     points0, points1: pixels ``[M, 2]``; likeness: correlation of the patches ``[M]``, 0 where a patch shows nothing; deviation: standard deviation of
-    the place in image 1, pixels ``[M]``; stray: how far the match was from where its neighbours expected it, and how far it is now, pixels ``[M, 2]``;
-    support: likewise how many neighbours agree, as a share of those there could be, by their weights, ``[M, 2]``; share: of those there are ``[M, 2]``.
+    the place in image 1, pixels ``[M]``. Before refinement and after it ``[M, 2]``: stray, how far the match is from where its neighbours expect it,
+    pixels; support, how many neighbours agree, by their weights, as a share of those there could be in cells of 8 pixels; share, of those there are.
     """
 
     points0: np.ndarray
@@ -93,8 +99,26 @@ def refine(
     field = steps.field(moved0, again1, _weights(likeness, sure), RADIUS_AGAIN, FIRST_AGAIN, LAST_AGAIN)
     agreeing, others = (np.stack([first[:, k], field[:, k]], 1) for k in (7, 8))
     return Refined(
-        moved0, again1, likeness, deviation, np.stack([stray, field[:, 6]], 1), agreeing / _full(), agreeing / np.maximum(others, 1e-6)
+        moved0,
+        again1,
+        likeness,
+        deviation,
+        np.stack([stray, field[:, 6]], 1),
+        agreeing / _full(),
+        agreeing / np.maximum(others, 1e-6),
     )
+
+
+def support(points0: np.ndarray, points1: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """How many neighbours of a match agree with it, as a share of those there could be in cells of 8 pixels, by their confidences: ``[M]``.
+
+    Args:
+        points0, points1: pixels ``[M, 2]``; confidence: ``[M]``.
+    """
+    if not len(points0):
+        return np.zeros(0)
+    field = _field(*(np.ascontiguousarray(x, np.float64) for x in (points0, points1, confidence)), RADIUS, FIRST, LAST)
+    return field[:, 7] / _full()[0]
 
 
 def _full() -> np.ndarray:
@@ -117,20 +141,19 @@ class _Steps:
         self, points0: np.ndarray, points1: np.ndarray, weights: np.ndarray, radius: float, first: float, last: float
     ) -> np.ndarray:
         """See `local_maps`."""
-        from .refinement_kernels import field_rows
-
-        out = np.empty((len(points0), 9))
-        places = _buckets(points0, radius)
-        options = radius, ROUNDS, first, last, STIFFNESS
-        run(lambda start, stop: field_rows(start, stop, points0, points1, weights, *places, *options, out), len(out))
-        return out
+        return _field(points0, points1, weights, radius, first, last)
 
     def distinctive(self, points: np.ndarray) -> np.ndarray:
         """See `distinctive`."""
         from .refinement_kernels import corner_rows
 
         out = np.empty_like(points)
-        run(lambda start, stop: corner_rows(start, stop, self.gray0, points, REACH, np.float32(CORNER), np.float32(FACTOR), out), len(out))
+        run(
+            lambda start, stop: corner_rows(
+                start, stop, self.gray0, points, REACH, np.float32(CORNER), np.float32(FACTOR), out
+            ),
+            len(out),
+        )
         return out
 
     def align(
@@ -146,13 +169,25 @@ class _Steps:
         return moved, quality[:, 0], quality[:, 1]
 
 
+def _field(
+    points0: np.ndarray, points1: np.ndarray, weights: np.ndarray, radius: float, first: float, last: float
+) -> np.ndarray:
+    """`local_maps` in Numba."""
+    from .refinement_kernels import field_rows
+
+    out = np.empty((len(points0), 9))
+    inputs = points0, points1, weights, *_buckets(points0, radius), radius, ROUNDS, first, last, STIFFNESS
+    run(partial(_call, field_rows, *inputs, out), len(out))
+    return out
+
+
 def _call(kernel, *rest_and_range) -> None:
     *rest, start, stop = rest_and_range
     kernel(start, stop, *rest)
 
 
 def _buckets(points: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
-    """Rows of points by squares of ``radius`` pixels: starts ``[squares + 1]`` in the order ``[M]``, squares in a line, the first one's corner."""
+    """Rows of points by squares of ``radius`` pixels: starts ``[squares + 1]`` in the order ``[M]``, squares a line, the first one's corner."""
     corner = points.min(0)
     place = ((points - corner) // radius).astype(np.int64)
     columns, lines = place.max(0) + 1
@@ -166,7 +201,9 @@ class _TorchSteps:
 
     def __init__(self, gray0: np.ndarray, gray1: np.ndarray, device: torch.device | str) -> None:
         self.device = device
-        self.gray0, self.gray1 = (torch.from_numpy(np.ascontiguousarray(gray, np.float32)).to(device) for gray in (gray0, gray1))
+        self.gray0, self.gray1 = (
+            torch.from_numpy(np.ascontiguousarray(gray, np.float32)).to(device) for gray in (gray0, gray1)
+        )
 
     def field(self, points0, points1, weights, radius, first, last):
         """See `local_maps`."""
@@ -197,13 +234,20 @@ def local_maps(points0: Tensor, points1: Tensor, weights: Tensor, radius: float,
         points0, points1: pixels ``[M, 2]``; weights: ``[M]``.
 
     Returns:
-        ``[M, 9]``: the map's matrix, row by row (4), where it sends the match's point of image 0 (2), how far that is from its point of image 1, the sum
-        of the weights of the other matches that agree with it, and of all others.
+        ``[M, 9]``: the map's matrix, row by row (4), where it sends the match's point of image 0 (2), how far that is from its point of image 1, the
+        sum of the weights of the other matches that agree with it, and of all others.
     """
-    return torch.cat([_maps_of(rows, points0, points1, weights, radius, first, last) for rows in torch.arange(len(points0)).split(256)])
+    return torch.cat(
+        [
+            _maps_of(rows, points0, points1, weights, radius, first, last)
+            for rows in torch.arange(len(points0)).split(256)
+        ]
+    )
 
 
-def _maps_of(rows: Tensor, points0: Tensor, points1: Tensor, weights: Tensor, radius: float, first: float, last: float) -> Tensor:
+def _maps_of(
+    rows: Tensor, points0: Tensor, points1: Tensor, weights: Tensor, radius: float, first: float, last: float
+) -> Tensor:
     rows = rows.to(points0.device)
     away = points0 - points0[rows, None]  # [R, M, 2]
     flow = points1 - points0
@@ -230,7 +274,7 @@ def _maps_of(rows: Tensor, points0: Tensor, points1: Tensor, weights: Tensor, ra
 
 
 def distinctive(image: Tensor, points: Tensor) -> Tensor:
-    """The pixel within 3 of each point whose surroundings differ most in all directions, or the point itself where nothing can be seen.
+    """The pixel within 3 of each point whose surroundings differ most in all directions; the point itself where nothing can be seen, or little more.
 
     How much they do is the smaller eigenvalue of the structure tensor over 5x5 pixels (Shi and Tomasi, CVPR 1994).
 
@@ -247,12 +291,15 @@ def distinctive(image: Tensor, points: Tensor) -> Tensor:
     allowed[3 : height - 3, 3 : width - 3] = True
     value = F.pad(value.masked_fill(~allowed, -1), [REACH] * 4, value=-1)
     offset = torch.arange(2 * REACH + 1, device=image.device)
-    left, top = points.round().long().clamp(min=0).unbind(1)
-    left, top = left.clamp(max=width - 1), top.clamp(max=height - 1)
+    left, top = points.round().long().unbind(1)
+    inside = (left >= 0) & (left < width) & (top >= 0) & (top < height)
+    left, top = left * inside, top * inside
     around = value[(top[:, None] + offset)[:, :, None], (left[:, None] + offset)[:, None]].flatten(1)  # [M, 49]
     best, place = around.max(1)
+    own = around[:, around.shape[1] // 2].clamp(min=0)
     there = torch.stack([left + place % len(offset), top + place // len(offset)], 1) - REACH
-    return torch.where((best > CORNER)[:, None], there.to(points), points)
+    better = inside & (best > (FACTOR * own).clamp(min=CORNER))
+    return torch.where(better[:, None], there.to(points), points)
 
 
 def align(
@@ -268,12 +315,17 @@ def align(
     Returns:
         Pixels of image 1 ``[M, 2]``; correlation of the patches ``[M]``, 0 where that of image 0 is flat; standard deviation of the place ``[M]``.
     """
-    parts = [_align(image0, image1, *part, search) for part in zip(*(x.split(1024) for x in (points0, points1, maps)), strict=True)]
+    parts = [
+        _align(image0, image1, *part, search)
+        for part in zip(*(x.split(1024) for x in (points0, points1, maps)), strict=True)
+    ]
     moved, likeness, deviation = (torch.cat(part) for part in zip(*parts, strict=True))
     return moved, likeness, deviation
 
 
-def _align(image0: Tensor, image1: Tensor, points0: Tensor, points1: Tensor, maps: Tensor, search: int) -> tuple[Tensor, Tensor, Tensor]:
+def _align(
+    image0: Tensor, image1: Tensor, points0: Tensor, points1: Tensor, maps: Tensor, search: int
+) -> tuple[Tensor, Tensor, Tensor]:
     weights = window().to(image0.device)
     reach = PATCH + search + 2
     wide, grid = _square(reach, points0), _square(PATCH, points0)
@@ -291,10 +343,16 @@ def _align(image0: Tensor, image1: Tensor, points0: Tensor, points1: Tensor, map
     safe = power.clamp(min=FLAT)
     mean, mixed = (weight * slopes).sum(2), (weight * slopes * flat[:, None]).sum(2)  # [M, 2]
     tensor = (weight * slopes) @ slopes.transpose(1, 2) - mean[:, :, None] * mean[:, None]
-    tensor = (tensor - mixed[:, :, None] * mixed[:, None] / safe[:, None, None]).double() if points0.dtype == torch.float64 else tensor
+    tensor = (
+        (tensor - mixed[:, :, None] * mixed[:, None] / safe[:, None, None]).double()
+        if points0.dtype == torch.float64
+        else tensor
+    )
     there = _sampled(image1, points1[:, None, None] + wide @ matrix[:, None].transpose(2, 3))  # [M, S, S]
     side = 2 * PATCH + 1
-    seen = there[:, 2:-2, 2:-2].unfold(1, side, 1).unfold(2, side, 1).flatten(3)  # [M, 2 search + 1, 2 search + 1, N * N]
+    seen = (
+        there[:, 2:-2, 2:-2].unfold(1, side, 1).unfold(2, side, 1).flatten(3)
+    )  # [M, 2 search + 1, 2 search + 1, N * N]
     total, squares = (seen * weight).sum(3), (seen * seen * weight).sum(3)
     product = (seen * (weight * flat)[:, None, None]).sum(3)
     way = _square(search, points0)
@@ -318,7 +376,9 @@ def _align(image0: Tensor, image1: Tensor, points0: Tensor, points1: Tensor, map
     deviation = (NOISE * error * held.diagonal(dim1=1, dim2=2).sum(1) / (2 * torch.linalg.det(held))).sqrt()
     moved = points1 + (matrix @ shift[..., None]).squeeze(2)
     nothing = torch.zeros_like(likeness), torch.full_like(deviation, PRIOR)
-    return torch.where(told[:, None], moved, points1), *(torch.where(told, *both) for both in zip((likeness, deviation), nothing, strict=True))
+    return torch.where(told[:, None], moved, points1), *(
+        torch.where(told, *both) for both in zip((likeness, deviation), nothing, strict=True)
+    )
 
 
 def _square(radius: int, like: Tensor) -> Tensor:

@@ -24,11 +24,13 @@ def _jit(function):
 
 
 @_jit
-def field_rows(start, stop, points0, points1, weights, starts, order, columns, corner, radius, rounds, first, last, stiffness, out):
-    """Fill rows of ``out`` ``[M, 9]``: the affine map (4), where it sends the point (2), how far that is from its match, weights (2) of other matches.
+def field_rows(
+    start, stop, points0, points1, weights, starts, order, columns, corner, radius, rounds, first, last, stiffness, out
+):
+    """Fill rows of ``out`` ``[M, 9]``, see `refinement.local_maps`.
 
     starts, order: matches by buckets of ``radius`` pixels, ``columns`` of them in a row from ``corner``, as `_buckets` makes them.
-    """  # noqa: E501
+    """
     lines = (len(starts) - 1) // columns
     near = np.empty(len(points0), np.int64)
     base = np.empty(len(points0))
@@ -93,11 +95,16 @@ def field_rows(start, stop, points0, points1, weights, starts, order, columns, c
 
 @_jit
 def corner_rows(start, stop, image, points, reach, least, factor, out):
-    """Fill rows of ``out`` ``[M, 2]``: the pixel within ``reach`` of each point that looks most like a corner, or the point as it is."""
+    """Fill rows of ``out`` ``[M, 2]``: the pixel within ``reach`` of each point that looks most like a corner, or the point as it is.
+
+    It has to look so by ``least``, and by ``factor`` more than the point.
+    """
     height, width = image.shape
     for i in range(start, stop):
         x0, y0 = int(np.round(points[i, 0])), int(np.round(points[i, 1]))
         out[i, 0], out[i, 1] = points[i, 0], points[i, 1]
+        if not (0 <= x0 < width and 0 <= y0 < height):
+            continue
         best = least
         if 3 <= y0 < height - 3 and 3 <= x0 < width - 3:
             best = max(least, factor * _corner(image, x0, y0))
@@ -125,11 +132,13 @@ def _corner(image, x0, y0):
 
 
 @_jit
-def align_rows(start, stop, image0, image1, points0, points1, maps, window, search, pull, steps, prior, noise, flat, moved, quality):
+def align_rows(
+    start, stop, image0, image1, points0, points1, maps, window, search, pull, steps, prior, noise, flat, moved, quality
+):
     """Fill rows of ``moved`` ``[M, 2]``, places in image 1, and ``quality`` ``[M, 2]``: likeness of the patches, deviation of the place.
 
     points1: where to begin; maps: ``[M, 4]``, affine; window: weights ``[N, N]`` of a patch, N odd.
-    """  # noqa: E501
+    """
     size = window.shape[0]
     radius = size // 2
     reach = radius + search + 2  # of what is taken from image 1

@@ -42,6 +42,8 @@ class LoFTRConfig:
         position: what is added to the coarse features before the transformer: LoFTR's "sine" encoding, "sine_bug", the
             one of its first released weights, whose frequencies fall too quickly, or "none", which cannot meet
             positions unseen in training.
+        calibration: what turns all that is known of a refined match into the probability that it is right, the 6 numbers of
+            `predict.confidence.probability`; () leaves the confidence as the network has it.
 
     Raises:
         ValueError: values that do not fit together.
@@ -69,11 +71,13 @@ class LoFTRConfig:
     prefilter: bool = False
     respect_masks: bool = True
     position: PositionKind = "sine"
+    calibration: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         # Lists, as JSON has them, are taken for tuples.
         object.__setattr__(self, "block_dims", tuple(self.block_dims))
         object.__setattr__(self, "topk", tuple(self.topk))
+        object.__setattr__(self, "calibration", tuple(self.calibration))
         _choice("attention", self.attention, get_args(AttentionKind))
         _choice("block", self.block, get_args(BlockKind))
         _choice("position", self.position, get_args(PositionKind))
@@ -111,6 +115,8 @@ class LoFTRConfig:
             raise InputError(f"mlp_ratio is {self.mlp_ratio}, expected above 0")
         if self.temperature <= 0:
             raise InputError(f"temperature is {self.temperature}, expected above 0")
+        if len(self.calibration) not in (0, 6):
+            raise InputError(f"calibration has {len(self.calibration)} numbers, expected 6, or none")
         if self.border < 0:
             raise InputError(f"border is {self.border}, expected 0 or more cells")
 
