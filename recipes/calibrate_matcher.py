@@ -25,7 +25,7 @@ from quadtree_attention.predict.alignment import best_look, whole_view
 from quadtree_attention.predict.confidence import evidence
 from quadtree_attention.predict.matching import Matcher
 from quadtree_attention.predict.refinement import refine
-from quadtree_attention.weights.storage import save_model
+from quadtree_attention.weights.files import save
 
 RIGHT = 3.0  # pixels
 RIDGE = 1e-5  # keeps factors small that the data say nothing about
@@ -111,7 +111,7 @@ def main() -> None:
         matcher.model.config = replace(
             matcher.model.config, calibration=tuple(round(float(value), 4) for value in calibration)
         )
-        save_model(matcher.model, options.out, half=options.half)
+        save(matcher.model, options.out, half=options.half)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from ..data.images import resize_longest, to_gray
 from ..extras import require
@@ -132,13 +134,13 @@ def _trials(views: tuple[View, View]) -> Iterator[tuple[View, View]]:
 
 
 def _smaller(view: View, longest: float) -> View:
-    cv2 = require("cv2", "vision")
     height, width = view.gray.shape
     share = min(1.0, longest / max(height, width))
     size = max(1, round(width * share)), max(1, round(height * share))
     across, down = width / size[0], height / size[1]
     to_view = np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]])
-    return View(cv2.resize(view.gray, size, interpolation=cv2.INTER_AREA), view.to_given @ to_view)
+    gray = F.interpolate(torch.from_numpy(view.gray)[None, None], size[::-1], mode="bilinear", antialias=True)
+    return View(gray[0, 0].numpy(), view.to_given @ to_view)
 
 
 def _turned(view: View, turns: int) -> View:
