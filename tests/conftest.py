@@ -1,6 +1,7 @@
 """What several test files need."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ if not torch.cuda.is_available():
 
 from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR
 from quadtree_attention.weights import save
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it; some tests send it
 
 
 @pytest.fixture(scope="session")

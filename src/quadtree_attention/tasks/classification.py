@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ..data.loading import processes, seeded
 from ..errors import InputError, check_range
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
-from ..weights.files import ENTRY, description
+from ..weights.files import ENTRY, described, description
 from ..weights.loading import initialize
 from .classes import check_classes
 from .optimization import check_rates, decaying, timm_cosine
@@ -145,7 +146,8 @@ class ClassificationTask(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember which classes it knows."""
-        self._labels = checkpoint.get("classifier", {}).get("labels")
+        _, config = described(checkpoint, Path("the checkpoint"))
+        self._labels = None if config is None else config.get("labels")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With its configuration a checkpoint is all that quadtree classify and quadtree convert need."""

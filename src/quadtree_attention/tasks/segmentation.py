@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..data.recognition.ade20k import IGNORE
 from ..errors import InputError, check_range
 from ..models.classifier import level_weights
 from ..models.segmentation import Norm, SegmenterConfig
-from ..weights.files import ENTRY, description
+from ..weights.files import ENTRY, described, description
 from ..weights.loading import initialize
 from .classes import check_classes
 from .optimization import check_rates, polynomial
@@ -96,7 +97,8 @@ class SegmentationTask(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember which classes it knows."""
-        self._labels = checkpoint.get("segmenter", {}).get("labels")
+        _, config = described(checkpoint, Path("the checkpoint"))
+        self._labels = None if config is None else config.get("labels")
 
     def on_train_start(self) -> None:
         """Raises a ValueError if the checkpoint, if there is one, knows other classes than the data has."""

@@ -94,14 +94,19 @@ def read(path: Path) -> Stored:
         metadata = read_metadata(path)
         if "config" not in metadata:
             return Stored(path, None, None, content)
-        kind, config = _said(metadata, _parsed(metadata["config"], path), path)
-        return Stored(path, kind, config, content)
+        return Stored(path, *_said(metadata, _parsed(metadata["config"], path), path), content)
+    kind, config = described(content, path)
+    return Stored(path, kind, config, content if kind is None else _trained(content, path))
+
+
+def described(content: Mapping[str, Any], path: Path) -> tuple[str | None, Any]:
+    """Kind and configuration of a checkpoint of our training, as read from ``path``; None twice if it is not one.
+
+    Raises:
+        ValueError: it is of a later version of this format.
+    """
     said = content.get(ENTRY)
-    if isinstance(said, Mapping):
-        kind, config = _said(said, said.get("config"), path)
-        return Stored(path, kind, config, _trained(content, path))
-    before, config = _said_before(content)
-    return Stored(path, before, config, content if before is None else _trained(content, path))
+    return _said(said, said.get("config"), path) if isinstance(said, Mapping) else _said_before(content)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
