@@ -41,7 +41,17 @@ def options_of(command: str) -> set[str]:
         for part, settings in yaml.safe_load(recipe.read_text()).items():
             if isinstance(settings, dict) and "class_path" in settings:
                 classes.add((part, settings["class_path"]))
-    found = {"--config", "--ckpt_path", "--print_config", "--help", "--debug", "--data", "--model", "--trainer"}
+    found = {
+        "--config",
+        "--ckpt_path",
+        "--resume",
+        "--print_config",
+        "--help",
+        "--debug",
+        "--data",
+        "--model",
+        "--trainer",
+    }
     for part, path in classes:
         module, _, name = path.rpartition(".")
         found |= {

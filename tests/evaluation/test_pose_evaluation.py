@@ -250,7 +250,7 @@ class TestPublishedOptions:
 
     def test_topk_changes_what_is_attended(self, images):
         own, same, other = (
-            self.rows(evaluation.load("tiny", "matcher", options=options)(*images))
+            self.rows(evaluation.load_matcher("tiny", options=options)(*images))
             for options in ({}, {"topk": (8, 8)}, {"topk": (1, 1)})
         )
         assert len(own) > 50
@@ -265,7 +265,7 @@ class TestPublishedOptions:
         mask[:, :120, :160] = True
         with torch.inference_mode():
             found = model(gray[:1], gray[1:], mask, mask)
-        got = evaluation.load("tiny", "matcher", padding=padding, pad_to=192)(*images)
+        got = evaluation.load_matcher("tiny", padding=padding, pad_to=192)(*images)
         for name, values in zip(("keypoints0", "keypoints1", "confidence"), got, strict=True):
             np.testing.assert_allclose(values, found[name].numpy(), atol=2e-3)
         other = model(gray[:1], gray[1:])
@@ -273,7 +273,7 @@ class TestPublishedOptions:
 
     def test_padding_must_hold_the_images(self, images):
         with pytest.raises(ValueError, match="pad_to is 128, expected at least the images' longer side, 160 pixels"):
-            evaluation.load("tiny", "matcher", padding="masked", pad_to=128)(*images)
+            evaluation.load_matcher("tiny", padding="masked", pad_to=128)(*images)
 
     def test_a_model_without_topk(self, tmp_path):
         path = tmp_path / "linear.safetensors"

@@ -271,9 +271,9 @@ def test_embedded_weights(tmp_path, random_weights):
         load(random_weights, "stereo")  # a matcher's
     with pytest.raises(IsADirectoryError):
         load(tmp_path, "stereo")
-    (tmp_path / "w.bin").touch()
-    with pytest.raises(ValueError, match=r"unknown suffix '.bin'"):
-        load(tmp_path / "w.bin", "stereo")
+    (tmp_path / "w.txt").touch()
+    with pytest.raises(ValueError, match=r"unknown suffix '.txt'"):
+        load(tmp_path / "w.txt", "stereo")
     torch.save({"state_dict": {}}, tmp_path / "w.ckpt")
     with pytest.raises(ValueError, match="holds no stereo network"):
         load(tmp_path / "w.ckpt", "stereo")

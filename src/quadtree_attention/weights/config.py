@@ -177,6 +177,9 @@ class _Bounded(TorchFunctionMode):
         self._left -= 1
         if self._left < 0:
             raise InputError("it makes a network of many more parts than there are tensors in the file")
+        if function is torch.norm_except_dim:  # of weight norm: on the meta device torch would load SymPy for it
+            weight, _, dim = args
+            return weight.new_empty([n if axis == dim else 1 for axis, n in enumerate(weight.shape)])
         if function in (torch.randn, torch.rand):
             function = torch.empty
         if getattr(function, "__name__", "") in _FILLING:

@@ -150,7 +150,11 @@ def _load(name_or_path: str | Path, kinds: Sequence[str], architecture: str | No
             f"{path} has no kind and configuration in its metadata, expected a file that quadtree convert wrote"
         )
     told = published_kind(stored.content) if row is None else kind_for(row.task).name
-    kind = told or (kinds[0] if kinds[0] in PUBLISHED_NETWORKS else "matcher")  # which then says what it does not know
+    if told is None and kinds[0] not in PUBLISHED_NETWORKS:
+        raise InputError(
+            f"{path} holds no {kinds[0]} network, expected a checkpoint of a training, or what quadtree convert wrote"
+        )
+    kind = told or kinds[0]  # whose reader says which names it does not know
     if kind not in kinds and "backbone" in kinds and kind != "matcher":
         kind = "backbone"
     _check_kind(kind, kinds, path)
