@@ -51,8 +51,8 @@ def test_concurrent_calls(kind_of_threads):
 @pytest.fixture(params=["torch's threads", "a pool"])
 def kind_of_threads(request, monkeypatch):
     if request.param == "a pool":
-        monkeypatch.setattr(threads, "_openmp", lambda: None)
-    elif threads._openmp() is None:
+        monkeypatch.setattr(threads, "gomp_parallel", lambda work: None)
+    elif threads.gomp_parallel(threads._WORK) is None:
         pytest.skip("this torch has no OpenMP library of its own")
 
 

@@ -1,7 +1,8 @@
 """Networks built on the operator; each room has its frozen config dataclass beside it.
 
-Importing this package registers the backbones in timm: at once if timm is loaded, and otherwise as soon as it is, so that those who only match
-images do not pay for timm.
+Importing this package registers the backbones in timm: at once where timm is loaded, and otherwise when it is. Importing timm here would be plainer,
+but takes a second, and so would every `quadtree match`, whose network lies in this package and needs none of timm. timm itself has no way
+to name models that it does not know yet, such as entry points: hence a finder, which is there until timm is loaded.
 """
 
 from __future__ import annotations
@@ -9,47 +10,29 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 
-class _RegisterAfterTimm(MetaPathFinder):
-    """Finds timm as it would be found anyway; whoever loads it, rather than only looks for it, gets the backbones too."""
+class _WithBackbones(MetaPathFinder):
+    """Finds timm as the other finders do. Whoever loads what it finds gets the backbones too; whoever only looks gets nothing."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "timm":
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _RegisteringLoader(spec.loader, self)
-                return spec
-        return None
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
 
+            def load_and_register(module: ModuleType) -> None:
+                load(module)
+                sys.meta_path.remove(self)
+                _register()
 
-class _RegisteringLoader(Loader):
-    """timm's own loader, after which the backbones are registered and the hook is gone."""
-
-    def __init__(self, loader: Loader, hook: _RegisterAfterTimm) -> None:
-        self._loader, self._hook = loader, hook
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        _register()
-        if self._hook in sys.meta_path:
-            sys.meta_path.remove(self._hook)
-
-    def __getattr__(self, name: str) -> Any:  # get_filename, get_data and whatever else the own one can do
-        return getattr(self._loader, name)
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
 
 
 def _register() -> None:
@@ -59,4 +42,4 @@ def _register() -> None:
 if "timm" in sys.modules:
     _register()
 else:
-    sys.meta_path.insert(0, _RegisterAfterTimm())
+    sys.meta_path.insert(0, _WithBackbones())

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compat import PythonUnpickler, rebuild_parameter, rebuild_tensor
 from ..errors import InputError
 from ..extras import require
 
@@ -61,8 +62,8 @@ class _Rebuild:
 # All that a pickled tensor needs. Storage types are resolved by torch.load itself.
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(torch._utils._rebuild_tensor_v2),
-    ("torch._utils", "_rebuild_parameter"): _Rebuild(torch._utils._rebuild_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Rebuild(rebuild_parameter),
     ("torch", "Size"): torch.Size,
 }
 
@@ -91,16 +92,14 @@ class _Placeholder:
         pass
 
 
-class _TensorUnpickler(
-    pickle._Unpickler
-):  # the one in Python: the other sets aside as much memory as a pickle asks for
+class _TensorUnpickler(PythonUnpickler):
     """Unpickler that knows tensors and plain containers; everything else becomes a `_Placeholder`."""
 
     def find_class(self, module: str, name: str) -> Any:
         return _ALLOWED.get((module, name), _Placeholder)
 
 
-class _StorageUnpickler(pickle._Unpickler):
+class _StorageUnpickler(PythonUnpickler):
     """Unpickler that makes nothing, and notes which records are to be storages, and of how many bytes."""
 
     def __init__(self, file: Any) -> None:
@@ -238,7 +237,7 @@ def weights_in(content: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in inner.items():
         if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout == torch.strided:
             storage = value.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
             needed += value.numel() * value.element_size()
         name = str(key).replace("_orig_mod.", "").removeprefix("module.")
         if name in state:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
-from timm.models._builder import resolve_pretrained_cfg
 from timm.models.pvt_v2 import MlpWithDepthwiseConv, OverlapPatchEmbed, PyramidVisionTransformerV2
 from torch import Tensor, nn
 
+from ..compat import resolve_pretrained_cfg
 from ..errors import InputError
 from ..nn import QuadtreeAttention
 from ..ops.dispatch import Backend, Variant

@@ -10,8 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
-from numba.core.serialize import dumps
+from ..compat import CompileResultCacheImpl, FunctionCache, numba_dumps
 
 SOURCES = ("cpu_kernels.py", "cpu_blocks.py")  # all that compiled kernels are made of
 
@@ -27,7 +26,7 @@ class _Checked(CompileResultCacheImpl):
     """Machine code with a digest, for a few wrong bits in it would end the process or give wrong numbers."""
 
     def reduce(self, compiled: Any) -> tuple[bytes, bytes]:
-        code = dumps(super().reduce(compiled))
+        code = numba_dumps(super().reduce(compiled))
         return hashlib.sha256(_sources() + code).digest(), code
 
     def rebuild(self, target_context: Any, reduced: tuple[bytes, bytes]) -> Any:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from ..compat import (
+    forward_derivatives,
+    is_legacy_batchedtensor,
+    len_torch_dispatch_stack,
+    peek_interpreter_stack,
+)
 
 
 def is_transformed(*gradients: Tensor) -> bool:
@@ -14,9 +20,9 @@ def is_transformed(*gradients: Tensor) -> bool:
     gradients: that a backward pass is given, which may be many at once (``is_grads_batched``).
     """
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or any(torch._C._functorch.is_legacy_batchedtensor(x) for x in gradients)
+        peek_interpreter_stack() is not None
+        or forward_derivatives()
+        or any(is_legacy_batchedtensor(x) for x in gradients)
     )
 
 
@@ -27,7 +33,7 @@ def is_free() -> bool:
 
 def is_eager(*tensors: Tensor) -> bool:
     """Whether all are ordinary CPU tensors of floats, with no compiling, tracing or function transform under way."""
-    if is_free() or torch._C._len_torch_dispatch_stack():
+    if is_free() or len_torch_dispatch_stack():
         return False
     return all(type(x) is Tensor and x.device.type == "cpu" and x.is_floating_point() for x in tensors)
 

@@ -11,11 +11,11 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import torch
+
+from ..compat import gomp_parallel
 
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _process = os.getpid()
@@ -34,7 +34,7 @@ def run(task: Callable[[int, int], None], rows: int, *, chunks_per_thread: int =
         return
     edges = [rows * i // chunks for i in range(chunks + 1)]
     ranges = deque(pairwise(edges))
-    team = _openmp() if os.getpid() == _process else None
+    team = gomp_parallel(_WORK) if os.getpid() == _process else None
     if team is None:
         for _ in _executor(threads).map(lambda both: task(*both), ranges):
             pass
@@ -63,19 +63,3 @@ def _executor(threads: int) -> ThreadPoolExecutor:
     if _pool is None or _pool[:2] != (os.getpid(), threads):
         _pool = (os.getpid(), threads, ThreadPoolExecutor(threads, thread_name_prefix="quadtree"))
     return _pool[2]
-
-
-@cache
-def _openmp() -> Callable | None:
-    """GOMP_parallel of the OpenMP library that torch has loaded; None where there is none (macOS, Windows, other builds of torch)."""
-    maps = Path("/proc/self/maps")
-    if not torch.backends.openmp.is_available() or not maps.exists():
-        return None
-    home = str(Path(torch.__file__).parent)  # a wheel's own lies in torch/lib or torch.libs
-    for path in {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "libgomp" in line}:
-        if path.startswith(home):
-            start = ctypes.CDLL(path).GOMP_parallel
-            start.argtypes = [_WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-            start.restype = None
-            return start
-    return None

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from tests.models.detection import formulas
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
+from quadtree_attention.compat import BoxCoder
 from quadtree_attention.models.detection.parts import (
     AlignedRoIAlign,
     Anchors,
