@@ -57,3 +57,34 @@ def test_shapes_beyond_the_file_are_refused_before_there_is_room_for_them(tmp_pa
         file.write(np.ones(9).tobytes())
     with pytest.raises(InputError, match=r"a\.npy: not an array \("):
         read_npy(tmp_path / "a.npy")
+
+
+class Touch:
+    """Runs code when it is unpickled the careless way."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_code_in_a_file_of_arrays_is_refused_and_not_run(tmp_path, as_zip):
+    path, touched = tmp_path / "scene.npz", tmp_path / "touched"
+    bad = {"pair_infos": np.array([Touch(touched)], dtype=object)}
+    if as_zip:
+        np.savez(path, **bad)
+    else:
+        path.write_bytes(pickle.dumps(bad))
+    with pytest.raises(ValueError, match=r"not a file of arrays \(it refers to .*open\)"):
+        read_arrays(path)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense", b"PK\x03\x04 cut off"])
+def test_damaged_file_of_arrays(tmp_path, data):
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.npz: not a file of arrays") as error:
+        read_arrays(tmp_path / "x.npz")
+    assert "\n" not in str(error.value)

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from quadtree_attention.data.maps import read_map, read_pfm
-from quadtree_attention.data.matching.pairs import stereo_list
 from quadtree_attention.errors import InputError
+from quadtree_attention.evaluation.lists import stereo_list
 
 VALUES = np.random.default_rng(0).uniform(1, 99, (24, 34)).astype(np.float32)
 

@@ -3,7 +3,7 @@ import pickle
 import cv2
 import numpy as np
 import pytest
-from tests.data.matching.test_pairs import image
+from tests.evaluation.test_lists import image
 from tests.support.scenes import shots, write_colmap
 
 from quadtree_attention.data.arrays import read_arrays

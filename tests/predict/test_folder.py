@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from quadtree_attention.__main__ import main
-from quadtree_attention.data.matching.pairs import image_pairs
+from quadtree_attention.data.lists import image_pairs
 from quadtree_attention.errors import InputError
 from quadtree_attention.predict import folder as folder_module
 from quadtree_attention.predict.folder import Tracks, all_pairs, match_folder

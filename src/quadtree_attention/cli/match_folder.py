@@ -70,7 +70,7 @@ def match_folder(
     """
     from pathlib import Path
 
-    from ..data.matching.pairs import image_pairs
+    from ..data.lists import image_pairs
     from ..data.photos import list_photographs
     from ..predict.colmap import beside
     from ..predict.folder import SUFFIXES, all_pairs, match_folder

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 
+_WORD = re.compile(r"""\"([^\"]+?)\"(?=[ \t]|$)|'(.+?)'(?=[ \t]|$)|([^ \t]+)""")
+_COMMENT = re.compile(r"(^|(?<=[ \t]))#.*")
+_LONGEST_NAME = 4096
 _LARGEST = 2**30  # bytes: tens of millions of lines
 
 
@@ -28,3 +33,57 @@ def lines_in(path: Path) -> list[str]:
     return [
         line.strip(" \t") for line in re.split(r"\r\n|\n|\r", text)
     ]  # not at Unicode's other ends of lines, which are part of names
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """('file:line', words) of each line of a text list that holds anything.
+
+    Words have spaces or tabs between them. One with spaces in it stands in quotes, single or double, from its first to its last character; other
+    quotes, as in it's.jpg, are part of a name. A # at the beginning of a word, not within one as in x#1.jpg, starts a comment.
+    """
+    for number, line in enumerate(lines_in(path), 1):
+        words = [next(word for word in found if word) for found in _WORD.findall(_COMMENT.sub("", line))]
+        if words:
+            yield f"{path}:{number}", words
+
+
+def image_pairs(path: str | Path, root: str | Path) -> list[tuple[str, str]]:
+    """A text list as hloc's, 'image0 image1' a line -> names of images in the folder root; a pair given twice, either way round, counts once."""
+    path = Path(path)
+    pairs: dict[frozenset[str], tuple[str, str]] = {}
+    for where, words in lines_of(path):
+        if len(words) != 2 or words[0] == words[1]:
+            raise InputError(
+                f"{where}: {' '.join(words)[:100]!r}, expected the names of two images: image0 image1; those with spaces in quotes"
+            )
+        for name in words:
+            existing(name, root, where)
+        pairs.setdefault(frozenset(words), (words[0], words[1]))
+    return nonempty(list(pairs.values()), path)
+
+
+def existing(name: str, folder: str | Path, where: str) -> Path:
+    """The path of a file of this name in a folder; ``where`` it is asked for stands in the error if there is none."""
+    if len(name) > _LONGEST_NAME or "\0" in name:
+        raise InputError(f"{where}: {name[:40]!r}... of {len(name)} characters, expected the name of a file")
+    path = Path(folder) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: {path} does not exist")
+    return path
+
+
+def folder_with(root: Path, places: Iterable[str], name: str) -> Path:
+    """The first of the places under root that has a file of this name or pattern."""
+    places = tuple(places)
+    for place in places:
+        if any((root / place).glob(name)) if "*" in name else (root / place / name).is_file():
+            return root / place
+    tried = ", ".join(str(root / place) for place in places)
+    raise FileNotFoundError(f"{name} not found, expected it in one of: {tried}")
+
+
+def nonempty(pairs: list[Any], path: Path) -> list[Any]:
+    """The pairs of a list; one without any is an InputError."""
+    if not pairs:
+        raise InputError(f"{path}: no pairs in it, expected one a line")
+    return pairs

@@ -1,4 +1,4 @@
-"""Views of images under homographies."""
+"""Views of images under homographies, and sizes of resized copies."""
 
 from __future__ import annotations
 
@@ -33,6 +33,25 @@ def warped_view(image: np.ndarray, view: np.ndarray, size: tuple[int, int], bord
 def shift_matrix(vector: Sequence[float] | np.ndarray) -> np.ndarray:
     """``[3, 3]``: moves pixels (x, y) by a vector ``[2]``."""
     return np.array([[1.0, 0.0, vector[0]], [0.0, 1.0, vector[1]], [0.0, 0.0, 1.0]])
+
+
+def resize_matrix(old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """The [3, 3] map of pixels of an image of size old to those of its resized copy; sizes (width, height)."""
+    sx, sy = new[0] / old[0], new[1] / old[1]
+    return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
+
+
+def with_long_side(size: tuple[int, int], pixels: int, multiple: int) -> tuple[int, int]:
+    """(width, height) with a longer side of ``pixels``, both sides then rounded down to a multiple, as published for MegaDepth."""
+    factor = pixels / max(size)
+    width, height = (max(round(side * factor) // multiple, 1) * multiple for side in size)
+    return width, height
+
+
+def with_short_side(size: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """(width, height) with a shorter side of ``pixels``."""
+    factor = pixels / min(size)
+    return round(size[0] * factor), round(size[1] * factor)
 
 
 def _local_step(view: np.ndarray, x: float, y: float) -> float:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import __version__
-from ..data.matching import pairs as lists
 from ..data.matching.colmap import MODEL_PLACES
 from ..data.matching.pairs import HomographyPair, Pair, PosePair, StereoPair
 from ..errors import InputError
@@ -25,7 +24,7 @@ from ..formats import CHART_SUFFIXES
 from ..table import Table
 from ..viz.chart import save_error_curves
 from ..weights.registry import weights_identity
-from . import pose_sets
+from . import lists, pose_sets
 from .pair_log import PairLog
 from .protocols import (
     ESTIMATORS,

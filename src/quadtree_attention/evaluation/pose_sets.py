@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..data.arrays import camera_matrix, entries, entry, pose_matrix, read_arrays
+from ..data.lists import existing, folder_with, lines_of, nonempty
 from ..data.matching.layouts import overlapping, read_pose
-from ..data.matching.pairs import PosePair, existing, folder_with, lines_of, some
+from ..data.matching.pairs import PosePair
 from ..errors import InputError
 
 
@@ -103,7 +104,7 @@ def megadepth1500(root: str | Path) -> list[PosePair]:
                     T_0to1=_pose_of(poses, j, path) @ np.linalg.inv(_pose_of(poses, i, path)),
                 )
             )
-    return some(pairs, index)
+    return nonempty(pairs, index)
 
 
 def colmap_pairs(root: str | Path, min_overlap: float = 0.1) -> list[PosePair]:

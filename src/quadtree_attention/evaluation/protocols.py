@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.images import read_image, resize_longest
-from ..data.matching.pairs import HomographyPair, Pair, PosePair, StereoPair, resize_matrix, with_long_side
+from ..data.matching.pairs import HomographyPair, Pair, PosePair, StereoPair
+from ..data.warp import resize_matrix, with_long_side
 from ..errors import InputError
 from ..extras import require
 from . import metrics

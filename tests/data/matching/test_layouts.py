@@ -14,8 +14,8 @@ from quadtree_attention.data.arrays import read_arrays
 from quadtree_attention.data.matching.colmap import ColmapScene
 from quadtree_attention.data.matching.layouts import MegaDepthScene, ScanNetScene
 from quadtree_attention.data.matching.made_scenes import Motion
-from quadtree_attention.data.matching.pairs import resize_matrix
 from quadtree_attention.data.matching.posed import posed_image, resize_depth
+from quadtree_attention.data.warp import resize_matrix
 from quadtree_attention.tasks.matching.supervision import depth_supervision, point_supervision
 
 SIZE = (96, 128)

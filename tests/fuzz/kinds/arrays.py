@@ -62,7 +62,7 @@ def _homographies(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_homography(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.matching.pairs import read_homography
+    from quadtree_attention.evaluation.lists import read_homography
 
     assert read_homography(path).shape == (3, 3)
 

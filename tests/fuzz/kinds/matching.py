@@ -82,12 +82,13 @@ def _lists(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _read_list(folder: Path, path: Path) -> None:
-    from quadtree_attention.data.matching import pairs
+    from quadtree_attention.data.lists import image_pairs
+    from quadtree_attention.evaluation import lists
 
     if path.stem == "pairs":
-        pairs.image_pairs(path, folder)
+        image_pairs(path, folder)
     else:
-        read = {"homographies": pairs.homography_list, "poses": pairs.pose_list, "stereo": pairs.stereo_list}[path.stem]
+        read = {"homographies": lists.homography_list, "poses": lists.pose_list, "stereo": lists.stereo_list}[path.stem]
         read(path)
 
 

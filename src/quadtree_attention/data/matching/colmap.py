@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from ...errors import InputError
 from ...extras import require
 from ..arrays import camera_matrix, pose_matrix
+from ..warp import with_long_side
 from . import colmap_model
-from .pairs import with_long_side
 from .posed import fits, joined, posed_image
 
 _MODELS = ("PINHOLE", "SIMPLE_PINHOLE")

@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...extras import require
 from ..arrays import camera_matrix, entries, entry, pose_matrix, read_arrays, read_numbers
 from ..maps import read_map
-from .pairs import with_long_side
+from ..warp import with_long_side
 from .posed import Size, fits, joined, posed_image
 
 

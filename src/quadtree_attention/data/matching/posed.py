@@ -11,9 +11,8 @@ import torch
 
 from ...errors import InputError
 from ..photos import read_gray
-from .pairs import resize_matrix
-
-Size = tuple[int, int]  # (width, height), as in the other layouts
+from ..warp import resize_matrix
+from .pairs import Size
 
 _STRETCH = 0.03  # share by which the shape of an image may differ from that of its camera: ScanNet's colour images by half a percent
 _BEND = 0.02  # share of its inverse depth by which a surface may bend from pixel to pixel; more is an edge
