@@ -22,8 +22,8 @@ from tests.support.scenes import write_megadepth, write_scannet
 
 from quadtree_attention.data.matching.made_scenes import MadeScenes, SceneMaker
 from quadtree_attention.data.matching.scenes import MegaDepthData, ScanNetData, ScenesData, Split
-from quadtree_attention.data.photos import list_photographs
 from quadtree_attention.evaluation.matching import evaluate_pose, load_matcher
+from quadtree_attention.files import list_photographs
 from quadtree_attention.table import Table
 
 SEED = 1000  # of the scenes; recipes begin at 0

@@ -31,14 +31,14 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.datasets import FashionMNIST
 
 from quadtree_attention.bench.cpu import machine
-from quadtree_attention.data.photos import list_photographs
 from quadtree_attention.data.recognition.composites import CompositeData, Pasting
-from quadtree_attention.files import atomic_write
+from quadtree_attention.files import atomic_write, list_photographs
 from quadtree_attention.models.segmentation import SemanticFPN
+from quadtree_attention.predict.segmentation import class_colors
 from quadtree_attention.table import Table
 from quadtree_attention.tasks.segmentation import segmentation_loss, segmentation_scores
 from quadtree_attention.viz.drawing import save_picture
-from quadtree_attention.viz.segmentation import class_colors, tinted
+from quadtree_attention.viz.segmentation import tinted
 from quadtree_attention.weights import load
 from support.training import fit
 

@@ -20,10 +20,10 @@ import torch
 
 from quadtree_attention.data.arrays import read_map
 from quadtree_attention.data.images import read_image
-from quadtree_attention.data.photos import list_photographs
 from quadtree_attention.data.stereo.datasets import hidden_by_disparity
 from quadtree_attention.data.stereo.packed import write_pack
 from quadtree_attention.data.stereo.synthetic import StereoDataset
+from quadtree_attention.files import list_photographs
 
 
 def main() -> None:

@@ -23,8 +23,7 @@ def check_output(path: str | Path, suffixes: Collection[str]) -> Path:
         OSError: it is a folder, or its folder is missing or cannot be written to.
     """
     path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(suffixes)}")
+    checked_suffix(path, suffixes)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected the name of a file to write")
     if not path.parent.is_dir():
@@ -32,6 +31,18 @@ def check_output(path: str | Path, suffixes: Collection[str]) -> Path:
     with atomic_write(path) as temporary:
         temporary.unlink()
     return path
+
+
+def checked_suffix(path: str | Path, suffixes: Collection[str], instead: str = "") -> str:
+    """The suffix of ``path`` in small letters.
+
+    Raises:
+        InputError: it is not one of ``suffixes``. ``instead`` is what else could be given, to end the message with.
+    """
+    suffix = Path(path).suffix
+    if suffix.lower() not in suffixes:
+        raise InputError(f"{path}: unknown suffix {suffix!r}, expected {' or '.join(suffixes)}{instead}")
+    return suffix.lower()
 
 
 @contextmanager
@@ -104,9 +115,19 @@ def walk(folder: str | Path) -> list[Path]:
     return sorted(found)
 
 
-def image_files(folder: str | Path) -> list[Path]:
-    """The images among the files that `walk` finds, by their suffix; photographs of kinds that are not read, such as .heic, are told of in an
-    InputWarning."""
+def list_photographs(folder: str | Path) -> list[Path]:
+    """The photographs among the files that `walk` finds, by their suffix. Those of kinds that are not read, such as .heic, are told of in an
+    InputWarning.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: no such folder.
+        InputError: it holds none.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist, expected a folder of photographs")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder of photographs")
     files = walk(folder)
     others = Counter(path.suffix.lower() for path in files if path.suffix.lower() in PHOTO_SUFFIXES)
     if others:
@@ -115,6 +136,9 @@ def image_files(folder: str | Path) -> list[Path]:
             InputWarning(
                 f"{folder}: photographs of kinds that cannot be read are left out: {kinds}; convert them to .jpg or .png"
             ),
-            stacklevel=3,
+            stacklevel=2,
         )
-    return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise InputError(f"{folder} holds no photographs ({', '.join(IMAGE_SUFFIXES)}) in it or below")
+    return found

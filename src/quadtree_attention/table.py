@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .files import write_text
+from .files import checked_suffix, write_text
 
 TABLE_SUFFIXES = (".json", ".csv", ".md")
 
@@ -42,10 +41,7 @@ class Table:
 
     def save(self, path: str | Path) -> None:
         """Write to .json (with the settings), .csv or .md; the file is whole or not there."""
-        path = Path(path)
-        if path.suffix.lower() not in TABLE_SUFFIXES:
-            raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(TABLE_SUFFIXES)}")
-        write_text(path, self._encoded(path.suffix.lower()))
+        write_text(path, self._encoded(checked_suffix(path, TABLE_SUFFIXES)))
 
     def _encoded(self, suffix: str) -> str:
         if suffix == ".json":

@@ -31,7 +31,7 @@ def test_folders_are_walked_by_name(folder):
     with pytest.raises(FileNotFoundError, match=r"none\.png does not exist, expected an image file or a folder"):
         find_images([str(folder), str(folder / "none.png")])
     (folder / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty has no images, expected files that end in"):
+    with pytest.raises(ValueError, match="empty holds no photographs"):
         find_images([str(folder / "empty")])
 
 

@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 
 from quadtree_attention.data.images import read_image, to_gray
-from quadtree_attention.data.photos import Photographs, list_photographs, read_gray
+from quadtree_attention.data.photos import Photographs, read_gray
 from quadtree_attention.errors import InputWarning
+from quadtree_attention.files import list_photographs
 
 
 def save(path, image, **options):

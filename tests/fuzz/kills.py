@@ -82,7 +82,7 @@ def _start(top: Path, out: Path) -> int:
     import scipy.spatial  # noqa: F401
 
     import quadtree_attention.cli.match_folder
-    import quadtree_attention.data.matching.pairs
+    import quadtree_attention.data.lists
     import quadtree_attention.predict.colmap  # noqa: F401
     from quadtree_attention.__main__ import main
     from quadtree_attention.predict.matching import Matcher, Matches

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from quadtree_attention.__main__ import main
-from quadtree_attention.models.detection import DetectorConfig
+from quadtree_attention.models.detection import DetectorConfig, build_detector
 from quadtree_attention.predict.detection import Detections, Detector, image_numbers, save_detections
 from quadtree_attention.viz.detection import class_color, draw_detections
 from quadtree_attention.viz.drawing import BAR
@@ -42,7 +42,7 @@ def weights(tmp_path_factory):
             max_size=96,
             score_threshold=0.1,
         )
-        model = config.build()
+        model = build_detector(config)
         last = (
             model.head.classification_head.cls_logits
             if kind == "retinanet"

@@ -6,8 +6,7 @@ from PIL import Image
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.models.segmentation import SegmenterConfig
-from quadtree_attention.predict.segmentation import Segmentation, Segmenter, likeliest
-from quadtree_attention.viz.segmentation import class_colors
+from quadtree_attention.predict.segmentation import Segmentation, Segmenter, class_colors, likeliest
 from quadtree_attention.weights import save
 
 SMALL = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "mlp_ratios": (2, 2, 2, 2)}

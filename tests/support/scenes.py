@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from quadtree_attention.data.matching.made_scenes import Cameras, Motion, Place, SceneMaker, random_cameras
-from quadtree_attention.data.matching.render import View
+from quadtree_attention.data.matching.render import Rendering
 from quadtree_attention.extras import require
 
 _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
@@ -22,7 +22,7 @@ class Shot(NamedTuple):
 
     place: Place
     cameras: Cameras
-    views: tuple[View, View]
+    views: tuple[Rendering, Rendering]
 
     @property
     def poses(self) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +175,7 @@ def write_colmap(
         (folder / "sparse" / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _points(rng: np.random.Generator, K: np.ndarray, pose: np.ndarray, view: View, count: int) -> np.ndarray:
+def _points(rng: np.random.Generator, K: np.ndarray, pose: np.ndarray, view: Rendering, count: int) -> np.ndarray:
     """Points of the world ``[M, 4]``, the last entry 1, that a view shows at ``count`` random pixels."""
     y, x = (rng.integers(side, size=count) for side in view.depth.shape)
     z = view.depth[y, x].astype(np.float64)

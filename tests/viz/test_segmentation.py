@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from quadtree_attention.predict.segmentation import Segmentation
+from quadtree_attention.predict.segmentation import Segmentation, class_colors
 from quadtree_attention.viz.drawing import BACKGROUND
-from quadtree_attention.viz.segmentation import class_colors, draw_segmentation, tinted
+from quadtree_attention.viz.segmentation import draw_segmentation, tinted
 
 NAMES = ("background", "cat", "dog")
 

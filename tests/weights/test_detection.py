@@ -13,7 +13,7 @@ from tests.models.detection.formulas import layer, per_anchor, relu, sigmoid
 
 from quadtree_attention.models.checkpoint import misfit
 from quadtree_attention.models.classifier import build_backbone
-from quadtree_attention.models.detection import DetectorConfig, coco_detector
+from quadtree_attention.models.detection import DetectorConfig, build_detector, coco_detector_config
 from quadtree_attention.models.detection.keys import convert_detector
 from quadtree_attention.weights import load, read_checkpoint, save
 from quadtree_attention.weights.loading import initialize
@@ -78,7 +78,7 @@ def test_every_published_key_has_its_place(kind, name):
     assert found == kind
     assert len(ours) == len(state)
     with torch.device("meta"):
-        model = coco_detector(f"{kind}_{name}").build()
+        model = build_detector(coco_detector_config(f"{kind}_{name}"))
     assert misfit(model.state_dict(), ours) == ""
     learnt = sum(p.numel() for p in model.parameters())
     background = 0 if kind == "retinanet" else 4 * 1025 + 257
@@ -120,7 +120,7 @@ def loaded(kind, weights, **changes):
     config = DetectorConfig(
         kind, "quadtree_b0", ["a", "b", "c"], options=SMALL, channels=8, features=12, **{**plain, **changes}
     )
-    model = config.build().double()
+    model = build_detector(config).double()
     found, state = convert_detector(weights)
     assert found == kind
     model.load_state_dict(state, strict=True)
@@ -277,7 +277,7 @@ def test_backbones_of_others(name):
     torch.manual_seed(0)
     full = build_backbone(name, num_classes=3)
     config = DetectorConfig("retinanet", name, ["a"], channels=8, frozen_norm=name == "resnet18")
-    model = config.build()
+    model = build_detector(config)
     widths = model.backbone.body.feature_info.channels()[-4:]
     body = {
         key: value
@@ -323,12 +323,12 @@ def test_a_classifier_starts_a_backbone(tmp_path):
     classifier = ClassifierConfig("quadtree_b0", ["a", "b"], options)
     network = classifier.build()
     save(network, tmp_path / "c.safetensors")
-    model = DetectorConfig("retinanet", "quadtree_b0", ["x"], options=options, channels=8).build()
+    model = build_detector(DetectorConfig("retinanet", "quadtree_b0", ["x"], options=options, channels=8))
     initialize(model, "detector", tmp_path / "c.safetensors")
     weight = model.backbone.body.state_dict()["stages_2.blocks.0.mlp.fc1.weight"]
     assert torch.equal(weight, network.stages[2].blocks[0].mlp.fc1.weight)
-    deeper = DetectorConfig(
-        "retinanet", "quadtree_b0", ["x"], options={**options, "depths": [1, 1, 2, 1]}, channels=8
-    ).build()
+    deeper = build_detector(
+        DetectorConfig("retinanet", "quadtree_b0", ["x"], options={**options, "depths": [1, 1, 2, 1]}, channels=8)
+    )
     with pytest.raises(ValueError, match=r"c\.safetensors: weights do not fit the model: \d+ missing"):
         initialize(deeper, "detector", tmp_path / "c.safetensors")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from quadtree_attention.models.classifier import ClassifierConfig
-from quadtree_attention.models.detection import DetectorConfig
+from quadtree_attention.models.detection import DetectorConfig, build_detector
 from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR
 from quadtree_attention.models.sttr import STTR, STTR_PRESETS
 from quadtree_attention.weights import load, save
@@ -31,7 +31,7 @@ def networks():
         ("backbone", ClassifierConfig("quadtree_b0", [], SMALL).build(), "QuadtreeTransformer", "classifier", {}),
         (
             "detector",
-            DetectorConfig("retinanet", "quadtree_b0", ["a"], options=SMALL, channels=8).build(),
+            build_detector(DetectorConfig("retinanet", "quadtree_b0", ["a"], options=SMALL, channels=8)),
             "RetinaNet",
             "detector",
             {},

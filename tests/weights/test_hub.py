@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quadtree_attention import Matcher, StereoMatcher
-from quadtree_attention.models.detection import DetectorConfig
+from quadtree_attention.models.detection import DetectorConfig, build_detector
 from quadtree_attention.models.segmentation import SegmenterConfig
 from quadtree_attention.predict.detection import Detector
 from quadtree_attention.predict.segmentation import Segmenter
@@ -33,7 +33,7 @@ def test_a_folder_gives_the_model_again(kind, network, tmp_path):
 
 def test_detectors_and_segmenters_too(tmp_path):
     config = DetectorConfig("retinanet", "quadtree_b0", ["cat"], [17], options=SMALL, channels=8, features=8)
-    detector = Detector(config.build(), "cpu")
+    detector = Detector(build_detector(config), "cpu")
     segmenter = Segmenter(SegmenterConfig("quadtree_b0", ["cat", "dog"], SMALL, 16, 16).build(), "cpu")
     for model in (detector, segmenter):
         folder = tmp_path / type(model).__name__

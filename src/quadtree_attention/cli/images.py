@@ -16,8 +16,7 @@ import numpy as np
 
 from ..errors import InputError, out_of_memory
 from ..extras import require
-from ..files import check_output, image_files, no_room
-from ..formats import IMAGE_SUFFIXES
+from ..files import check_output, checked_suffix, list_photographs, no_room
 from .app import note, typer
 
 SKIP_EXISTING = Annotated[
@@ -49,9 +48,7 @@ def find_images(sources: Iterable[str]) -> list[ImageFile]:
             raise FileNotFoundError(f"{source} does not exist, expected an image file or a folder of images")
         inside = [source]
         if source.is_dir():
-            inside = image_files(source)
-            if not inside:
-                raise InputError(f"{source} has no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+            inside = list_photographs(source)
         for path in inside:
             name = path.relative_to(source) if source.is_dir() else PurePath(path.name)
             found.setdefault(path.resolve(), ImageFile(path, name))
@@ -86,9 +83,7 @@ def result_paths(images: Sequence[ImageFile], target: str, suffixes: Sequence[st
             raise InputError(f"{target} is one file for {len(images)} images, expected the name of a folder")
         return [check_output(folder, suffixes)]
     if folder.suffix and not folder.is_dir() and len(images) == 1:
-        raise InputError(
-            f"{target}: unknown suffix {folder.suffix!r}, expected {' or '.join(suffixes)}, or the name of a folder"
-        )
+        checked_suffix(folder, suffixes, ", or the name of a folder")
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{target} is a file, expected a folder for the results of {len(images)} images")
     stems = Counter(image.name.with_suffix("") for image in images)

@@ -71,7 +71,7 @@ def match_folder(
     from pathlib import Path
 
     from ..data.lists import image_pairs
-    from ..data.photos import list_photographs
+    from ..files import list_photographs
     from ..predict.colmap import beside
     from ..predict.folder import SUFFIXES, all_pairs, match_folder
     from ..predict.matching import Matcher

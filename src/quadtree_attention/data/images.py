@@ -12,6 +12,7 @@ from ..errors import InputError, InputWarning
 from ..extras import require
 from .decoding import as_mode, decode, opened, orientation, silenced, transposed
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of each channel (RGB), in 0..1
 MIN_SIDE = 32  # pixels: below, no match can be found
 _LITTLE = 1 / 4  # share of the range of deep pixels; fewer are stretched
 _TAILS = (0.1, 99.9)  # percentiles that are brought to 0 and 255 then

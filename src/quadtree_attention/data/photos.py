@@ -9,30 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..files import image_files
-from ..formats import IMAGE_SUFFIXES
 from .decoding import as_mode, decode, opened
 from .images import MIN_SIDE, read_image, to_gray
 
 _TRIES = 20  # broken photographs in a row before giving up
-
-
-def list_photographs(folder: str | Path) -> list[Path]:
-    """The photographs of a folder and of those below it, see `files.image_files`.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: no such folder.
-        ValueError: it holds no image file.
-    """
-    folder = Path(folder).expanduser()
-    if not folder.exists():
-        raise FileNotFoundError(f"{folder} does not exist, expected a folder of photographs")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, expected a folder of photographs")
-    found = image_files(folder)
-    if not found:
-        raise InputError(f"{folder} holds no photographs ({', '.join(IMAGE_SUFFIXES)}) in it or below")
-    return found
 
 
 class Photographs:

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..data.images import read_image, resize_longest
 from ..data.matching.pairs import HomographyPair
-from ..data.photos import list_photographs
 from ..extras import require
+from ..files import list_photographs
 
 
 @dataclass(frozen=True)

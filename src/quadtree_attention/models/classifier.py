@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import InputError
 from ..extras import require
 from ..nn.base import Attention
@@ -28,8 +29,8 @@ class ClassifierConfig:
     labels: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)
     input_size: Sequence[int] = (3, 224, 224)
-    mean: Sequence[float] = (0.485, 0.456, 0.406)
-    std: Sequence[float] = (0.229, 0.224, 0.225)
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
     interpolation: str = "bicubic"
     crop_pct: float = 0.9
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..data.recognition.ade20k import ADE20K_LABELS, IGNORE
 from ..data.recognition.masks import check_sides, fitted_sizes
 from ..errors import InputError
@@ -41,8 +42,8 @@ class SegmenterConfig:
     head_channels: int = 128
     norm: Norm = "batch"
     dropout: float = 0.1
-    mean: Sequence[float] = (0.485, 0.456, 0.406)
-    std: Sequence[float] = (0.229, 0.224, 0.225)
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
     long_side: int = 2048
     short_side: int = 512
     divisor: int = 32
@@ -70,7 +71,7 @@ class SegmenterConfig:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an image goes through before the network: the arguments of `data.recognition.masks.seen`."""
+        """What an image goes through before the network: the arguments of `data.recognition.masks.preprocess`."""
         names = ("mean", "std", "long_side", "short_side", "divisor")
         return {name: getattr(self, name) for name in names}
 

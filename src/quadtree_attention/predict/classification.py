@@ -16,7 +16,7 @@ import torch
 from ..data.images import read_image
 from ..errors import InputError
 from ..extras import require
-from ..files import write_text
+from ..files import checked_suffix, write_text
 from ..formats import CLASSIFICATION_SUFFIXES
 from ..models.classifier import ClassifierConfig
 from ..weights.hub import HubMixin
@@ -133,13 +133,11 @@ class Classifier(HubMixin):
 
 def save_classifications(names: Sequence[str], found: Sequence[Classification], path: str | Path) -> None:
     """Write what images of these names show to .json or .csv; the file is whole or not there."""
-    path = Path(path)
-    if path.suffix.lower() not in CLASSIFICATION_SUFFIXES:
-        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(CLASSIFICATION_SUFFIXES)}")
+    suffix = checked_suffix(path, CLASSIFICATION_SUFFIXES)
     rows = [
         [(label, round(float(p), 5)) for label, p in zip(one.labels, one.probabilities, strict=True)] for one in found
     ]
-    if path.suffix.lower() == ".json":
+    if suffix == ".json":
         data = [
             {"image": name, "classes": [{"label": label, "probability": p} for label, p in row]}
             for name, row in zip(names, rows, strict=True)

@@ -8,16 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..data.images import stored_size
 from ..errors import InputError
 from ..extras import require
-
-if TYPE_CHECKING:
-    from .folder import Tracks
+from .tracks import Tracks
 
 _MODES = {"auto": "AUTO", "single": "SINGLE", "per-folder": "PER_FOLDER", "per-image": "PER_IMAGE"}
 _BESIDE = ("-wal", "-shm", "-journal")  # files of SQLite that belong to a database

@@ -15,7 +15,7 @@ import torch
 from ..data.images import read_image
 from ..errors import InputError
 from ..extras import require
-from ..files import write_text
+from ..files import checked_suffix, write_text
 from ..formats import DETECTION_SUFFIXES
 from ..models.detection import DetectorConfig
 from ..weights.hub import HubMixin
@@ -140,9 +140,7 @@ class Detector(HubMixin):
 
 def save_detections(entries: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Write entries of `Detections.to_coco` to a .json file, one a line; it is whole or not there."""
-    path = Path(path)
-    if path.suffix.lower() not in DETECTION_SUFFIXES:
-        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DETECTION_SUFFIXES)}")
+    checked_suffix(path, DETECTION_SUFFIXES)
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import read_image
-from ..data.recognition.masks import seen
-from ..errors import InputError
+from ..data.recognition.masks import preprocess
 from ..extras import require
-from ..files import atomic_write
+from ..files import atomic_write, checked_suffix
 from ..formats import MASK_SUFFIXES
 from ..models.segmentation import SegmenterConfig, SemanticFPN
-from ..viz.segmentation import class_colors
 from ..weights.hub import HubMixin
 from .device import check_device
 
@@ -44,13 +44,22 @@ class Segmentation:
 
     def save(self, path: str | Path) -> None:
         """Write the numbers to a .png with a palette of `class_colors`; the file is whole or not there."""
-        path = Path(path)
-        if path.suffix.lower() not in MASK_SUFFIXES:
-            raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected .png")
+        checked_suffix(path, MASK_SUFFIXES)
         image = require("PIL.Image", "vision").fromarray(self.labels)
         image.putpalette(class_colors(self.names).ravel().tolist())
         with atomic_write(path) as temporary:
             image.save(temporary)
+
+
+def class_colors(names: Sequence[str]) -> np.ndarray:
+    """A colour for each class, ``[classes, 3]`` uint8 RGB: black for a first class "background", else hues far from those of their neighbours."""
+    first = int(bool(names) and names[0] == "background")
+    golden = (5**0.5 - 1) / 2
+    colors = [
+        colorsys.hsv_to_rgb((0.02 + n * golden) % 1, (0.75, 0.5, 0.95)[n % 3], (1.0, 0.9, 0.75)[n // 3 % 3])
+        for n in range(len(names) - first)
+    ]
+    return np.rint(255 * np.array([(0, 0, 0)] * first + colors).reshape(-1, 3)).astype(np.uint8)
 
 
 class Segmenter(HubMixin):
@@ -99,7 +108,7 @@ class Segmenter(HubMixin):
         """
         picture = read_image(image)
         with torch.inference_mode():
-            logits = self.model(seen(picture, **self.config.preprocessing)[None].to(self.device))
+            logits = self.model(preprocess(picture, **self.config.preprocessing)[None].to(self.device))
             labels, probabilities = likeliest(logits.float(), picture.shape[:2])
         return Segmentation(labels.cpu().numpy(), probabilities.cpu().numpy(), tuple(self.config.labels))
 

@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from ..extras import require
+from .match_store import MatchStore
+
+
+class Tracks:
+    """Keypoints of images, and matches between them, from the matches of points of a store.
+
+    Args:
+        store: of matches; pairs: those of interest.
+        radius: name of an image -> see `shared_keypoints`.
+
+    keypoints: name -> float32 ``[K, 2]``, (x, y) in pixels of the file as stored, pixel centres at integers. Iterating gives for each pair
+    (name of image 0, name of image 1, (id 0, id 1, row of the store's matches) int64 ``[M, 3]``), one-to-one, by id 0.
+    """
+
+    def __init__(self, store: MatchStore, pairs: Sequence[tuple[str, str]], radius: dict[str, float]) -> None:
+        self.store, self.pairs = store, pairs
+        self.keypoints: dict[str, np.ndarray] = {}
+        self._ids: dict[tuple[int, int], np.ndarray] = {}  # (pair, side) -> keypoint of each point
+        sides: dict[str, list[tuple[int, int]]] = {name: [] for name in radius}
+        for number, pair in enumerate(pairs):
+            for side, name in enumerate(pair):
+                sides[name].append((number, side))
+        for name, places in sides.items():
+            found = [store.get(pairs[number]) for number, _ in places]
+            points = [np.zeros((0, 2), np.float32), *(one[side] for one, (_, side) in zip(found, places, strict=True))]
+            scores = [np.zeros(0, np.float32), *(one.confidence for one in found)]
+            self.keypoints[name], ids = shared_keypoints(np.concatenate(points), np.concatenate(scores), radius[name])
+            self._ids |= dict(
+                zip(places, np.split(ids, np.cumsum([len(one.confidence) for one in found])), strict=False)
+            )
+
+    def __iter__(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        for number, (name0, name1) in enumerate(self.pairs):
+            ids0, ids1 = self._ids[number, 0], self._ids[number, 1]
+            rows = one_to_one(ids0, ids1, self.store.get((name0, name1)).confidence)
+            yield name0, name1, np.stack([ids0[rows], ids1[rows], rows], 1)
 
 
 def shared_keypoints(points: np.ndarray, scores: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ..data.loading import processes, seeded
 from ..errors import InputError, check_range
 from ..models.classifier import ClassifierConfig, build_backbone, level_weights
+from ..nn.base import sum_dtype
 from ..weights.files import ENTRY, described, description
 from ..weights.loading import initialize
 from .classes import check_classes
@@ -199,6 +200,5 @@ def classification_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) 
         target: labels int64 ``[B]``, to be smoothed; or probabilities ``[B, classes]``, taken as they are.
         smoothing: the share of each label that is spread over all classes.
     """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    logits = sum_dtype(logits)
     return F.cross_entropy(logits, target, label_smoothing=0.0 if target.is_floating_point() else smoothing)

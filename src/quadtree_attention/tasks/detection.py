@@ -15,7 +15,7 @@ from ..data.recognition.detection import DetectionData, Target
 from ..errors import InputError
 from ..extras import require
 from ..models.classifier import level_weights
-from ..models.detection import DetectorConfig, coco_detector
+from ..models.detection import DetectorConfig, build_detector, coco_detector_config
 from ..weights.files import ENTRY, description
 from ..weights.loading import initialize
 from .optimization import check_rates, timm_cosine
@@ -25,7 +25,7 @@ class DetectionTask(LightningModule):
     """A detector on images with boxes, and masks; batches (list of images, list of targets) as `DetectionData` makes them.
 
     Args:
-        detector: the network, see `DetectorConfig`; or the name of one for COCO, such as "retinanet_quadtree_b2", see `coco_detector`.
+        detector: the network, see `DetectorConfig`; or the name of one for COCO, such as "retinanet_quadtree_b2", see `coco_detector_config`.
         init_backbone: start the backbone from these weights of a classifier (a name or a file, see `quadtree models`).
         learning_rate: the highest.
         schedule: "step": a tenth after each of ``milestones``; "cosine": down to a hundredth at the end.
@@ -59,8 +59,8 @@ class DetectionTask(LightningModule):
             raise InputError(f"schedule is {schedule!r}, expected step or cosine")
         check_rates(learning_rate, weight_decay, betas, warmup_steps=warmup_steps, seed=seed)
         self.save_hyperparameters(ignore=["detector"])
-        self.config = coco_detector(detector) if isinstance(detector, str) else detector
-        self.model = self.config.build()
+        self.config = coco_detector_config(detector) if isinstance(detector, str) else detector
+        self.model = build_detector(self.config)
         if init_backbone is not None:
             initialize(self.model, "detector", init_backbone)
         self.kinds = ("bbox", "segm") if self.config.detector == "mask_rcnn" else ("bbox",)

@@ -20,6 +20,7 @@ from ..data.recognition.ade20k import IGNORE
 from ..errors import InputError, check_range
 from ..models.classifier import level_weights
 from ..models.segmentation import Norm, SegmenterConfig
+from ..nn.base import sum_dtype
 from ..weights.files import ENTRY, described, description
 from ..weights.loading import initialize
 from .classes import check_classes
@@ -193,8 +194,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
         logits: ``[B, classes, H, W]``.
         masks: int64 ``[B, H, W]``.
     """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    logits = sum_dtype(logits)
     return F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum") / masks.numel()
 
 

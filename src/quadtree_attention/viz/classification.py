@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +11,8 @@ from ..data.images import read_image
 from ..errors import InputError
 from ..extras import require
 from ..files import printable
+from ..predict.classification import Classification
 from .drawing import BACKGROUND, FAINT, GAP, INK, confidence_colors, shrunk
-
-if TYPE_CHECKING:
-    from ..predict.classification import Classification
 
 
 def draw_classifications(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import colorsys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..data.images import read_image
 from ..errors import InputError
 from ..extras import require
+from ..predict.detection import Detections
 from .drawing import BACKGROUND, BAR, FAINT, INK, shrunk, unit
-
-if TYPE_CHECKING:
-    from ..predict.detection import Detections
 
 # The first classes; more go on around the circle of hues.
 COLORS = (

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..data.images import read_image
 from ..errors import InputError
 from ..extras import require
+from ..predict.segmentation import Segmentation, class_colors
 from .drawing import BACKGROUND, FAINT, GAP, INK, shrunk, unit
 
-if TYPE_CHECKING:
-    from ..predict.segmentation import Segmentation
-
 LINE = 24  # pixels of a row of the legend
-
-
-def class_colors(names: Sequence[str]) -> np.ndarray:
-    """A colour for each class, ``[classes, 3]`` uint8 RGB: black for a first class "background", else hues far from those of their neighbours."""
-    first = int(bool(names) and names[0] == "background")
-    golden = (5**0.5 - 1) / 2
-    colors = [
-        colorsys.hsv_to_rgb((0.02 + n * golden) % 1, (0.75, 0.5, 0.95)[n % 3], (1.0, 0.9, 0.75)[n // 3 % 3])
-        for n in range(len(names) - first)
-    ]
-    return np.rint(255 * np.array([(0, 0, 0)] * first + colors).reshape(-1, 3)).astype(np.uint8)
 
 
 def draw_segmentation(

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..extras import require
-from ..files import atomic_write
+from ..files import atomic_write, checked_suffix
 from ..models.checkpoint import is_safetensors, read_checkpoint, weights_in
 from .kinds import KINDS, kind_of
 
@@ -61,9 +61,7 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False) -> None:
     Raises:
         ValueError: another suffix, or parameters that float16 cannot hold.
     """
-    path = Path(path)
-    if not is_safetensors(path):
-        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected .safetensors")
+    checked_suffix(path, (".safetensors",))
     parameters = {name for name, _ in model.named_parameters()}
     tensors = {}
     for name, tensor in model.state_dict().items():

@@ -54,7 +54,7 @@ KINDS = {
             "ClassifierConfig.build",
             "quadtree classify",
         ),
-        Kind("detector", "detection", "detection", "DetectorConfig", "DetectorConfig.build", "quadtree detect"),
+        Kind("detector", "detection", "detection", "DetectorConfig", "build_detector", "quadtree detect"),
         Kind("segmenter", "segmentation", "segmentation", "SegmenterConfig", "SemanticFPN", "quadtree segment"),
         # A classifier without a head, as inside a detector: to start a training from.
         Kind("backbone", "classification", "classifier", "ClassifierConfig", "ClassifierConfig.build", "quadtree fit"),

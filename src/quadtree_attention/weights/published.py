@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.recognition.ade20k import ADE20K_LABELS, IGNORE
 from ..errors import InputError
 from ..models.checkpoint import misfit, names_in, shapes, weights_in
-from ..models.detection import BACKBONES, coco_detector, detector
+from ..models.detection import BACKBONES, build_detector, coco_detector_config, detector_config
 from ..models.keys import convert_published
 from ..models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
 from .config import filled
@@ -120,13 +120,17 @@ def published_detector(content: Mapping[str, Any], path: Path, names: Sequence[s
     names = BACKBONES if names is None else names
     for name in names:
         full = name if name.startswith(kind) else f"{kind}_{name}"
-        config = coco_detector(full) if classes == 80 else detector(full, [str(n) for n in range(1, classes + 1)])
+        config = (
+            coco_detector_config(full)
+            if classes == 80
+            else detector_config(full, [str(n) for n in range(1, classes + 1)])
+        )
         with torch.device("meta"):
-            wanted = config.build().state_dict()
+            wanted = build_detector(config).state_dict()
         given = {key: value for key, value in state.items() if key in wanted or not key.endswith("num_batches_tracked")}
         problem = misfit(wanted, given)
         if not problem:
-            return filled(config.build(), given, path)
+            return filled(build_detector(config), given, path)
     if len(names) == 1:
         raise InputError(f"{path}: weights do not fit the model: {problem}")
     raise InputError(f"{path} is a {kind} of mmdetection's that fits none of the backbones {', '.join(names)}")

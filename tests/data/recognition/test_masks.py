@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from quadtree_attention.data.recognition.ade20k import ADE20K_LABELS
-from quadtree_attention.data.recognition.masks import SegmentationFolder, normalised, read_mask, seen
+from quadtree_attention.data.recognition.masks import SegmentationFolder, normalised, preprocess, read_mask
 from quadtree_attention.models.segmentation import SegmenterConfig
 
 
@@ -102,7 +102,7 @@ def test_images_are_prepared_as_published(photo):
         bgr = cv2.resize(bgr, size[::-1], interpolation=cv2.INTER_LINEAR)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     want = (bgr[..., ::-1].astype(np.float64) - mean) / std
-    got = seen(photo, **SegmenterConfig("quadtree_b0", ["a"], long_side=2000, short_side=168).preprocessing)
+    got = preprocess(photo, **SegmenterConfig("quadtree_b0", ["a"], long_side=2000, short_side=168).preprocessing)
     assert got.shape == (3, 192, 224)
     np.testing.assert_allclose(got.permute(1, 2, 0), want, atol=1e-5)
     red = normalised(np.full((1, 1, 3), (255, 0, 0), np.uint8), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -18,7 +18,7 @@ SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "num_heads": [1, 
 def networks() -> dict:
     """One of each kind, as small as can be."""
     from quadtree_attention.models.classifier import ClassifierConfig
-    from quadtree_attention.models.detection import DetectorConfig
+    from quadtree_attention.models.detection import DetectorConfig, build_detector
     from quadtree_attention.models.loftr import LoFTR, LoFTRConfig
     from quadtree_attention.models.segmentation import SegmenterConfig
     from quadtree_attention.models.sttr import STTR, STTRConfig
@@ -27,7 +27,9 @@ def networks() -> dict:
         "matching": LoFTR(LoFTRConfig(8, (8, 8, 16), 1, 2, 1, 1.0, fine_heads=2)),
         "stereo": STTR(STTRConfig((4, 4, 4), (8, 8), 1, 4, 4, 4, 16, 4, 4, 2, 1, context_blocks=1, context_dim=4)),
         "classification": ClassifierConfig("quadtree_b0", ["cat", "dog"], SMALL, (3, 64, 64)).build(),
-        "detection": DetectorConfig("retinanet", "quadtree_b0", ["cat"], [17], SMALL, channels=8, features=8).build(),
+        "detection": build_detector(
+            DetectorConfig("retinanet", "quadtree_b0", ["cat"], [17], SMALL, channels=8, features=8)
+        ),
         "segmentation": SegmenterConfig("quadtree_b0", ["cat", "dog"], SMALL, 16, 16).build(),
     }
 

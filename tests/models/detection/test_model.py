@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from quadtree_attention.models.detection import DETECTORS, DetectorConfig, coco_detector, detector
+from quadtree_attention.models.detection import (
+    DETECTORS,
+    DetectorConfig,
+    build_detector,
+    coco_detector_config,
+    detector_config,
+)
 from quadtree_attention.nn import QuadtreeAttention
 
 TINY = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "num_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
@@ -22,7 +28,7 @@ def test_any_size_and_batch(kind, backbone):
     config = small(
         kind, backbone, norm="group", score_threshold=0.0, max_detections=7, frozen_norm=backbone == "resnet18"
     )
-    model = config.build()
+    model = build_detector(config)
     images = [torch.rand(3, 50, 61), torch.rand(3, 97, 40)]
     targets = [
         {
@@ -65,7 +71,7 @@ def test_labels_are_those_of_the_targets():
     """The first class is 0 in both; torchvision's Mask R-CNN has the background there."""
     image = [torch.rand(3, 64, 64)]
     for kind in DETECTORS:
-        model = small(kind, max_detections=50, score_threshold=0.0).build()
+        model = build_detector(small(kind, max_detections=50, score_threshold=0.0))
         last = (
             model.head.classification_head.cls_logits
             if kind == "retinanet"
@@ -82,7 +88,7 @@ def test_labels_are_those_of_the_targets():
 
 
 def test_the_presets_are_the_published_ones():
-    config = coco_detector("mask_rcnn_quadtree_b1")
+    config = coco_detector_config("mask_rcnn_quadtree_b1")
     assert (config.detector, config.backbone, config.norm, config.frozen_norm) == (
         "mask_rcnn",
         "quadtree_b1",
@@ -104,16 +110,20 @@ def test_the_presets_are_the_published_ones():
     assert {name: ids[name] for name in known} == known
     assert config.labels.index("stop sign") == 11
     assert ids == dict(sorted(ids.items(), key=lambda item: item[1]))
-    small_one = detector("retinanet_quadtree_b0", ["a"], options={"topk": 32, "value_act": "relu", **TINY}).build()
+    small_one = build_detector(
+        detector_config("retinanet_quadtree_b0", ["a"], options={"topk": 32, "value_act": "relu", **TINY})
+    )
     attention = [module for module in small_one.modules() if isinstance(module, QuadtreeAttention)]
     assert {module.topk[0] for module in attention if module.topk} == {32}
     relus = [module for one in attention for module in one.modules() if isinstance(module, torch.nn.ReLU)]
     assert relus
     assert not [module for one in attention for module in one.modules() if isinstance(module, torch.nn.GELU)]
-    assert detector("retinanet_resnext101_32x4d", ["a"]).frozen_norm
-    assert detector("retinanet_pvt_v2_b2", ["a"]).options == {"drop_path_rate": 0.1}
-    assert not detector("retinanet_pvt_v2_b2", ["a"]).frozen_norm
-    model = coco_detector("retinanet_quadtree_b0", options=TINY | {"topk": 32, "value_act": "relu"}).build()
+    assert detector_config("retinanet_resnext101_32x4d", ["a"]).frozen_norm
+    assert detector_config("retinanet_pvt_v2_b2", ["a"]).options == {"drop_path_rate": 0.1}
+    assert not detector_config("retinanet_pvt_v2_b2", ["a"]).frozen_norm
+    model = build_detector(
+        coco_detector_config("retinanet_quadtree_b0", options=TINY | {"topk": 32, "value_act": "relu"})
+    )
     assert model.backbone.strides == [8, 16, 32, 64, 128]
     assert model.head.classification_head.cls_logits.out_channels == 9 * 80
 
@@ -137,11 +147,11 @@ def test_the_presets_are_the_published_ones():
 def test_bad_configurations(changes, message):
     values = {"detector": "retinanet", "backbone": "quadtree_b0", "labels": ["cat", "dog"], "options": TINY} | changes
     with pytest.raises(ValueError, match=message):
-        DetectorConfig(**values).build()
+        build_detector(DetectorConfig(**values))
 
 
 def test_unknown_names():
     with pytest.raises(
         ValueError, match="unknown detector 'yolo_quadtree_b0', expected for example retinanet_quadtree_b0"
     ):
-        detector("yolo_quadtree_b0", ["a"])
+        detector_config("yolo_quadtree_b0", ["a"])

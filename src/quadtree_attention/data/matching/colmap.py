@@ -19,7 +19,7 @@ from ...extras import require
 from ..arrays import camera_matrix, pose_matrix
 from ..warp import with_long_side
 from . import colmap_model
-from .posed import fits, joined, posed_image
+from .posed import check_longest, pair_sample, posed_image
 
 _MODELS = ("PINHOLE", "SIMPLE_PINHOLE")
 _LONGEST = 100_000  # pixels of a side of an image
@@ -55,7 +55,7 @@ class ColmapScene(Dataset):
         pad: bool = True,
         points: int = 1024,
     ) -> None:
-        fits(longest, multiple)
+        check_longest(longest, multiple)
         self.root, self.longest, self.multiple, self.pad, self.points = Path(root), longest, multiple, pad, points
         self.views = read_views(self.root)
         mapped = [view for view in self.views if self._depth_file(view).is_file()]
@@ -86,15 +86,15 @@ class ColmapScene(Dataset):
                 shared = np.random.default_rng(number).permutation(shared)[: self.points]
             for part, view in zip(parts, views, strict=True):
                 part["points"] = self._points(view, shared, part["K"].numpy().astype(np.float64))
-        return joined(parts[0], parts[1], views[1].pose @ np.linalg.inv(views[0].pose))
+        return pair_sample(parts[0], parts[1], views[1].pose @ np.linalg.inv(views[0].pose))
 
-    def _depth_file(self, view: View) -> Path:
+    def _depth_file(self, view: ModelImage) -> Path:
         return self.root / "stereo" / "depth_maps" / f"{view.name}.geometric.bin"
 
-    def _depth(self, view: View) -> np.ndarray:
+    def _depth(self, view: ModelImage) -> np.ndarray:
         return read_depth(self._depth_file(view))
 
-    def _points(self, view: View, shared: np.ndarray, K: np.ndarray) -> torch.Tensor:
+    def _points(self, view: ModelImage, shared: np.ndarray, K: np.ndarray) -> torch.Tensor:
         points = np.zeros((self.points, 3), np.float32)
         if len(shared):
             there = np.stack([view.points[k] for k in shared]) @ view.pose[:3, :3].T + view.pose[:3, 3]
@@ -103,17 +103,17 @@ class ColmapScene(Dataset):
         return torch.from_numpy(points)
 
 
-def read_views(root: Path) -> list[View]:
+def read_views(root: Path) -> list[ModelImage]:
     """The images of a model that have a pose and whose files are there, in COLMAP's order; raises as `ColmapScene`."""
     folder, model = _read(root)
-    views = [View(model, image, folder) for image in model["images"]]
+    views = [ModelImage(model, image, folder) for image in model["images"]]
     for view in views:
         if not (root / "images" / view.name).is_file():
             raise FileNotFoundError(f"{root / 'images' / view.name} does not exist, but the model has it")
     return views
 
 
-def pairs_by_overlap(views: list[View], least: float, most: float, root: Path) -> list[tuple[int, int]]:
+def pairs_by_overlap(views: list[ModelImage], least: float, most: float, root: Path) -> list[tuple[int, int]]:
     """Numbers of views whose overlap is above ``least`` and up to ``most``; ValueError if there are none."""
     pairs = [
         (i, j)
@@ -126,7 +126,7 @@ def pairs_by_overlap(views: list[View], least: float, most: float, root: Path) -
     return pairs
 
 
-class View:
+class ModelImage:
     """What is needed of one image of a model, free of pycolmap's objects, which cannot be sent to other processes."""
 
     def __init__(self, model: dict[str, Any], image: tuple[str, int, np.ndarray, np.ndarray], where: Path) -> None:
@@ -152,7 +152,7 @@ class View:
         except KeyError as error:
             raise InputError(f"{where}: the model has no point {error}, which {self.name[:100]} shows") from None
 
-    def overlap(self, other: View) -> float:
+    def overlap(self, other: ModelImage) -> float:
         fewer = min(len(self.points), len(other.points))
         return len(self.points.keys() & other.points.keys()) / fewer if fewer else 0.0
 

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from ...errors import InputError
+from ...files import list_photographs
 from ..appearance import Appearance, change_appearance, occlude
 from ..loading import SeededData, SeededDataset
-from ..photos import Photographs, list_photographs, read_gray
+from ..photos import Photographs, read_gray
 from ..warp import shift_matrix, warped_view
 
 _TRIES = 20  # random warps before giving up

@@ -15,7 +15,7 @@ from ...extras import require
 from ..arrays import camera_matrix, entries, entry, pose_matrix, read_arrays, read_numbers
 from ..maps import read_map
 from ..warp import with_long_side
-from .posed import Size, fits, joined, posed_image
+from .posed import Size, check_longest, pair_sample, posed_image
 
 
 class ScanNetScene(Dataset):
@@ -75,7 +75,7 @@ class ScanNetScene(Dataset):
             image = self.root / scene / "color" / f"{frame}.jpg"
             parts.append(posed_image(image, K, (640, 480), self.size, depth=depth))
             poses.append(read_pose(self.poses / scene / "pose" / f"{frame}.txt"))
-        return joined(parts[0], parts[1], np.linalg.inv(poses[1]) @ poses[0])
+        return pair_sample(parts[0], parts[1], np.linalg.inv(poses[1]) @ poses[0])
 
 
 class MegaDepthScene(Dataset):
@@ -105,7 +105,7 @@ class MegaDepthScene(Dataset):
         multiple: int = 8,
         pad: bool = True,
     ) -> None:
-        fits(longest, multiple)
+        check_longest(longest, multiple)
         self.root, self.index, self.longest, self.multiple, self.pad = Path(root), index, longest, multiple, pad
         arrays = read_arrays(index)
         keys = ("image_paths", "depth_paths", "intrinsics", "poses")
@@ -131,7 +131,7 @@ class MegaDepthScene(Dataset):
             K[:2, 2] -= 0.5
             parts.append(posed_image(self._image(k), K, stored, size, side, depth))
         world = [pose_matrix(self.camera[k], f"{self.index}: entry {k} of 'poses'") for k in pair]
-        return joined(parts[0], parts[1], world[1] @ np.linalg.inv(world[0]))
+        return pair_sample(parts[0], parts[1], world[1] @ np.linalg.inv(world[0]))
 
     def _image(self, k: int) -> Path:
         undistorted = self.root / str(self.images[k])

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from ...errors import InputError
+from ...files import list_photographs
 from ..appearance import Appearance, change_appearance
 from ..loading import SeededData, SeededDataset
-from ..photos import Photographs, list_photographs, read_gray
+from ..photos import Photographs, read_gray
 from .homography import HomographyDataset
 from .pairs import PosePair
-from .render import Rectangle, Scene, View, look_at, overlap
+from .render import Rectangle, Rendering, Scene, look_at, overlap
 
 _TRIES = 200  # random cameras before giving up
 _COARSE = 24  # pixels of the longer side of the depth maps that cameras are judged by
@@ -224,7 +225,7 @@ class MadeScenes(SeededDataset):
             T_0to1=cameras.T_0to1,
         )
 
-    def _views(self, rng: np.random.Generator, index: int) -> tuple[Cameras, View, View]:
+    def _views(self, rng: np.random.Generator, index: int) -> tuple[Cameras, Rendering, Rendering]:
         number = index // self.pairs
         if self._last is None or self._last[0] != number:
             self._last = number, self.scenes(number)

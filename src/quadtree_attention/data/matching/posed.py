@@ -63,7 +63,7 @@ def posed_image(
     return sample
 
 
-def fits(longest: int, multiple: int) -> None:
+def check_longest(longest: int, multiple: int) -> None:
     """ValueError unless images can have a longer side of ``longest`` pixels, and sides that are multiples of ``multiple``."""
     if multiple < 1 or longest < max(multiple, 32):
         raise InputError(
@@ -91,7 +91,7 @@ def resize_depth(depth: np.ndarray, size: Size) -> np.ndarray:
     return np.where(one_surface, 1 / np.where(one_surface, smooth, 1), nearest).astype(np.float32)
 
 
-def joined(
+def pair_sample(
     first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], T_0to1: np.ndarray
 ) -> dict[str, torch.Tensor]:
     """A sample of two images: their entries with 0 and 1 behind the names, and ``T_0to1`` ``[4, 4]``."""

@@ -30,7 +30,7 @@ class Rectangle(NamedTuple):
     light: float = 1.0
 
 
-class View(NamedTuple):
+class Rendering(NamedTuple):
     """image: ``[H, W]`` uint8. depth: ``[H, W]`` float32, metres along the optical axis, 0 where nothing is."""
 
     image: np.ndarray
@@ -56,7 +56,7 @@ class Scene:
         self._frames = np.stack([np.stack([r.across, r.down, r.corner], 1) for r in rectangles]).astype(np.float64)
         self._pyramids = _Pyramids([r.texture for r in rectangles], [r.light for r in rectangles])
 
-    def render(self, K: np.ndarray, pose: np.ndarray, size: tuple[int, int]) -> View:
+    def render(self, K: np.ndarray, pose: np.ndarray, size: tuple[int, int]) -> Rendering:
         """What a camera sees.
 
         Args:
@@ -70,7 +70,7 @@ class Scene:
         image = np.full(size, self.sky, np.uint8)
         image[y, x] = self._pyramids.sample(which, matrices[which], x, y)
         seen = number >= 0
-        return View(image, np.where(seen, 1 / np.where(seen, inverse, 1), 0).astype(np.float32))
+        return Rendering(image, np.where(seen, 1 / np.where(seen, inverse, 1), 0).astype(np.float32))
 
     def depth(self, K: np.ndarray, pose: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """The depth of `render` alone, ``[H, W]`` float64."""

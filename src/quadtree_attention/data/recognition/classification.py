@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ...errors import InputError, check_range
 from ...extras import require
+from ..images import IMAGENET_MEAN, IMAGENET_STD
 from ..loading import Augmented, EpochSampler, StreamLoader, loader_options
 from .masks import check_deviations
 
 # What a split may also be called: by folders and .tar files, and by torchvision, which takes any other name for its test images.
 SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ClassificationData(LightningDataModule):

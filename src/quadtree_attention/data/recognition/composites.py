@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...errors import InputError, check_range
+from ...files import list_photographs
 from ..decoding import as_mode, decode, opened
+from ..images import IMAGENET_MEAN, IMAGENET_STD
 from ..loading import SeededDataset, StreamLoader, loader_options, stream_loader
-from ..photos import Photographs, list_photographs
+from ..photos import Photographs
 from .ade20k import IGNORE
 from .masks import check_deviations, collate_lists, normalised
 
@@ -223,8 +225,8 @@ class CompositeData(LightningDataModule):
         val_length: int = 200,
         test_length: int = 500,
         num_workers: int = 1,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
         seed: int = 0,
         pasting: Pasting = Pasting(),
     ) -> None:

@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from ...errors import InputError
 from ...extras import require
+from ...files import list_photographs
 from ..decoding import decode, opened
 from ..images import read_image
-from ..photos import list_photographs
 from .ade20k import IGNORE
 
 
@@ -122,7 +122,7 @@ def fitted_sizes(
     return (height, width), (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
 
 
-def seen(
+def preprocess(
     image: np.ndarray,
     *,
     mean: Sequence[float],

@@ -15,10 +15,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from ...errors import InputError, check_range
+from ..images import IMAGENET_MEAN, IMAGENET_STD
 from ..lists import lines_in
 from ..loading import Augmented, EpochSampler, StreamLoader, loader_options
 from .ade20k import ADE20K_LABELS, IGNORE
-from .masks import SegmentationFolder, check_deviations, check_sides, collate_lists, seen
+from .masks import SegmentationFolder, check_deviations, check_sides, collate_lists, preprocess
 
 LAYOUTS = {  # of a split: folder of images, folder of masks
     "ade20k": ("images/{}", "annotations/{}"),
@@ -120,8 +121,8 @@ class SegmentationData(LightningDataModule):
         most: float = 0.75,
         hflip: float = 0.5,
         distort: bool = True,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
         batch_size: int = 16,
         val_batch_size: int = 1,
         num_workers: int = 4,
@@ -180,7 +181,7 @@ class SegmentationData(LightningDataModule):
     def _whole(self, split: int) -> DataLoader:
         steps = self.preprocessing
         dataset = _Transformed(
-            self._folder(split), lambda image, mask: (seen(image, **steps), torch.from_numpy(mask).long())
+            self._folder(split), lambda image, mask: (preprocess(image, **steps), torch.from_numpy(mask).long())
         )
         options = loader_options(self.hparams["val_batch_size"], self.hparams["num_workers"])
         return DataLoader(dataset, collate_fn=collate_lists, **options)

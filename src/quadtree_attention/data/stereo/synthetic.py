@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from ...errors import InputError
+from ...files import list_photographs
 from ..loading import SeededData, SeededDataset
-from ..photos import Photographs, list_photographs
+from ..photos import Photographs
 from .scenes import Scene, random_surfaces, render_pair
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+from ...data.images import IMAGENET_MEAN, IMAGENET_STD
 from ...errors import InputError
 from ...extras import require
 
-if TYPE_CHECKING:
-    from .model import MaskRCNN, RetinaNet
-
-Detector = Literal["retinanet", "mask_rcnn"]
-DETECTORS = get_args(Detector)
+DetectorKind = Literal["retinanet", "mask_rcnn"]
+DETECTORS = get_args(DetectorKind)
 BACKBONES = (
     *(f"quadtree_b{n}" for n in range(5)),
     *(f"pvt_v2_b{n}" for n in range(6)),
@@ -37,7 +35,7 @@ class DetectorConfig:
     (RGB), in 0..1; score_threshold, nms_threshold, max_detections: of results; candidates: anchors kept a level before suppression.
     """
 
-    detector: Detector
+    detector: DetectorKind
     backbone: str
     labels: Sequence[str]
     category_ids: Sequence[int] | None = None
@@ -51,8 +49,8 @@ class DetectorConfig:
     features: int = 1024
     min_size: int = 800
     max_size: int = 1333
-    mean: Sequence[float] = (0.485, 0.456, 0.406)
-    std: Sequence[float] = (0.229, 0.224, 0.225)
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 100
@@ -84,20 +82,8 @@ class DetectorConfig:
         """The number of each class in COCO files."""
         return list(self.category_ids or range(1, len(self.labels) + 1))
 
-    def build(self) -> RetinaNet | MaskRCNN:
-        """The network, with random weights: `RetinaNet` or `MaskRCNN` of `models.detection.model`.
 
-        Raises:
-            ValueError: a backbone that timm does not know, or that lacks a map; options that do not fit.
-            ImportError: torchvision is missing.
-        """
-        require("torchvision", "detect")
-        from .model import MaskRCNN, RetinaNet
-
-        return (RetinaNet if self.detector == "retinanet" else MaskRCNN)(self)
-
-
-def detector(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig:
+def detector_config(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig:
     """The configuration of that name, such as "retinanet_quadtree_b2" or "mask_rcnn_pvt_v2_b1", for other classes.
 
     Quadtree backbones have K=32 and ReLU in the value branches, as published for detection; they and PVTv2 learn with drop path; batch norms of
@@ -110,7 +96,7 @@ def detector(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig
     if match is None:
         names = ", ".join(f"{kind}_{BACKBONES[0]}" for kind in DETECTORS)
         raise InputError(f"unknown detector {name!r}, expected for example {names}; backbones: {', '.join(BACKBONES)}")
-    kind: Detector = "retinanet" if match[1] == "retinanet" else "mask_rcnn"
+    kind: DetectorKind = "retinanet" if match[1] == "retinanet" else "mask_rcnn"
     backbone = match[2]
     options: dict[str, Any] = {}
     if backbone.startswith(("quadtree_", "pvt_v2_")):
@@ -120,9 +106,9 @@ def detector(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig
     return DetectorConfig(kind, backbone, labels, **{"options": options, "frozen_norm": not options, **changes})
 
 
-def coco_detector(name: str, **changes: Any) -> DetectorConfig:
-    """As `detector`, for the 80 classes of COCO, whose numbers in COCO's files go up to 90."""
+def coco_detector_config(name: str, **changes: Any) -> DetectorConfig:
+    """As `detector_config`, for the 80 classes of COCO, whose numbers in COCO's files go up to 90."""
     weights = require("torchvision.models.detection", "detect").RetinaNet_ResNet50_FPN_Weights.COCO_V1
     names = weights.meta["categories"]  # at their numbers; those that COCO left out are N/A, 0 is the background
     ids = [number for number, label in enumerate(names) if number and label != "N/A"]
-    return detector(name, [names[number] for number in ids], category_ids=ids, **changes)
+    return detector_config(name, [names[number] for number in ids], category_ids=ids, **changes)

@@ -17,8 +17,9 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from ...nn.base import sum_dtype
 from .config import DetectorConfig
-from .parts import AlignedRoIAlign, Anchors, ClippedBoxCoder, Preparation, Pyramid, group_norm, precise
+from .parts import AlignedRoIAlign, Anchors, ClippedBoxCoder, Preparation, Pyramid, group_norm
 
 
 class RetinaNet(detection.RetinaNet):
@@ -60,7 +61,7 @@ class RetinaNet(detection.RetinaNet):
                 kept = best.topk(self.config.candidates, 1).indices
                 left_out = torch.ones_like(best, dtype=torch.bool).scatter(1, kept, False)
                 logits = logits.masked_fill(left_out[..., None], -math.inf)
-            levels.append(precise(logits))
+            levels.append(sum_dtype(logits))
         return super().postprocess_detections({**head_outputs, "cls_logits": levels}, anchors, image_shapes)
 
 

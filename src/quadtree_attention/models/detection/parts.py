@@ -17,6 +17,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from ...compat import BoxCoder
 from ...errors import InputError
+from ...nn.base import sum_dtype
 from ..classifier import build_backbone
 from .config import DetectorConfig
 
@@ -119,7 +120,7 @@ class ClippedBoxCoder(BoxCoder):
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Codes ``[N, 4 * classes]`` and boxes ``[N, 4]`` to ``[N, 4 * classes]``."""
-        codes = precise(rel_codes).unflatten(1, (-1, 4))
+        codes = sum_dtype(rel_codes).unflatten(1, (-1, 4))
         lowest = torch.tensor(
             [-math.inf, -math.inf, *(-self.bbox_xform_clip * weight for weight in self.weights[2:])],
             dtype=codes.dtype,
@@ -148,7 +149,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
         out = maps[0].new_zeros(len(all_boxes), maps[0].shape[1], *self.output_size)
         for n, (one, stride) in enumerate(zip(maps, self.strides, strict=True)):
             here = torch.where(level == n)[0]
-            one = precise(one)
+            one = sum_dtype(one)
             rois = torch.cat((index[here], all_boxes[here]), 1).to(one.dtype)
             pooled = roi_align(one, rois, self.output_size, 1 / stride, sampling_ratio=0, aligned=True)
             out[here] = pooled.to(out.dtype)
@@ -178,11 +179,6 @@ class Preparation(GeneralizedRCNNTransform):
             if "masks" in found:
                 found["masks"] = paste_masks(found["masks"][:, 0], found["boxes"], original)
         return result
-
-
-def precise(x: Tensor) -> Tensor:
-    """In float32 or better: float16 and bfloat16 cannot tell neighbouring pixels apart."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def scaled_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
