@@ -110,6 +110,18 @@ def test_torchvision_codes_boxes():
     torch.testing.assert_close(coder.decode_single(coder.encode_single(boxes, boxes + 5), boxes + 5), boxes)
 
 
+def test_torchvision_lists_files_of_stereo_pairs(tmp_path):
+    from torchvision.datasets import Kitti2012Stereo
+
+    folder = tmp_path / "Kitti2012" / "training"
+    for name in ("colored_0", "colored_1", "disp_noc"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1_10.png").touch()
+    images, disparities = compat.stereo_files(Kitti2012Stereo(str(tmp_path)))
+    assert [str(path) for path in images[0]] == [str(folder / f"colored_{n}" / "1_10.png") for n in (0, 1)]
+    assert str(disparities[0][0]) == str(folder / "disp_noc" / "1_10.png")
+
+
 def test_numba_keeps_the_cache_of_a_kernel_where_we_set_it():
     numba = pytest.importorskip("numba")
     kernel = numba.njit(lambda x: x + 1)

@@ -53,6 +53,11 @@ def forward_derivatives() -> bool:
     return forward_ad._current_level >= 0
 
 
+def stereo_files(pairs: Any) -> tuple[list[Any], list[Any]]:
+    """Files of the images and of the disparities of a set of torchvision's. Indexing the set would read them all, by its own readers."""
+    return pairs._images, pairs._disparities
+
+
 @cache
 def gomp_parallel(work: type) -> Callable | None:
     """GOMP_parallel of the OpenMP library that torch has loaded, for functions of the ctypes type ``work``: to run kernels on torch's own threads.

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...compat import stereo_files
 from ...errors import InputError
 from ...extras import require
 from ..images import read_image
@@ -60,7 +61,7 @@ class StereoSet(Dataset):
         places = range(len(self.pairs))
         if name == "sceneflow":
             want = "TRAIN" if split == "train" else "TEST"
-            self.indices = [n for n in places if want in Path(self.pairs._images[n][0]).parts]
+            self.indices = [n for n in places if want in Path(stereo_files(self.pairs)[0][n][0]).parts]
         else:
             self.indices = [n for n in places if (n % EVERY == EVERY - 1) == (split == "validation")]
         if not self.indices:
@@ -87,12 +88,12 @@ class StereoSet(Dataset):
 
     def _whole(self, place: int) -> dict[str, Tensor]:
         """Pair number ``place`` of the files."""
-        images = [read_image(path, upright=False) for path in self.pairs._images[place]]
+        images = [read_image(path, upright=False) for path in stereo_files(self.pairs)[0][place]]
         sample: dict[str, Tensor] = {
             name: torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)
             for name, image in zip(("left", "right"), images, strict=True)
         }
-        files = [Path(path) for path in self.pairs._disparities[place] if path is not None]
+        files = [Path(path) for path in stereo_files(self.pairs)[1][place] if path is not None]
         maps = [_disparity(path, image.shape[:2], self.name) for path, image in zip(files, images, strict=False)]
         disparity = sample["disparity"] = maps[0]
         sample["occluded"] = torch.zeros_like(disparity, dtype=torch.bool)
