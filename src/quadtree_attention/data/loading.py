@@ -108,7 +108,8 @@ class ResumableSampler(Protocol):
 class StreamLoader(DataLoader):
     """A DataLoader that knows how far it has come; Lightning stores that in its checkpoints.
 
-    Its sampler has an ``epoch``, and leaves out the ``first`` samples of the next iteration.
+    Its sampler has an ``epoch``, and leaves out the ``first`` samples of the next iteration. torchdata's StatefulDataLoader resumes too, but only
+    with the number of workers that it stopped with.
     """
 
     sampler: ResumableSampler

@@ -21,6 +21,7 @@ class PairLog:
 
     While a run lasts the file is NAME.partial.jsonl, with the settings in its first line. A row has the ``model`` and the ``weights`` it was measured
     with, so that a run with other models keeps those of the first. A finished run leaves NAME.jsonl. Without out nothing is written.
+    It is text to be read, a line a pair; `predict.match_store` keeps gigabytes of matches, which are looked up by name, in SQLite.
 
     Args:
         out: file of the table.
