@@ -94,6 +94,12 @@ def test_torch_saves_tensors_by_these_functions(tmp_path):
         assert f"{function.__module__} {function.__name__}" in called
 
 
+def test_torch_tells_storages_apart():
+    one, other = torch.ones(4, device="meta"), torch.ones(4, device="meta")
+    keys = [compat.storage_key(tensor.untyped_storage()) for tensor in (one, one[2:], other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_the_unpickler_in_python_reads_what_pickle_writes():
     assert compat.PythonUnpickler(io.BytesIO(pickle.dumps({"a": (1, 2.5, None)}))).load() == {"a": (1, 2.5, None)}
     assert inspect.isfunction(compat.PythonUnpickler.load)  # in Python, not in C

@@ -53,6 +53,11 @@ def forward_derivatives() -> bool:
     return forward_ad._current_level >= 0
 
 
+def storage_key(storage: Any) -> int:
+    """A number for each storage of torch's; tensors on no device have one too, but no address."""
+    return storage._cdata
+
+
 def stereo_files(pairs: Any) -> tuple[list[Any], list[Any]]:
     """Files of the images and of the disparities of a set of torchvision's. Indexing the set would read them all, by its own readers."""
     return pairs._images, pairs._disparities

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compat import PythonUnpickler, rebuild_parameter, rebuild_tensor
+from ..compat import PythonUnpickler, rebuild_parameter, rebuild_tensor, storage_key
 from ..errors import InputError
 from ..extras import require
 
@@ -237,7 +237,7 @@ def weights_in(content: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in inner.items():
         if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout == torch.strided:
             storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            storages[storage_key(storage)] = storage.nbytes()
             needed += value.numel() * value.element_size()
         name = str(key).replace("_orig_mod.", "").removeprefix("module.")
         if name in state:
