@@ -31,6 +31,12 @@ def test_other_names_are_errors():
         _ = compat.nothing
 
 
+def test_a_name_that_is_gone_is_named(monkeypatch):
+    monkeypatch.setitem(compat.PRIVATE, "BoxCoder", "pickle:_Nothing")
+    with pytest.raises(ImportError, match="pickle:_Nothing is gone in this version of pickle; install an older one"):
+        from quadtree_attention.compat import BoxCoder  # noqa: F401
+
+
 def test_importing_it_loads_no_library():
     code = (
         "import sys; before = set(sys.modules); import quadtree_attention.compat; print(*sys.modules.keys() - before)"

@@ -43,7 +43,11 @@ OVERRIDDEN = (
 def __getattr__(name: str) -> Any:
     if name not in PRIVATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return pkgutil.resolve_name(PRIVATE[name])
+    try:
+        return pkgutil.resolve_name(PRIVATE[name])
+    except AttributeError:
+        library = PRIVATE[name].partition(":")[0].partition(".")[0]
+        raise ImportError(f"{PRIVATE[name]} is gone in this version of {library}; install an older one") from None
 
 
 def forward_derivatives() -> bool:
