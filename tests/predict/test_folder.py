@@ -512,3 +512,17 @@ class TestMistakes:
         monkeypatch.setitem(sys.modules, "scipy.spatial" if package == "scipy" else package, None)
         with pytest.raises(ImportError, match=rf"{package}.* not installed; install it with: pip install .*\[sfm\]"):
             run(folder, tmp_path / out, Scene())
+
+
+def test_a_journal_of_a_killed_run_goes_with_the_file(tmp_path):
+    """SQLite deletes its journal when it writes; a run that only reads what a killed one matched does not."""
+    path = tmp_path / "m.h5.partial"
+    store = MatchStore(path, {"topk": 8})
+    store.add(("a", "b"), "", PairMatches(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1)))
+    store.close()
+    journal = path.with_name("m.h5.partial-journal")
+    journal.write_bytes(bytes(512))  # a header of zeros, as in exclusive mode
+    again = MatchStore(path, {"topk": 8})
+    assert again.count() == 1
+    again.remove()
+    assert list(tmp_path.iterdir()) == []

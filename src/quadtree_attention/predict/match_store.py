@@ -135,9 +135,10 @@ class MatchStore:
             self.remove()
 
     def remove(self) -> None:
-        """Close and delete the file."""
+        """Close and delete the file, and the journal that SQLite leaves where a run before was killed and this one only read."""
         self._base.close()
         self.path.unlink(missing_ok=True)
+        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
 
     @contextmanager
     def _plain_errors(self) -> Iterator[None]:
