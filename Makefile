@@ -1,5 +1,5 @@
 # make demo    match the two example photographs and draw the result
-# make test    run the tests
+# make test    run the tests, in two processes of one thread each
 # make test-fast  run those of the house, the commands, pictures, modules, the operator's definition and LoFTR: for those who change one thing
 # make fuzz    try damaged files for an hour
 # make check   lint, format, types
@@ -19,7 +19,7 @@ demo: $(VENV)/.installed-vision
 	$(BIN)/quadtree match examples/leuven_a.jpg examples/leuven_b.jpg --geometry fundamental --picture demo.png
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # TESTS=tests/predict adds a folder.
 test-fast: $(VENV)/.installed-test

@@ -161,7 +161,7 @@ def _databases() -> dict[str, bytes]:
 
 KINDS = [
     Kind("colmap", lambda folder: _colmap(folder, True), _read_colmap, {"empty": b"", "ones": b"\xff" * 300},
-         names=False, seconds=80, cases=12, needs="pycolmap"),
+         names=False, seconds=80, cases=4, needs="pycolmap"),
     Kind("colmap-text", lambda folder: _colmap(folder, False), _read_colmap, {"empty": b""},
          names=False, seconds=80, cases=4, needs="pycolmap"),
     Kind("colmap-depth", _depth, _read_depth, {"huge": b"999999&999999&1&", "none": b"0&0&1&"}),
