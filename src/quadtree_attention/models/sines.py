@@ -13,7 +13,7 @@ from torch import Tensor
 
 def frequencies(base: float, pairs: int) -> Tensor:
     """``base ** (-i / pairs)`` for i = 0 ... pairs - 1: ``[pairs]`` float64, on the CPU."""
-    return base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    return base ** (-torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
 
 
 def sines(place: Tensor, frequency: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +32,7 @@ def attend(
     work = torch.float64 if dtype == torch.float64 else torch.float32
     levels = len(query.tokens)
     q, k, v = ([x.to(work).contiguous() for x in tree.tokens] for tree in (query, key, value))
-    weights = torch.ones(levels, dtype=work) if level_weights is None else level_weights.to(work)
+    weights = torch.ones(levels, dtype=work, device=q[0].device) if level_weights is None else level_weights.to(work)
     # The first call of a torch.library op imports torch's compiler, which takes two seconds; a command that matches two photographs
     # does without.
     function = forward if is_plain(*q, *k, *v, weights) else forward_op
@@ -218,7 +219,7 @@ def _root_backward(grad, q, k, v, valid, kept, grad_share, variant_a, weight, sc
     heads = q.shape[1]
     q, k, v, grad, kept, grad_share = (x.flatten(0, 1) for x in (q, k, v, grad, kept, grad_share))
     grad_q, grad_k, grad_v = (x.view(-1, *x.shape[2:]) for x in (grad_q, grad_k, grad_v))
-    grad_weight = torch.zeros((), dtype=torch.float64)
+    grad_weight = q.new_zeros((), dtype=torch.float64)
     for rows in _root_chunks(q, k):
         score = torch.bmm(q[:, rows] * scale, k.transpose(1, 2))
         nothing = (kept.new_empty(*score.shape[:2], 0), q.new_empty(*score.shape[:2], 0))
@@ -256,9 +257,9 @@ def _arrays(*tensors: Tensor):
 
 
 def _mask(valid: list[Tensor], level: int):
-    return (valid[level].contiguous().numpy(), True) if valid else (torch.empty(0, 0, dtype=torch.bool).numpy(), False)
+    return (valid[level].contiguous().numpy(), True) if valid else (np.empty((0, 0), np.bool_), False)
 
 
 def _number(value: float, like: Tensor):
     """A numpy scalar of the tensor's dtype, so that kernels stay in it."""
-    return torch.tensor(value, dtype=like.dtype).numpy()[()]
+    return like.new_tensor(value).numpy()[()]

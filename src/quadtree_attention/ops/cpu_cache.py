@@ -1,7 +1,8 @@
-"""Compiled kernels on disk: Numba's own cache, made to notice changed and damaged files."""
+"""How kernels are compiled, and kept on disk: in Numba's own cache, made to notice changed and damaged files."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import pickle
@@ -10,9 +11,38 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numba
+from numba.core import event
+
 from ..compat import CompileResultCacheImpl, FunctionCache, numba_dumps
 
-SOURCES = ("cpu_kernels.py", "cpu_blocks.py")  # all that compiled kernels are made of
+# What kernels are made of, beside the file that they stand in.
+SOURCES = ("cpu_kernels.py", "cpu_blocks.py", "cpu_cache.py")
+
+
+def compiled(function: Callable, *, fastmath: bool | set[str] = False) -> Callable:
+    """Compiled when first called, and kept beside its file, or else in the user's cache folder (or in NUMBA_CACHE_DIR).
+
+    It lets other threads run meanwhile, and looks at no bounds.
+    """
+    kernel = numba.njit(nogil=True, fastmath=fastmath, error_model="numpy", boundscheck=False)(function)
+    with contextlib.suppress(RuntimeError, OSError):  # no folder to write to: every process then compiles for itself
+        kernel._cache = KernelCache(function)
+    return kernel
+
+
+class _Notice(event.Listener):
+    """Says once that kernels are being compiled; those that are found in the cache are silent."""
+
+    def on_start(self, started: event.Event) -> None:
+        if started.data["dispatcher"].py_func.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            _log("compiling the CPU kernels; they are kept for the next time")
+
+    def on_end(self, ended: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", _Notice())
 
 
 @cache

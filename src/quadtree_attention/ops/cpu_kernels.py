@@ -9,49 +9,23 @@ The files that kernels are made of are listed in cpu_cache.py, which compiles th
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
+from functools import partial
 
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import event
 from numba.extending import intrinsic, overload
 
 from . import cpu_blocks as blocks
-from .cpu_cache import KernelCache
+from .cpu_cache import compiled
 
 FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "afn"}
 LN2 = math.log(2)
 FEW = 24  # scores up to which comparing each with all others is the fastest way to order them
 
 
-def _jit(function):
-    """Compiled when first called, and kept beside this file, or else in the user's cache folder (or in NUMBA_CACHE_DIR)."""
-    kernel = numba.njit(nogil=True, fastmath=FAST, error_model="numpy", boundscheck=False)(function)
-    with contextlib.suppress(RuntimeError, OSError):  # no folder to write to: every process then compiles for itself
-        kernel._cache = KernelCache(function)
-    return kernel
-
-
-class _Notice(event.Listener):
-    """Says once that kernels are being compiled; those that are found in the cache are silent."""
-
-    said = False
-
-    def on_start(self, started: event.Event) -> None:
-        if not self.said and started.data["dispatcher"].py_func.__module__.startswith("quadtree_attention."):
-            self.said = True
-            logging.getLogger("quadtree_attention").warning(
-                "compiling the CPU kernels; they are kept for the next time"
-            )
-
-    def on_end(self, ended: event.Event) -> None:
-        pass
-
-
-event.register("numba:compile", _Notice())
+_jit = partial(compiled, fastmath=FAST)
 
 
 # ---- exp of numbers <= 0, by a polynomial that LLVM vectorises ----

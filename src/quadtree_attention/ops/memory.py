@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
     Fetching pages anew took a quarter of the time of a backbone at 448x448 pixels. glibc sets its thresholds by the largest block freed so far,
     up to 32 MB; this block is never touched, and other C libraries take no notice.
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
 
 def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

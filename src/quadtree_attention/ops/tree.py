@@ -98,7 +98,10 @@ def _tree_rows(root_grid: tuple[int, ...], level: int, heads: int) -> tuple[Tens
 
 def _make_rows(root_grid: tuple[int, ...], level: int, heads: int) -> tuple[Tensor, Tensor]:
     full = [root * 2**level for root in root_grid]
-    with torch.inference_mode(False):
+    with (
+        torch.inference_mode(False),
+        torch.device("cpu"),
+    ):  # whatever mode and default device are when it is first called: it is kept
         token = torch.arange(_product(full)).view(1, *full, 1, 1)
         there = (to_tree(token, root_grid, level)[0, 0, :, 0] * heads + torch.arange(heads)[:, None]).flatten()
         back = torch.empty_like(there)

@@ -237,7 +237,7 @@ def _network_input(view: View, pad_to: int | None) -> tuple[torch.Tensor, torch.
     if pad_to < max(height, width):
         raise InputError(f"pad_to is {pad_to}, expected at least the images' longer side, {max(height, width)} pixels")
     beyond = (0, pad_to - width, 0, pad_to - height)
-    mask = torch.ones(1, height, width, dtype=torch.bool) if mask is None else mask
+    mask = gray.new_ones(1, height, width, dtype=torch.bool) if mask is None else mask
     return torch.nn.functional.pad(gray, beyond), torch.nn.functional.pad(mask, beyond)
 
 

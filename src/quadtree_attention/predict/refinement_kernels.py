@@ -7,20 +7,16 @@ PyTorch functions these are tested against; all constants are handed in from the
 from __future__ import annotations
 
 import math
+from functools import partial
 
-import numba
 import numpy as np
+
+from ..ops.cpu_cache import compiled
 
 FAST = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
 
-def _jit(function):
-    """Compiled when first called, and kept beside this file, or else in the user's cache folder (or in NUMBA_CACHE_DIR)."""
-    options = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "boundscheck": False}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder to write to: every process then compiles for itself
-        return numba.njit(**options)(function)
+_jit = partial(compiled, fastmath=FAST)
 
 
 @_jit

@@ -28,9 +28,12 @@ def sine_encoding(
     """
     if dim % 4:
         raise InputError(f"position encoding of {dim} channels, expected a multiple of 4")
-    frequency = torch.exp(-2 * torch.arange(dim // 4, dtype=torch.float64)) if bug else frequencies(10000.0, dim // 4)
+    pairs = dim // 4
+    frequency = (
+        torch.exp(-2 * torch.arange(pairs, dtype=torch.float64, device="cpu")) if bug else frequencies(10000.0, pairs)
+    )
     y, x = (sines(torch.arange(1, size + 1, device=device), frequency) for size in (height, width))
-    encoding = x[0].new_empty(height, width, dim // 4, 4)
+    encoding = x[0].new_empty(height, width, pairs, 4)
     encoding[..., 0], encoding[..., 1] = x
     encoding[..., 2], encoding[..., 3] = (table[:, None] for table in y)
     return encoding.flatten(2)

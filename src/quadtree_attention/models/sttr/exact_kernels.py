@@ -1,27 +1,19 @@
 """Numba kernels of the last step of stereo, see `exact`: whole numbers throughout, so that any number of threads gives the same result.
 
 Each pixel (or token) has a range of its own of disparities, ``low`` to ``low + count - 1``, ``[H, W]`` int32; what belongs to them, such as their
-costs, stands in one flat array, from ``start[y, x]`` on. Kernels are plain nogil functions. They stand in this one file since Numba's cache looks
+costs, stands in one flat array, from ``start[y, x]`` on. Kernels are plain nogil functions. They stand in this one file since the cache of kernels looks
 at a kernel's own file alone.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from ...ops.cpu_cache import compiled as _jit
 
 WINDOW = 3  # pixels to either side that a census looks at
 BITS = (2 * WINDOW + 1) ** 2 - 1
 FAR = 32000  # more than any sum along a path
-
-
-def _jit(function):
-    """Compiled when first called, and kept beside this file, or else in the user's cache folder (or in NUMBA_CACHE_DIR)."""
-    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder to write to: every process then compiles for itself
-        return numba.njit(**options)(function)
 
 
 @_jit
