@@ -21,6 +21,7 @@ from ..formats import CLASSIFICATION_SUFFIXES
 from ..models.classifier import ClassifierConfig
 from ..weights.hub import HubMixin
 from .device import check_device
+from .finite import check_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ class Classifier(HubMixin):
             top: how many classes, or all if there are fewer.
 
         Raises:
-            ValueError, OSError: a bad image or option, in one line.
+            ValueError, OSError: a bad image or option, or weights that give no numbers, in one line.
         """
         if top < 1:
             raise InputError(f"top is {top}, expected at least 1")
@@ -106,6 +107,7 @@ class Classifier(HubMixin):
             picture = picture.convert("L")
         with torch.inference_mode():
             logits = self.model(self._transform(picture)[None].to(self.device))[0]
+        check_finite(logits)
         found = logits.float().softmax(0).topk(min(top, len(self.config.labels)))
         indices = found.indices.cpu().numpy()
         return Classification(tuple(self.config.labels[i] for i in indices), found.values.cpu().numpy(), indices)

@@ -20,6 +20,7 @@ from ..formats import DETECTION_SUFFIXES
 from ..models.detection import DetectorConfig
 from ..weights.hub import HubMixin
 from .device import check_device
+from .finite import watch
 
 if TYPE_CHECKING:
     from ..models.detection.model import MaskRCNN, RetinaNet
@@ -89,6 +90,10 @@ class Detector(HubMixin):
     def __init__(self, model: RetinaNet | MaskRCNN, device: str | torch.device | None = None) -> None:
         self.device = check_device(device)
         self.model = model.eval().to(self.device)
+        # Boxes whose scores are not numbers are below every threshold: what is found does not show them.
+        for name in ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor"):
+            if name in dict(self.model.named_modules()):
+                watch(self.model.get_submodule(name))
 
     @property
     def config(self) -> DetectorConfig:
@@ -119,7 +124,7 @@ class Detector(HubMixin):
                 look best from 0.3 on).
 
         Raises:
-            ValueError, OSError: a bad image or option, in one line.
+            ValueError, OSError: a bad image or option, or weights that give no numbers, in one line.
         """
         if score is not None and not 0 <= score <= 1:
             raise InputError(f"score is {score}, expected 0 to 1")

@@ -24,6 +24,7 @@ from ..weights.hub import HubMixin
 from .alignment import View, best_look, whole_view
 from .confidence import kept, probability
 from .device import check_device
+from .finite import check_finite
 from .refinement import refine as refined_matches
 
 # kind -> (fewest matches, default threshold in matched pixels)
@@ -186,7 +187,7 @@ class Matcher(HubMixin):
             `Matches`, in pixels of the images as given.
 
         Raises:
-            ValueError, OSError: bad images or options, in one line.
+            ValueError, OSError: bad images or options, or weights that give no numbers, in one line.
         """
         model, calibration = self.model, self.model.config.calibration if refine else ()
         if threshold is not None:
@@ -222,7 +223,11 @@ class Matcher(HubMixin):
         (gray0, mask0), (gray1, mask1) = (_network_input(view, pad_to) for view in (view0, view1))
         masks = [None if mask is None else mask.to(self.device) for mask in (mask0, mask1)]
         with torch.inference_mode():
-            found = model(gray0.to(self.device), gray1.to(self.device), *masks)
+            features = model.encode(gray0.to(self.device), gray1.to(self.device), *masks)
+            confidence = model.confidence(features)
+            check_finite(confidence.max())  # a NaN is the largest; what is not a number is no match
+            found = model.matches(features, confidence)
+        check_finite(found)
         points0, points1 = (found[name].double().cpu().numpy() for name in ("keypoints0", "keypoints1"))
         return points0, points1, found["confidence"].float().cpu().numpy()
 

@@ -21,6 +21,7 @@ from ..formats import MASK_SUFFIXES
 from ..models.segmentation import SegmenterConfig, SemanticFPN
 from ..weights.hub import HubMixin
 from .device import check_device
+from .finite import check_finite
 
 NUMBERS = 2**26  # logits at the image's own size that are in memory at one time
 
@@ -104,11 +105,12 @@ class Segmenter(HubMixin):
             image: of any size; a path, PIL image, numpy array or torch tensor, see `data.images.read_image`.
 
         Raises:
-            ValueError, OSError: a bad image, in one line.
+            ValueError, OSError: a bad image, or weights that give no numbers, in one line.
         """
         picture = read_image(image)
         with torch.inference_mode():
             logits = self.model(preprocess(picture, **self.config.preprocessing)[None].to(self.device))
+            check_finite(logits)
             labels, probabilities = likeliest(logits.float(), picture.shape[:2])
         return Segmentation(labels.cpu().numpy(), probabilities.cpu().numpy(), tuple(self.config.labels))
 

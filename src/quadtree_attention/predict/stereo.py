@@ -21,6 +21,7 @@ from ..models.sttr import STTR
 from ..models.sttr.exact import exact_disparity
 from ..weights.hub import HubMixin
 from .device import check_device
+from .finite import check_finite
 from .stereo_rows import check_rows
 
 PNG_SCALE = 256  # KITTI's: values of the file a pixel of disparity; 0 is unknown
@@ -149,7 +150,7 @@ class StereoMatcher(HubMixin):
             disparity below 0, or if the views seem to be exchanged; see `check_rows`.
 
         Raises:
-            ValueError, OSError: bad images or options, in one line.
+            ValueError, OSError: bad images or options, or weights that give no numbers, in one line.
         """
         if view not in ("left", "right"):
             raise InputError(f"view is {view!r}, expected left or right")
@@ -171,6 +172,7 @@ class StereoMatcher(HubMixin):
             large, small = ([np.ascontiguousarray(image[:, ::-1]) for image in pair[::-1]] for pair in (large, small))
         with torch.inference_mode():
             found = self.model(*(_tensor(image).to(self.device) for image in small))
+            check_finite((found.disparity, found.logit, found.confidence))
         disparity, occlusion, confidence = (
             x.float().cpu() for x in (found.disparity, found.occlusion, found.confidence)
         )

@@ -81,7 +81,11 @@ class LoFTR(nn.Module):
             ValueError: images or masks of another form.
         """
         features = self.encode(image0, image1, mask0, mask1)
-        b, i, j, score = self.select(self.confidence(features), features)
+        return self.matches(features, self.confidence(features))
+
+    def matches(self, features: Features, confidence: Tensor) -> dict[str, Tensor]:
+        """What `forward` returns, of what `encode` and `confidence` have found."""
+        b, i, j, score = self.select(confidence, features)
         offset = self.refine(features, b, i, j)[:, :2] * (self.config.fine_window // 2 * FINE_STRIDE)
         return {
             "keypoints0": _pixels(i, features.coarse0).to(offset),

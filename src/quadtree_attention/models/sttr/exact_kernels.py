@@ -1,8 +1,8 @@
 """Numba kernels of the last step of stereo, see `exact`: whole numbers throughout, so that any number of threads gives the same result.
 
 Each pixel (or token) has a range of its own of disparities, ``low`` to ``low + count - 1``, ``[H, W]`` int32; what belongs to them, such as their
-costs, stands in one flat array, from ``start[y, x]`` on. Kernels are plain nogil functions. They stand in this one file since the cache of kernels looks
-at a kernel's own file alone.
+costs, stands in one flat array, from ``start[y, x]`` on. Kernels are plain nogil functions. They stand in this one file since their cache looks
+at no other.
 """
 
 from __future__ import annotations
