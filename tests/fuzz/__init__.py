@@ -9,4 +9,6 @@ crash, no hang, no memory without bound, no other lines on stderr, no files left
 
 `damage` makes damaged files, `judge` runs a case and judges it, `worker` is the process that it runs in, and `kinds` has the kinds of files: each
 file there has a list KINDS. To add a kind, add a file, or an entry to its list.
+
+`operator` is no kind of files: random calls of the operator's kernels, which must give what the reference gives.
 """
