@@ -35,7 +35,7 @@ PRIVATE = {  # our name: where it is
 OVERRIDDEN = (
     "numba.core.caching:FunctionCache._impl_class",  # a cache whose machine code has a digest
     "numba.core.caching:FunctionCache._index_key",  # all files that a kernel is made of, not only its own
-    "numba.core.dispatcher:Dispatcher.enable_caching",  # sets `_cache`, as ops.cpu_kernels does with a cache of ours
+    "numba.core.dispatcher:Dispatcher.enable_caching",  # sets `_cache`, as ops.cpu_cache does with a cache of ours
     "lightning.pytorch.cli:LightningCLI._parse_ckpt_path",  # it would take over the arguments of any task
 )
 

@@ -6,7 +6,7 @@ import torch
 
 from quadtree_attention.errors import InputError
 from quadtree_attention.models.classifier import ClassifierConfig
-from quadtree_attention.models.detection import DetectorConfig
+from quadtree_attention.models.detection import DetectorConfig, build_detector
 from quadtree_attention.models.segmentation import SegmenterConfig
 from quadtree_attention.predict.classification import Classifier
 from quadtree_attention.predict.detection import Detector
@@ -24,7 +24,7 @@ def detector(kind):
     config = DetectorConfig(
         kind, "quadtree_b0", NAMES, [17, 18], options=SMALL, channels=8, features=8, min_size=64, max_size=96
     )
-    return config.build()
+    return build_detector(config)
 
 
 def detect(model):

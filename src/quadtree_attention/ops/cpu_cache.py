@@ -25,7 +25,7 @@ def compiled(function: Callable, *, fastmath: bool | set[str] = False) -> Callab
 
     It lets other threads run meanwhile, and looks at no bounds.
     """
-    kernel = numba.njit(nogil=True, fastmath=fastmath, error_model="numpy", boundscheck=False)(function)
+    kernel: Any = numba.njit(nogil=True, fastmath=fastmath, error_model="numpy", boundscheck=False)(function)
     with contextlib.suppress(RuntimeError, OSError):  # no folder to write to: every process then compiles for itself
         kernel._cache = KernelCache(function)
     return kernel
