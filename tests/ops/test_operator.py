@@ -443,11 +443,11 @@ def test_export_keeps_sizes_free():
         torch.testing.assert_close(program.module()(x, y), net(x, y), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [(5, 13), (8, 20)])  # of which no other test keeps anything
 @pytest.mark.parametrize("variant", ["a", "b"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_other_default_devices(backend, variant):
+def test_other_default_devices(backend, variant, grid):
     """Tensors stay where they are, whichever device new ones are made on; nothing that is kept for later calls is made there."""
-    grid = (5, 13)  # of which no other test keeps anything
     points = random_inputs(grid, grid, heads=3)
     mask = torch.rand(2, *grid, generator=torch.Generator().manual_seed(3)) > 0.3
     for options in (dict(query_mask=mask, key_mask=mask), {}):
@@ -455,7 +455,8 @@ def test_other_default_devices(backend, variant):
         def run(options=options):
             leaves = [x.clone().requires_grad_() for x in points]
             out = quadtree_attention(*leaves, levels=3, topk=(2, 3), variant=variant, backend=backend, **options)
-            return [out, *torch.autograd.grad(out.sin().sum(), leaves)]
+            plain = quadtree_attention(*points, levels=3, topk=(2, 3), variant=variant, backend=backend, **options)
+            return [plain, out, *torch.autograd.grad(out.sin().sum(), leaves)]
 
         with torch.device("meta"):
             elsewhere = run()
