@@ -12,6 +12,7 @@ from PIL import Image
 from quadtree_attention import StereoMatcher
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.maps import read_map
+from quadtree_attention.data.stereo.calibration import StereoCamera
 from quadtree_attention.predict.stereo import Stereo, _resized
 from quadtree_attention.viz.disparity import draw_disparity
 from quadtree_attention.weights import load
@@ -162,22 +163,41 @@ def test_files(tmp_path):
 def test_points(tmp_path):
     stereo = result()
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    points, colors = stereo.points(image, focal=100.0, baseline=0.5)
+    camera = StereoCamera(100.0, 0.5)
+    points, colors = stereo.points(image, camera)
     assert points.shape == colors.shape == (40 * 50, 3)
     np.testing.assert_allclose(np.unique(points[:, 2]), [100 * 0.5 / 20.25, 6.25], rtol=1e-6)
     np.testing.assert_allclose(points[0], [-29.5 * 6.25 / 100, -19.5 * 6.25 / 100, 6.25], rtol=1e-6)
     np.testing.assert_array_equal(colors[0], image[0, 0])
-    stereo.save_points(tmp_path / "p.ply", image, 100.0, 0.5)
+    stereo.save_points(tmp_path / "p.ply", image, camera)
     head, _, body = (tmp_path / "p.ply").read_bytes().partition(b"end_header\n")
     assert b"element vertex 2000" in head
     assert len(body) == 2000 * 15
     np.testing.assert_allclose(np.frombuffer(body[:12], "<f4"), points[0])
-    with pytest.raises(ValueError, match="focal is 0, expected a number above 0"):
-        stereo.points(image, 0, 1)
+    shifted = StereoCamera(100.0, 0.5, (10.0, 5.0), offset=2.0)
+    np.testing.assert_allclose(stereo.points(image, shifted)[0][0], [-0.5, -0.25, 5.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="the calibration is for 30x30 pixels, and the images have 60x40"):
+        stereo.points(image, StereoCamera(100.0, 0.5, size=(30, 30)))
     with pytest.raises(ValueError, match="expected the 60x40 of the disparity"):
-        stereo.points(image[1:], 1, 1)
+        stereo.points(image[1:], camera)
     with pytest.raises(ValueError, match=r"expected .ply"):
-        stereo.save_points(tmp_path / "p.obj", image, 1, 1)
+        stereo.save_points(tmp_path / "p.obj", image, camera)
+
+
+def test_depth(tmp_path):
+    stereo = result()
+    stereo.save_depth(tmp_path / "z.npy", StereoCamera(100.0, 0.5, offset=2.0))
+    depth = np.load(tmp_path / "z.npy")
+    assert depth.dtype == np.float32
+    np.testing.assert_allclose(np.unique(depth), [50 / 22.25, 5.0], rtol=1e-6)
+    stereo.save_depth(tmp_path / "half.npy", StereoCamera(200.0, 0.5, (60.0, 40.0), 4.0, (120, 80)))
+    np.testing.assert_array_equal(np.load(tmp_path / "half.npy"), depth)  # of images twice as large
+    stereo.disparity[0, 0] = 0
+    with pytest.warns(UserWarning, match="1 of 2,400 pixels have depths of 256 and more"):
+        stereo.save_depth(tmp_path / "z.png", StereoCamera(100.0, 0.5))
+    read = read_map(tmp_path / "z.png")
+    assert read[0, 0] == 0
+    assert read[0, 1] == 256 * 50 / 8
 
 
 def test_enlarged_maps_have_nothing_between_surfaces():
@@ -222,6 +242,38 @@ def test_command(files, tmp_path, capsys):
     assert "are left and right exchanged" in capsys.readouterr().err
 
 
+def test_folders_and_lists(pair, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for side, image in zip(("l", "r"), pair, strict=True):
+        (tmp_path / side / "deep").mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / side / "a.png")
+        Image.fromarray(image[8:]).save(tmp_path / side / "deep" / "b.png")
+    cameras = "cam0=[100 0 80; 0 100 48; 0 0 1]\ncam1=[100 0 84; 0 100 48; 0 0 1]\nbaseline=120\n"
+    (tmp_path / "calib.txt").write_text(cameras)
+    options = ["--out", "d", "--depth", "z", "--calib", "calib.txt"]
+    assert main(["stereo", "l", "r", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["a.png" in line for line in lines] == [True, False]
+    assert np.median(np.abs(inner(np.load("d/a.npy")) - SHIFT)) < 1
+    assert np.median(inner(np.load("z/deep/b.npy"))) == pytest.approx(100 * 0.12 / (SHIFT + 4), rel=0.1)
+    assert main(["stereo", "l", "r", *options, "--skip-existing"]) == 0
+    (tmp_path / "pairs.txt").write_text("l/a.png r/a.png\n# nothing\nl/deep/b.png r/deep/b.png\n")
+    assert main(["stereo", "pairs.txt", "--picture", "p"]) == 0
+    assert sorted(path.name for path in (tmp_path / "p").rglob("*.png")) == ["a.png", "b.png"]
+    capsys.readouterr()
+    (tmp_path / "r" / "deep" / "b.png").write_bytes(b"nothing")
+    assert main(["stereo", "l", "r", "--out", "e"]) == 1
+    assert "left out" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "e").rglob("*.npy")] == ["a.npy"]
+    for words, message in (
+        (["l", "r/a.png"], "expected the same names in both"),
+        (["l", "l/deep"], "has no other"),
+        (["calib.txt"], "expected 'left right'"),
+    ):
+        assert main(["stereo", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
 def mistakes():
     """Arguments of quadtree stereo after {l} and {r}, and what the error must say."""
     return [
@@ -231,15 +283,18 @@ def mistakes():
         (["{l}", "{r}", "--out", "d.txt"], "unknown suffix"),
         (["{l}", "{r}", "--out", "nowhere/d.npy"], "does not exist"),
         (["{l}", "{r}", "--out", "{r}"], "which is an input"),
-        (["{l}", "{r}", "--points", "c.ply"], "--points needs --focal and --baseline"),
-        (["{l}", "{r}", "--focal", "5"], "are for --points"),
+        (["{l}", "{r}", "--points", "c.ply"], "--points needs --calib, or --focal and --baseline"),
+        (["{l}", "{r}", "--focal", "5"], "are for --points and --depth"),
+        (["{l}", "{r}", "--points", "c.ply", "--calib", "c", "--focal", "5"], "leave --focal and --baseline out"),
+        (["{l}", "{r}", "--calib", "{l}", "--depth", "z.npy"], "is not a text file in UTF-8"),
+        (["{l}", "{r}", "--depth", "z.npy", "--focal", "5"], "--depth needs --calib"),
         (["{l}", "{r}", "--points", "c.ply", "--focal", "-5", "--baseline", "1"], "focal is -5.0"),
         (["{l}", "{r}", "--view", "up"], "expected left or right"),
         (["{l}", "{r}", "--model", "huge"], "unknown model 'huge', expected one of "),
         (["{l}", "{r}", "--model", "bad.safetensors"], "safetensors"),
         (["{l}", "{r}", "--model", "none.ckpt"], "none.ckpt does not exist"),
         (["{l}", "{r}", "--max-size", "5"], "max_size is 5"),
-        (["{l}"], "see quadtree stereo --help"),
+        (["{l}"], "RIGHT is missing, expected the right image of"),
     ]
 
 
@@ -267,7 +322,7 @@ def test_embedded_weights(tmp_path, random_weights):
     model = load("tiny", "stereo")
     assert not model.training
     assert model.config.attention == "quadtree_b"
-    with pytest.raises(ValueError, match="is of a matcher, expected a stereo network"):
+    with pytest.raises(ValueError, match=r"is of a matcher, expected a stereo network"):
         load(random_weights, "stereo")  # a matcher's
     with pytest.raises(IsADirectoryError):
         load(tmp_path, "stereo")
@@ -275,7 +330,7 @@ def test_embedded_weights(tmp_path, random_weights):
     with pytest.raises(ValueError, match=r"unknown suffix '.txt'"):
         load(tmp_path / "w.txt", "stereo")
     torch.save({"state_dict": {}}, tmp_path / "w.ckpt")
-    with pytest.raises(ValueError, match="holds no stereo network"):
+    with pytest.raises(ValueError, match="expected a stereo network"):
         load(tmp_path / "w.ckpt", "stereo")
 
 

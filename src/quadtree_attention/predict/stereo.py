@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import read_image, resize_longest
+from ..data.stereo.calibration import StereoCamera
 from ..errors import InputError
 from ..extras import require
 from ..files import atomic_write
@@ -51,44 +52,45 @@ class Stereo:
 
         Disparities that do not fit 16 bits, of 256 pixels and more, become 0 in a .png: unknown. A warning says how many.
         """
-        path = Path(path)
-        if path.suffix.lower() not in DISPARITY_SUFFIXES:
-            raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DISPARITY_SUFFIXES)}")
-        with atomic_write(path) as temporary:
-            _WRITERS[path.suffix.lower()](temporary, self.disparity)
+        _save(path, self.disparity, "disparities")
 
-    def points(self, image: Any, focal: float, baseline: float) -> tuple[np.ndarray, np.ndarray]:
+    def save_depth(self, path: str | Path, camera: StereoCamera) -> None:
+        """Write `StereoCamera.depth` as `save` writes disparity: a .png has 256 values a unit of depth, and 0 where that does not fit."""
+        height, width = self.disparity.shape
+        _save(path, camera.of_images((width, height)).depth(self.disparity), "depths")
+
+    def points(self, image: Any, camera: StereoCamera) -> tuple[np.ndarray, np.ndarray]:
         """Points in space of the pixels that both views show.
 
         Args:
             image: the view that the disparity is of, for colours.
-            focal: focal length in pixels of the image as given; the principal point is taken to be its middle.
-            baseline: distance of the cameras; the points have its unit.
+            camera: of that view, in pixels of the image as given, or of the size it names; of the right view see `StereoCamera.of_right`.
 
         Returns:
-            ``[N, 3]`` float32, x to the right, y down, z = focal * baseline / disparity ahead; ``[N, 3]`` uint8 RGB. Pixels whose disparity
-            is below a tenth of a pixel are left out: they could be anywhere.
+            ``[N, 3]`` float32, x to the right, y down, z ahead, in the unit of the baseline; ``[N, 3]`` uint8 RGB. Pixels that are less than a
+            tenth of a pixel of disparity from infinity are left out: they could be anywhere.
         """
-        check_camera(focal, baseline)
         colors = read_image(image)
         if colors.shape[:2] != self.disparity.shape:
             raise InputError(
                 f"image has {colors.shape[1]}x{colors.shape[0]} pixels, expected the "
                 f"{self.disparity.shape[1]}x{self.disparity.shape[0]} of the disparity"
             )
-        shown = (self.occlusion <= 0.5) & (self.disparity > 0.1)
-        rows, columns = np.nonzero(shown)
         height, width = self.disparity.shape
-        depth = focal * baseline / self.disparity[shown]
-        x, y = (columns - (width - 1) / 2) * depth / focal, (rows - (height - 1) / 2) * depth / focal
+        camera = camera.of_images((width, height))
+        shown = (self.occlusion <= 0.5) & (self.disparity + camera.offset > 0.1)
+        rows, columns = np.nonzero(shown)
+        depth = camera.depth(self.disparity[shown])
+        middle = camera.center or ((width - 1) / 2, (height - 1) / 2)
+        x, y = (columns - middle[0]) * depth / camera.focal, (rows - middle[1]) * depth / camera.focal
         return np.stack([x, y, depth], 1).astype(np.float32), colors[shown]
 
-    def save_points(self, path: str | Path, image: Any, focal: float, baseline: float) -> None:
+    def save_points(self, path: str | Path, image: Any, camera: StereoCamera) -> None:
         """Write `points` to a binary .ply, whole or not at all."""
         path = Path(path)
         if path.suffix.lower() != ".ply":
             raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected .ply")
-        places, colors = self.points(image, focal, baseline)
+        places, colors = self.points(image, camera)
         names = ("x", "y", "z", "red", "green", "blue")
         rows = np.empty(len(places), [(name, "<f4" if name in "xyz" else "u1") for name in names])
         for k, name in enumerate(names):
@@ -192,13 +194,6 @@ class StereoMatcher(HubMixin):
         return Stereo(*(np.ascontiguousarray(x[0].numpy()) for x in maps))
 
 
-def check_camera(focal: float, baseline: float) -> None:
-    """Raise ValueError unless both are positive and finite."""
-    for name, value in (("focal", focal), ("baseline", baseline)):
-        if not 0 < value < float("inf"):
-            raise InputError(f"{name} is {value}, expected a number above 0")
-
-
 def _tensor(image: np.ndarray) -> Tensor:
     """uint8 ``[H, W, 3]`` to ``[1, 3, H, W]`` in 0..1."""
     return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)[None]
@@ -213,27 +208,35 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.where((smooth - nearest).abs() > 1, nearest, smooth)
 
 
-def _write_npy(path: Path, disparity: np.ndarray) -> None:
+def _save(path: str | Path, values: np.ndarray, name: str) -> None:
+    path = Path(path)
+    if path.suffix.lower() not in DISPARITY_SUFFIXES:
+        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DISPARITY_SUFFIXES)}")
+    with atomic_write(path) as temporary:
+        _WRITERS[path.suffix.lower()](temporary, values, name)
+
+
+def _write_npy(path: Path, values: np.ndarray, name: str) -> None:
     with path.open("wb") as file:
-        np.save(file, disparity)
+        np.save(file, values)
 
 
-def _write_pfm(path: Path, disparity: np.ndarray) -> None:
+def _write_pfm(path: Path, values: np.ndarray, name: str) -> None:
     """Rows from bottom to top, little-endian."""
-    head = f"Pf\n{disparity.shape[1]} {disparity.shape[0]}\n-1.0\n".encode()
-    path.write_bytes(head + disparity[::-1].astype("<f4").tobytes())
+    head = f"Pf\n{values.shape[1]} {values.shape[0]}\n-1.0\n".encode()
+    path.write_bytes(head + values[::-1].astype("<f4").tobytes())
 
 
-def _write_png(path: Path, disparity: np.ndarray) -> None:
-    values = np.rint(disparity * PNG_SCALE).clip(1, None)
-    beyond = values > 65535
+def _write_png(path: Path, values: np.ndarray, name: str) -> None:
+    scaled = np.rint(values * PNG_SCALE).clip(1, None)
+    beyond = scaled > 65535
     if beyond.any():
         warnings.warn(
-            f"{beyond.sum():,} of {beyond.size:,} pixels have disparities of {65535 / PNG_SCALE:.0f} and more, which a 16-bit .png cannot hold; they "
+            f"{beyond.sum():,} of {beyond.size:,} pixels have {name} of {65535 / PNG_SCALE:.0f} and more, which a 16-bit .png cannot hold; they "
             "are 0 in it: unknown; .npy and .pfm hold them",
-            stacklevel=3,
+            stacklevel=4,
         )
-    require("PIL.Image", "vision").fromarray(np.where(beyond, 0, values).astype(np.uint16)).save(path)
+    require("PIL.Image", "vision").fromarray(np.where(beyond, 0, scaled).astype(np.uint16)).save(path)
 
 
 _WRITERS = {".npy": _write_npy, ".pfm": _write_pfm, ".png": _write_png}
