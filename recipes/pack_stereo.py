@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quadtree_attention.data.arrays import read_map
 from quadtree_attention.data.images import read_image
+from quadtree_attention.data.maps import read_map
 from quadtree_attention.data.stereo.datasets import hidden_by_disparity
 from quadtree_attention.data.stereo.packed import write_pack
 from quadtree_attention.data.stereo.synthetic import StereoDataset

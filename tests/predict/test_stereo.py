@@ -330,7 +330,7 @@ def test_embedded_weights(tmp_path, random_weights):
     with pytest.raises(ValueError, match=r"unknown suffix '.txt'"):
         load(tmp_path / "w.txt", "stereo")
     torch.save({"state_dict": {}}, tmp_path / "w.ckpt")
-    with pytest.raises(ValueError, match="expected a stereo network"):
+    with pytest.raises(ValueError, match="holds no stereo network"):
         load(tmp_path / "w.ckpt", "stereo")
 
 

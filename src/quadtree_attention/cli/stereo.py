@@ -191,7 +191,7 @@ def _pairs(left: str, right: str | None) -> dict[ImageFile, Path]:
 
 
 def _listed(path: Path) -> dict[ImageFile, Path]:
-    from ..data.matching.pairs import existing, lines_of
+    from ..data.lists import existing, lines_of
 
     pairs = []
     for where, words in lines_of(path):
