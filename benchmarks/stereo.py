@@ -65,7 +65,7 @@ VARIANTS = {
     "quadtree": ("quadtree b, rotary", STTR_PRESETS["quadtree"]),
 }
 
-METRICS = ("epe", "bad@1", "bad@2", "bad@3", "d1")
+METRICS = {"epe": "EPE", "bad@1": "bad-1 %", "bad@2": "bad-2 %", "bad@3": "bad-3 %", "d1": "D1 %"}
 SMALL = {  # what two cores can train in minutes
     "stem_dims": (8, 8, 16), "stage_dims": (24, 32), "blocks_per_stage": 1, "pool_dim": 8, "growth": 8, "dim": 32, "num_heads": 2,
     "fine_dim": 0, "context_blocks": 1, "context_dim": 4,
@@ -78,6 +78,7 @@ def main() -> None:
     for name in ("opencv", "skimage", "cones", "middlebury"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-size", type=int, default=800)
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--alike", nargs="+", choices=("quadtree_b", "quadtree_a", "full"))
@@ -95,7 +96,7 @@ def main() -> None:
     sections = []
     rows = [row for pair in pairs(options) for row in accuracy(*pair, options)]
     if rows:
-        sections.append(("Accuracy", Table([*rows, *means(rows)])))
+        sections.append(("Accuracy", Table([shown(row) for row in [*rows, *means(rows)]])))
         print(sections[-1][1].text(), flush=True)
     if options.cost:
         for title, table in costs(options.presets.split(","), options.modes.split(",")):
@@ -145,7 +146,7 @@ def accuracy(name: str, left: Path, right: Path, truth: Path, options: argparse.
     methods = [model, f"{model}, network alone", "SGBM", *(["SGBM+WLS"] if hasattr(cv2, "ximgproc") else [])]
     for method in methods:
         times = []  # of the processor, and of the clock
-        for _ in range(3):
+        for _ in range(options.repeats):
             start = time.process_time(), time.perf_counter()
             if method.startswith("SGBM"):
                 found, occlusion = sgbm(*images, float(disparity.max()), smooth=method == "SGBM+WLS")
@@ -157,10 +158,18 @@ def accuracy(name: str, left: Path, right: Path, truth: Path, options: argparse.
         for words, pixels in (("", known), (", seen", known & ~hidden)):
             metrics = disparity_metrics(*(torch.from_numpy(x) for x in (found, disparity, pixels)))
             row |= {
-                f"{key}{words}": 100 * float(metrics[key]) if key != "epe" else float(metrics[key]) for key in METRICS
+                f"{label}{words}": (100 if label.endswith("%") else 1) * float(metrics[key])
+                for key, label in METRICS.items()
             }
         iou = occlusion_iou(*(torch.from_numpy(x) for x in (occlusion, hidden, known)))
-        rows.append(row | {"occlusion IOU": float(iou), "CPU s": sorted(times)[1][0], "s": sorted(times)[1][1]})
+        rows.append(
+            row
+            | {
+                "occlusion IOU": float(iou),
+                "CPU s": sorted(times)[len(times) // 2][0],
+                "s": sorted(times)[len(times) // 2][1],
+            }
+        )
     return rows
 
 
@@ -179,13 +188,20 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def shown(row: dict[str, Any]) -> dict[str, str]:
+    """A row as the table has it."""
+    digits = {"EPE": 2, "EPE, seen": 2, "occlusion IOU": 3, "CPU s": 2, "s": 2}
+    return {key: f"{value:.{digits.get(key, 1)}f}" if isinstance(value, float) else value for key, value in row.items()}
+
+
 def sgbm(left: np.ndarray, right: np.ndarray, largest: float, smooth: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Disparity ``[H, W]``, and 1 where there was none. smooth: by the weighted least squares of opencv-contrib, which fill everything."""
     count = 16 * int(np.ceil(1.1 * largest / 16))
     matcher = cv2.StereoSGBM_create(
         0, count, 3, 4 * 27, 64 * 27, -1 if smooth else 1, 31, 5, 100, 2, cv2.STEREO_SGBM_MODE_HH
     )  # fmt: skip
-    left, right = left[..., ::-1], right[..., ::-1]
+    # It gives nothing within so many columns of the left border; so there are more of them.
+    left, right = (cv2.copyMakeBorder(x[..., ::-1], 0, 0, count, 0, cv2.BORDER_REPLICATE) for x in (left, right))
     found = matcher.compute(left, right)
     known = found >= 0
     if smooth:
@@ -194,8 +210,9 @@ def sgbm(left: np.ndarray, right: np.ndarray, largest: float, smooth: bool = Fal
         wls.setLambda(8000)
         wls.setSigmaColor(1.5)
         filtered = wls.filter(found, np.ascontiguousarray(left), disparity_map_right=from_right)
-        return (filtered.astype(np.float32) / 16).clip(0), np.float32(~known)
-    filled = fill_from_behind(torch.from_numpy(found.astype(np.float32) / 16)[None], torch.from_numpy(known)[None])
+        return (filtered[:, count:].astype(np.float32) / 16).clip(0), np.float32(~known)[:, count:]
+    found, known = found[:, count:].astype(np.float32) / 16, known[:, count:]
+    filled = fill_from_behind(torch.from_numpy(found)[None], torch.from_numpy(known)[None])
     return filled[0].numpy(), np.float32(~known)
 
 
