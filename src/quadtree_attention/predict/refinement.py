@@ -117,7 +117,8 @@ def support(points0: np.ndarray, points1: np.ndarray, confidence: np.ndarray) ->
     """
     if not len(points0):
         return np.zeros(0)
-    field = _field(*(np.ascontiguousarray(x, np.float64) for x in (points0, points1, confidence)), RADIUS, FIRST, LAST)
+    start, end, weights = (np.ascontiguousarray(x, np.float64) for x in (points0, points1, confidence))
+    field = _field(start, end, weights, RADIUS, FIRST, LAST)
     return field[:, 7] / _full()[0]
 
 
@@ -316,8 +317,8 @@ def align(
         Pixels of image 1 ``[M, 2]``; correlation of the patches ``[M]``, 0 where that of image 0 is flat; standard deviation of the place ``[M]``.
     """
     parts = [
-        _align(image0, image1, *part, search)
-        for part in zip(*(x.split(1024) for x in (points0, points1, maps)), strict=True)
+        _align(image0, image1, start, end, matrix, search)
+        for start, end, matrix in zip(*(x.split(1024) for x in (points0, points1, maps)), strict=True)
     ]
     moved, likeness, deviation = (torch.cat(part) for part in zip(*parts, strict=True))
     return moved, likeness, deviation
@@ -375,9 +376,10 @@ def _align(
     likeness = (product / (safe * spread).sqrt()).to(tensor)
     deviation = (NOISE * error * held.diagonal(dim1=1, dim2=2).sum(1) / (2 * torch.linalg.det(held))).sqrt()
     moved = points1 + (matrix @ shift[..., None]).squeeze(2)
-    nothing = torch.zeros_like(likeness), torch.full_like(deviation, PRIOR)
-    return torch.where(told[:, None], moved, points1), *(
-        torch.where(told, *both) for both in zip((likeness, deviation), nothing, strict=True)
+    return (
+        torch.where(told[:, None], moved, points1),
+        torch.where(told, likeness, torch.zeros_like(likeness)),
+        torch.where(told, deviation, torch.full_like(deviation, PRIOR)),
     )
 
 
