@@ -36,7 +36,8 @@ import numpy as np
 import torch
 
 from quadtree_attention.data.images import read_image
-from quadtree_attention.data.matching.pairs import Pair, homography_list, stereo_list
+from quadtree_attention.data.matching.pairs import Pair
+from quadtree_attention.evaluation.lists import homography_list, stereo_list
 from quadtree_attention.evaluation.matching import match_function, sift_matcher
 from quadtree_attention.evaluation.protocols import PROTOCOLS, MatchFunction, find_matches
 from quadtree_attention.evaluation.synthetic import SyntheticHomographies
