@@ -10,11 +10,12 @@ Where the pairs come from (each may be left out, and is then left out of the tab
 --middlebury  a folder of NAME/left.png, right.png, disp.png (256 times the pixels): the pairs --names, by default those that training left out
 
 Methods: the network with its last step, the network alone, and OpenCV's SGBM. SGBM is told the largest disparity (1.1 times the true one), which
-the network is not. Its setting is the best of fifteen on the 14 Middlebury pairs that we train on (blocks of 3, P1 = 4 * 27, P2 = 64 * 27,
-uniqueness 5, prefilter 31, eight directions, left-right check); pixels that it leaves out take the smaller disparity of their neighbours in the
-row. SGBM+WLS, where OpenCV has ximgproc (opencv-contrib-python-headless), is filtered with lambda 8000 and sigma 1.5, and its right view's
-disparity. Errors are over all pixels with known disparity, hidden ones too, and over those that both views show. Nobody has measured which pixels
-are hidden: those are that the true disparity itself puts behind something in the right view, or out of it; SGBM's are those that it leaves out.
+the network is not. Its setting joins the two best of fifteen that were tried on the 14 Middlebury pairs that we train on (blocks of 3, P1 = 4 *
+27, P2 = 64 * 27, uniqueness 5, prefilter 31, eight directions, left-right check); both views are continued to the left, where it would give
+nothing; pixels that it leaves out take the smaller disparity of their neighbours in the row. SGBM+WLS, where OpenCV has ximgproc (opencv-contrib-
+python-headless), is filtered with lambda 8000 and sigma 1.5, and its right view's disparity. Errors are over all pixels with known disparity,
+hidden ones too, and over those that both views show. Nobody has measured which pixels are hidden: those are that the true disparity itself puts
+behind something in the right view, or out of it; SGBM's are those that it leaves out.
 
 --cost     STTR's own full attention (content and position terms), full attention with rotary positions, quadtree attention: multiply-accumulates,
            counted (convolutions, matrix products, attention), and peak memory beyond the loaded network and time, measured in a process of their own.
