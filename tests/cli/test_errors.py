@@ -26,6 +26,16 @@ PREDICTORS = {
 }
 
 
+def break_network(model, error):
+    """Any part of the network raises the error when it is called."""
+
+    def forward(*_, **__):
+        raise error
+
+    for module in model.modules():
+        module.forward = forward
+
+
 @pytest.fixture
 def broken(monkeypatch):
     """``broken(command, error)``: its network raises the error."""
@@ -35,11 +45,8 @@ def broken(monkeypatch):
         made = predictor.__init__
 
         def init(self, model, device=None):
-            def forward(*_, **__):
-                raise error
-
-            model.forward = forward
             made(self, model, device)
+            break_network(self.model, error)
 
         monkeypatch.setattr(predictor, "__init__", init)
 
@@ -74,8 +81,8 @@ def test_out_of_memory_names_the_option(error, broken, photos, capsys):
             made = predictor.__init__
 
             def init(self, model, device=None, made=made):
-                model.forward = lambda *_, **__: (_ for _ in ()).throw(error)
                 made(self, model, device)
+                break_network(self.model, error)
 
             patch.setattr(predictor, "__init__", init)
             images = [photos[0]] * 2 if command in ("match", "stereo") else photos[:1]
