@@ -38,7 +38,7 @@ _DAMAGED = (
     ValueError,
     ArithmeticError,
     AssertionError,
-    RuntimeError,  # torch's own; NotImplementedError and RecursionError are such too
+    RuntimeError,  # torch's own, with what Python derives from it, such as RecursionError
 )
 _BOMB = 20  # times its size on the disk that a zipped file may have in memory; torch.save does not compress
 

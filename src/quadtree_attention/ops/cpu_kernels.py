@@ -4,6 +4,7 @@ Layout: tree order with heads in front, ``[B * heads, N, dim]``; the children of
 functions over a range of rows (a row is one parent with its F queries, or one head), driven by a small thread pool of our own; rows do not share
 results, so any number of threads gives the same numbers. They work on the list of a row's valid candidates, four keys and four queries at a time.
 
+This file is long because forward and backward of a level share their layout and their loops, and are changed together.
 The files that kernels are made of are listed in cpu_cache.py, which compiles them again when one of these has changed.
 """
 
