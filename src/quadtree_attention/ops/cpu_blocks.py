@@ -244,3 +244,38 @@ def dots(typing_context, x, x_at, y, y_at, dim, token, first, scale, out, out_at
 def dots_of_two(typing_context, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_step):
     """`_dots` of 2 rows."""
     return _dots(2, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_step)
+
+
+def _product(rows, x, x_at, panel, panel_at, dim, out, out_at, out_step):
+    """``out[i] = sum over d of x[i, d] * panel[d]`` for rows of one vector; dim at least 1.
+
+    x_at: where row 0 of ``x [rows, dim]`` is; panel_at: where ``panel [dim, lanes]`` begins; out_at: where row 0 goes; out_step: from row to row.
+    """
+
+    def codegen(context, builder, signature, args):
+        block = _Block(context, builder, signature, args)
+        x, x_at, panel, panel_at, dim, out, out_at, out_step = block.args
+        places = [_row(block, x_at, i, dim) for i in range(rows)]
+
+        def body(d, sums):
+            step = builder.mul(d, ir.Constant(I64, block.lanes))
+            there = block.load(panel, builder.add(panel_at, step))
+            here = [builder.load(builder.gep(x, [builder.add(place, d)])) for place in places]
+            return [
+                block.add(s, block.multiply(block.splat(number), there)) for s, number in zip(sums, here, strict=True)
+            ]
+
+        zero = ir.Constant(block.vector, [0.0] * block.lanes)
+        sums = block.loop(dim, 1, [zero] * rows, body)
+        for i, value in enumerate(sums):
+            block.store(value, out, _row(block, out_at, i, out_step))
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.void(x, whole, panel, whole, whole, out, whole, whole), codegen
+
+
+@intrinsic
+def product(typing_context, x, x_at, panel, panel_at, dim, out, out_at, out_step):
+    """`_product` of 6 rows: with float32 on AVX2 the sums, a vector of the panel and a number fill the registers."""
+    return _product(6, x, x_at, panel, panel_at, dim, out, out_at, out_step)

@@ -33,7 +33,7 @@ _jit = partial(compiled, fastmath=FAST)
 
 
 @intrinsic
-def _bits_to_float(typing_context, bits):
+def bits_to_float(typing_context, bits):
     """The float whose bits are the given integer's, 32 or 64 of them."""
     wide = bits == numba.types.int64
     result = numba.types.float64 if wide else numba.types.float32
@@ -68,7 +68,7 @@ def _exp_nonpositive(x):
             r = t - np.float32(whole)
             c = C32
             p = c[0] + r * (c[1] + r * (c[2] + r * (c[3] + r * (c[4] + r * (c[5] + r * c[6])))))
-            return p * _bits_to_float(np.int32((whole + np.int32(127)) << np.int32(23)))
+            return p * bits_to_float(np.int32((whole + np.int32(127)) << np.int32(23)))
 
         return exp32
 
@@ -91,7 +91,7 @@ def _exp_nonpositive(x):
         p = c[2] + r * p
         p = c[1] + r * p
         p = c[0] + r * p
-        return p * _bits_to_float(np.int64((whole + np.int64(1023)) << np.int64(52)))
+        return p * bits_to_float(np.int64((whole + np.int64(1023)) << np.int64(52)))
 
     return exp64
 

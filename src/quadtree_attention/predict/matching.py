@@ -224,9 +224,8 @@ class Matcher(HubMixin):
         masks = [None if mask is None else mask.to(self.device) for mask in (mask0, mask1)]
         with torch.inference_mode():
             features = model.encode(gray0.to(self.device), gray1.to(self.device), *masks)
-            confidence = model.confidence(features)
-            check_finite(confidence.max())  # a NaN is the largest; what is not a number is no match
-            found = model.matches(features, confidence)
+            check_finite([features.coarse0, features.coarse1])  # what is not a number is no match
+            found = model.matches(features)
         check_finite(found)
         points0, points1 = (found[name].double().cpu().numpy() for name in ("keypoints0", "keypoints1"))
         return points0, points1, found["confidence"].float().cpu().numpy()

@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...nn.base import sum_dtype
-
-MASKED = -1e9  # similarity of a pair with a masked cell, as published
-NOTHING = -80.0  # logarithm of what does not change a sum of 1 and more
+from ...ops.matching import MASKED, Pairs, log_sum
 
 
 def dual_softmax(
@@ -70,23 +68,17 @@ def log_optimal_transport(
         scores = torch.cat([scores, dustbin.expand(*scores.shape[:-1], 1)], -1)
         scores = torch.cat([scores, dustbin.expand(*scores.shape[:-2], 1, length1 + 1)], -2)
         share0, share1 = (
-            _shares(scores, length0, mask0, mask1, length1),
-            _shares(scores, length1, mask1, mask0, length0),
+            shares(scores, length0, mask0, mask1, length1),
+            shares(scores, length1, mask1, mask0, length0),
         )
         of_columns = F.pad(share1[..., :-1], (0, 1)).expand_as(scores[..., 0, :])  # 0, but for masked ones
         for _ in range(iterations):
-            of_rows = share0 - _log_sum(scores + of_columns[..., None, :], -1)
-            of_columns = share1 - _log_sum(scores + of_rows[..., None], -2)
+            of_rows = share0 - log_sum(scores + of_columns[..., None, :], -1)
+            of_columns = share1 - log_sum(scores + of_rows[..., None], -2)
         return scores + of_rows[..., None] + of_columns[..., None, :]
 
 
-def _log_sum(x: Tensor, dim: int) -> Tensor:
-    """``logsumexp``, many times as fast on a CPU: the exponential of what is next to nothing takes a slow path there."""
-    peak = x.detach().amax(dim, keepdim=True)
-    return (x - peak).clamp(min=NOTHING).exp().sum(dim).log() + peak.squeeze(dim)
-
-
-def _shares(scores: Tensor, length: int, mask: Tensor | None, other: Tensor | None, others: int) -> Tensor:
+def shares(scores: Tensor, length: int, mask: Tensor | None, other: Tensor | None, others: int) -> Tensor:
     """Logarithms of what each of ``length`` tokens has to give, and of what the dustbin beside them has, ``[..., length + 1]``."""
     one = scores.new_zeros(length) if mask is None else torch.where(mask, 0.0, MASKED).to(scores)
     room = scores.new_tensor(others) if other is None else other.sum(-1, keepdim=True).to(scores).clamp(min=1)
@@ -118,11 +110,23 @@ def select_matches(
         then by token of image 0.
     """
     batch = confidence.shape[0]
-    inner0 = _inside(grid0, border, mask0, batch, confidence.device)  # [B, L]
-    inner1 = _inside(grid1, border, mask1, batch, confidence.device)  # [B, S]
-    row_best, column_best = confidence.amax(2), confidence.amax(1)
+    inner0 = inside(grid0, border, mask0, batch, confidence.device)  # [B, L]
+    inner1 = inside(grid1, border, mask1, batch, confidence.device)  # [B, S]
+    return mutual_neighbours(confidence, confidence.amax(1), threshold, inner0, inner1)
+
+
+def mutual_neighbours(
+    confidence: Tensor, column_best: Tensor, threshold: float, inner0: Tensor, inner1: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `select_matches` finds in whole rows ``[B, R, S]`` of the confidences.
+
+    Args:
+        column_best: the highest of each whole column ``[B, S]``.
+        inner0, inner1: bool ``[B, R]`` and ``[B, S]``, tokens that may match: see `inside`.
+    """
+    row_best = confidence.amax(2)
     b, i = torch.where((row_best > threshold) & inner0)
-    rows = confidence[b, i]  # [R, S], only rows that can hold a match
+    rows = confidence[b, i]  # only those that can hold a match
     mutual = (rows == row_best[b, i, None]) & (rows == column_best[b]) & inner1[b]
     j = mutual.int().argmax(1)  # the first, where equal ones tie
     found = mutual.any(1)
@@ -130,7 +134,26 @@ def select_matches(
     return b, i, j, confidence[b, i, j]
 
 
-def _inside(grid: tuple[int, int], border: int, mask: Tensor | None, batch: int, device: torch.device) -> Tensor:
+def select_pairs(pairs: Pairs, inner0: Tensor, inner1: Tensor) -> Pairs:
+    """As `select_matches`, of pairs that hold all whose confidence is above the threshold.
+
+    Args:
+        pairs: as `ops.matching.confident_pairs` gives them.
+        inner0, inner1: bool ``[B, L]`` and ``[B, S]``, tokens that may match: see `inside`.
+    """
+    b, i, j, confidence = pairs
+    row, column = b * inner0.shape[1] + i, b * inner1.shape[1] + j
+    best = []
+    for place, inner in ((row, inner0), (column, inner1)):
+        highest = confidence.new_zeros(inner.numel()).scatter_reduce_(0, place, confidence, "amax")
+        best.append((confidence == highest[place]) & inner.flatten()[place])
+    chosen = (best[0] & best[1]).nonzero()[:, 0]
+    row = row[chosen]
+    chosen = chosen[torch.diff(row, prepend=row.new_tensor([-1])) != 0]  # the first of a row, where equal ones tie
+    return Pairs(b[chosen], i[chosen], j[chosen], confidence[chosen])
+
+
+def inside(grid: tuple[int, int], border: int, mask: Tensor | None, batch: int, device: torch.device) -> Tensor:
     """bool ``[B, prod(grid)]``: valid cells at least ``border`` cells away from the edges of the valid extent."""
     if mask is None:
         mask = torch.ones(1, 1, 1, dtype=torch.bool, device=device).expand(batch, *grid)

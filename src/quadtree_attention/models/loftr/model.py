@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from .matching import (
     select_matches,
 )
 from .position import sine_encoding
+from .tiles import coarse_matches
 from .transformer import coarse_transformer, fine_transformer
 
 STRIDE = 8  # pixels a coarse cell
@@ -80,12 +81,16 @@ class LoFTR(nn.Module):
         Raises:
             ValueError: images or masks of another form.
         """
-        features = self.encode(image0, image1, mask0, mask1)
-        return self.matches(features, self.confidence(features))
+        return self.matches(self.encode(image0, image1, mask0, mask1))
 
-    def matches(self, features: Features, confidence: Tensor) -> dict[str, Tensor]:
-        """What `forward` returns, of what `encode` and `confidence` have found."""
-        b, i, j, score = self.select(confidence, features)
+    def matches(self, features: Features) -> dict[str, Tensor]:
+        """What `forward` returns, of what `encode` has found; the confidences of all pairs of cells are never held at once."""
+        dustbin = self.bin_score if self.config.matching == "optimal_transport" else None
+        prefilter = self.config.prefilter and not self.training
+        config = replace(self.config, prefilter=prefilter)
+        b, i, j, score = coarse_matches(
+            features.coarse0, features.coarse1, features.mask0, features.mask1, config, dustbin
+        )
         offset = self.refine(features, b, i, j)[:, :2] * (self.config.fine_window // 2 * FINE_STRIDE)
         return {
             "keypoints0": _pixels(i, features.coarse0).to(offset),

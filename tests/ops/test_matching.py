@@ -1,0 +1,123 @@
+"""Pairs with a large confidence, found a tile at a time, against the matrix of all confidences."""
+
+import pytest
+import torch
+
+from quadtree_attention.models.loftr.matching import dual_softmax
+from quadtree_attention.ops import matching
+from quadtree_attention.ops.matching import confident_pairs
+
+NUMBA = pytest.param("cpu", marks=pytest.mark.skipif(not matching.HAS_NUMBA, reason="needs Numba"))
+
+
+@pytest.fixture(params=["reference", NUMBA])
+def backend(request, monkeypatch):
+    """Either way to compute on a CPU; the plain one in tiles of a few rows."""
+    if request.param == "reference":
+        monkeypatch.setattr(matching, "HAS_NUMBA", False)
+        monkeypatch.setitem(matching.TILE, "cpu", 2000)
+    return request.param
+
+
+def features(batch=1, length0=100, length1=90, channels=16, scale=1.0, seed=0):
+    """Tokens of image 1 resemble some of image 0, more or less."""
+    generator = torch.Generator().manual_seed(seed)
+    feat0 = torch.randn(batch, length0, channels, generator=generator)
+    order = torch.randperm(length0, generator=generator)[torch.arange(length1) % length0]
+    noise = torch.rand(batch, length1, 1, generator=generator) * torch.randn(
+        batch, length1, channels, generator=generator
+    )
+    return feat0 * scale, (feat0[:, order] + noise) * scale
+
+
+def check(feat0, feat1, threshold, mask0=None, mask1=None):
+    channels = feat0.shape[2]
+    confidence = dual_softmax(feat0.double(), feat1.double(), 1 / channels, mask0, mask1)
+    if mask0 is not None:
+        confidence = confidence * mask0[:, :, None]
+    found = confident_pairs(feat0, feat1, threshold, mask0, mask1)
+    b, i, j = torch.where(confidence > threshold)
+    assert len(b)
+    for got, want in zip(found[:3], (b, i, j), strict=True):
+        assert got.dtype == torch.int64
+        assert torch.equal(got, want)
+    assert found.confidence.dtype == feat0.dtype
+    largest = (feat0.double() @ feat1.double().transpose(1, 2)).abs().max().item()
+    error = (
+        4 * torch.finfo(torch.float32).eps * max(largest, 10)
+    )  # of a score, of the logarithm of a sum, and so of a confidence
+    torch.testing.assert_close(found.confidence.double(), confidence[b, i, j], rtol=error, atol=0)
+
+
+@pytest.mark.parametrize("threshold", [1 / 64, 0.05, 0.2, 0.5])
+@pytest.mark.parametrize(
+    ("length0", "length1", "channels"),
+    [
+        (1, 1, 16),
+        (7, 5, 3),  # less than a block, channels that fill no vector
+        (100, 90, 16),
+        (241, 513, 16),  # one more than a block of rows, and than a tile
+        (90, 8200, 8),  # more columns than a stripe
+    ],
+)
+def test_all_pairs_above_the_threshold(backend, threshold, length0, length1, channels):
+    check(*features(1, length0, length1, channels, 2.0), threshold)
+
+
+def test_batches_and_masks(backend):
+    feat0, feat1 = features(3, scale=1.5)
+    check(feat0, feat1, 0.1)
+    mask0, mask1 = torch.rand(3, 100) < 0.7, torch.rand(3, 90) < 0.8
+    check(feat0, feat1, 0.1, mask0)
+    check(feat0, feat1, 0.1, None, mask1)
+    mask1[1] = False  # nothing of one image
+    check(feat0, feat1, 0.1, mask0, mask1)
+
+
+@pytest.mark.parametrize("scale", [0.1, 4.0, 8.0, 40.0])
+def test_scores_of_any_size(backend, scale):
+    """In float32, in float64, and where the exponentials of the scores are no numbers at all."""
+    feat0, feat1 = (
+        (4 * x).round() * (scale / 4) for x in features(1, 64, 64)
+    )  # whose products have no rounding errors
+    if scale == 0.1:  # all alike: an even share of 64 by 64 is below any threshold
+        assert len(confident_pairs(feat0, feat1, 1 / 64).b) == 0
+        return
+    check(feat0, feat1, 0.2)
+
+
+def test_equal_tokens_share(backend):
+    feat0, feat1 = features(1, 40, 40, 16, 2.0)
+    feat0[:, 20:30] = feat0[:, 0:10]
+    feat1[:, 5] = feat1[:, 6]
+    check(feat0, feat1, 1 / 64)
+
+
+def test_double_features_stay_double(backend):
+    feat0, feat1 = features()
+    check(feat0.double(), feat1.double(), 0.2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_what_is_no_number_is_no_match_and_harms_nothing(backend, bad):
+    feat0, feat1 = features(1, 600, 600, 16)
+    feat0[0, 3] = bad
+    found = confident_pairs(feat0, feat1, 0.2)
+    assert not ((found.i == 3) & ~(found.confidence <= 1.001)).any()
+
+
+@pytest.mark.skipif(not matching.HAS_NUMBA, reason="needs Numba")
+def test_any_number_of_threads_gives_the_same_bits():
+    feat0, feat1 = features(1, 1000, 9000, 16, 2.0)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(confident_pairs(feat0, feat1, 0.02))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found[0].b) > 100
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert torch.equal(one, same)
