@@ -41,3 +41,18 @@ def check_range(name: str, value: float, least: float, most: float | None = None
     if not (value > least if above else value >= least) or (most is not None and value > most):
         limit = f"{'above' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most is not None else "")
         raise InputError(f"{name} is {value}, expected {limit}")
+
+
+def check_fields(options: object, ranges: dict[str, tuple[float, float]]) -> None:
+    """Make sure that fields of a dataclass lie in their ranges, both ends included. A field of two numbers is (least, most) itself, in this order.
+
+    Raises:
+        InputError: one does not.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        for number in numbers:
+            check_range(name, number, least, most)
+        if len(numbers) == 2 and numbers[0] > numbers[1]:
+            raise InputError(f"{name} is {tuple(numbers)}, expected the smaller number first")

@@ -76,5 +76,5 @@ def test_validation_is_the_first_parts():
 def test_shares_must_fit(shares):
     with pytest.raises(ValueError, match="expected a number above 0 for each part"):
         MixedData(parts(), shares)
-    with pytest.raises(ValueError, match="expected at least 1 batch"):
+    with pytest.raises(ValueError, match=r"^length is 0, expected at least 1$"):
         MixedData(parts(), [1, 1], length=0)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ..errors import check_fields
+
 
 @dataclass(frozen=True)
 class Appearance:
@@ -33,6 +35,21 @@ class Appearance:
     jpeg: int = 30
     compressed: float = 0.2
     inverted: float = 0.02
+
+    def __post_init__(self) -> None:
+        shares = ("occluder_size", "brightness", "shade", "blurred", "moved", "noise", "compressed", "inverted")
+        check_fields(
+            self,
+            dict.fromkeys(shares, (0, 1))
+            | {
+                "occluders": (0, 100),
+                "gamma": (1, 10),
+                "contrast": (1, 10),
+                "blur": (0, 100),
+                "motion": (0, 255),
+                "jpeg": (0, 95),
+            },
+        )
 
     def occluder_counts(self, rng: np.random.Generator, difficulty: float) -> tuple[int, int]:
         """How many occluders the two images have; half of the images have none."""

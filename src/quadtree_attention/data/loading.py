@@ -23,8 +23,7 @@ class SeededDataset(Dataset):
     """
 
     def __init__(self, length: int, seed: int) -> None:
-        if length < 1:
-            raise InputError(f"length is {length}, expected at least 1 sample an epoch")
+        check_range("length", length, 1)
         check_range("seed", seed, 0)
         self.length, self.seed = length, seed
 
@@ -178,6 +177,16 @@ def processes() -> tuple[int, int]:
     """How many processes train together, and the number of this one."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (torch.distributed.get_world_size(), torch.distributed.get_rank()) if distributed else (1, 0)
+
+
+def check_size(size: tuple[int, int], least: int = 32) -> None:
+    """Make sure that training images of ``size`` (height, width) can be made: ``least`` to 4096 pixels on each side.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if len(size) != 2 or min(size) < least or max(size) > 4096:
+        raise InputError(f"size is {'x'.join(map(str, size))}, expected {least} to 4096 pixels on each side")
 
 
 def loader_options(batch_size: int, num_workers: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from ..errors import InputError
+from ..errors import InputError, check_range
 from .loading import StreamLoader
 
 
@@ -67,8 +67,8 @@ class MixedData(LightningDataModule):
         super().__init__()
         if not parts or len(shares) != len(parts) or not all(share > 0 for share in shares):
             raise InputError(f"shares are {shares} of {len(parts)} parts, expected a number above 0 for each part")
-        if length < 1:
-            raise InputError(f"length is {length}, expected at least 1 batch an epoch")
+        check_range("length", length, 1)
+        check_range("seed", seed, 0)
         self.parts, self.shares, self.length, self.seed = parts, shares, length, seed
 
     def train_dataloader(self) -> MixedLoader:

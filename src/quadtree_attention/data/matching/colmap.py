@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ...errors import InputError
+from ...errors import InputError, check_range
 from ...extras import require
 from ..arrays import camera_matrix, pose_matrix
 from ..warp import with_long_side
@@ -56,6 +56,9 @@ class ColmapScene(Dataset):
         points: int = 1024,
     ) -> None:
         check_longest(longest, multiple)
+        check_range("points", points, 1)
+        check_range("max_overlap", max_overlap, 0, 1)
+        check_range("min_overlap", min_overlap, 0, max_overlap)
         self.root, self.longest, self.multiple, self.pad, self.points = Path(root), longest, multiple, pad, points
         self.views = read_views(self.root)
         mapped = [view for view in self.views if self._depth_file(view).is_file()]

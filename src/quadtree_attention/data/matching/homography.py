@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import torch
 
-from ...errors import InputError
+from ...errors import InputError, check_fields, check_range
 from ...files import list_photographs
 from ..appearance import Appearance, change_appearance, occlude
-from ..loading import SeededData, SeededDataset
+from ..loading import SeededData, SeededDataset, check_size
 from ..photos import Photographs, read_gray
 from ..warp import shift_matrix, warped_view
 
@@ -43,6 +43,11 @@ class Warp:
     min_overlap: float = 0.3
     careless: float = 0.03
     background: float = 0.5
+
+    def __post_init__(self) -> None:
+        ratios = dict.fromkeys(("scale", "tilt"), (1, 100))
+        shares = dict.fromkeys(("perspective", "min_overlap", "careless", "background"), (0, 1))
+        check_fields(self, {"rotation": (0, 180), "translation": (0, 10)} | ratios | shares)
 
 
 class HomographyDataset(SeededDataset):
@@ -76,8 +81,9 @@ class HomographyDataset(SeededDataset):
     ) -> None:
         super().__init__(length, seed)
         self.photos = Photographs(photos)
-        if min(size) < 32:
-            raise InputError(f"size is {size[0]}x{size[1]}, expected at least 32 pixels on each side")
+        check_size(size)
+        check_range("collage", collage, 0, 1)
+        check_range("ramp", ramp, 0)
         self.size = (int(size[0]), int(size[1]))
         self.warp = warp or Warp()
         self.appearance = appearance or Appearance()

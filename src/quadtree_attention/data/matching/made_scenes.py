@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from ...errors import InputError
+from ...errors import InputError, check_fields, check_range
 from ...files import list_photographs
 from ..appearance import Appearance, change_appearance
 from ..loading import SeededData, SeededDataset
@@ -45,6 +45,11 @@ class Motion:
     roll: float = 15.0
     overlap: tuple[float, float] = (0.25, 0.95)
     field: tuple[float, float] = (0.8, 1.4)
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, {"baseline": (0.001, 10), "turn": (0, 10), "roll": (0, 180), "overlap": (0, 1), "field": (0.1, 10)}
+        )
 
 
 class Place(NamedTuple):
@@ -183,12 +188,9 @@ class MadeScenes(SeededDataset):
         homographies: float = 0.0,
     ) -> None:
         super().__init__(length, seed)
-        if pairs < 1:
-            raise InputError(f"pairs is {pairs}, expected at least 1 of each scene")
-        if not (0 <= homographies <= 1 and 0 <= difficulty <= 1):
-            raise InputError(
-                f"homographies is {homographies} and difficulty is {difficulty}, expected shares from 0 to 1"
-            )
+        check_range("pairs", pairs, 1)
+        check_range("homographies", homographies, 0, 1)
+        check_range("difficulty", difficulty, 0, 1)
         self.planes = HomographyDataset(photos, size, length, seed, appearance=appearance)  # checks photos and size
         self.scenes = SceneMaker(photos, seed)
         self.size = self.planes.size

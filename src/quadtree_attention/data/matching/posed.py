@@ -65,9 +65,9 @@ def posed_image(
 
 def check_longest(longest: int, multiple: int) -> None:
     """ValueError unless images can have a longer side of ``longest`` pixels, and sides that are multiples of ``multiple``."""
-    if multiple < 1 or longest < max(multiple, 32):
+    if multiple < 1 or not max(multiple, 32) <= longest <= 16384:
         raise InputError(
-            f"longest is {longest} and multiple is {multiple}, expected 32 pixels or more, and a multiple from 1 to that"
+            f"longest is {longest} and multiple is {multiple}, expected 32 to 16384 pixels, and a multiple from 1 to that"
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler
 
-from ...errors import InputError
+from ...errors import InputError, check_range
 from ..arrays import read_arrays
 from ..lists import lines_in
 from ..loading import StreamLoader, loader_options, processes
@@ -57,8 +57,8 @@ class ScenesData(LightningDataModule):
 
     def __init__(self, batch_size: int, per_scene: int, num_workers: int, seed: int) -> None:
         super().__init__()
-        if per_scene < 1:
-            raise InputError(f"per_scene is {per_scene}, expected at least 1")
+        check_range("per_scene", per_scene, 1)
+        check_range("seed", seed, 0)
         self.batch_size, self.per_scene, self.num_workers, self.seed = batch_size, per_scene, num_workers, seed
 
     def scenes(self, training: bool) -> list[str]:

@@ -15,9 +15,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ...errors import InputError
+from ...errors import InputError, check_range
 from ...files import atomic_write
-from ..loading import SeededDataset, loader_options, stream_loader
+from ..loading import SeededDataset, check_size, loader_options, stream_loader
 from .synthetic import Views, change_light
 
 CHANNELS = 11
@@ -127,6 +127,8 @@ class PackedCrops(SeededDataset):
         views: Views | None = None,
     ) -> None:
         super().__init__(length, seed)
+        check_size(size, least=8)
+        check_range("real_share", real_share, 0, 1)
         self.packs, self.real, self.real_share = Packs(packs), Packs(real), real_share if real else 0.0
         self.size, self.views = (int(size[0]), int(size[1])), views or Views()
         for pack in self.packs.packs + self.real.packs:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from ...errors import check_fields
+
 _SAME = 0.75  # pixels of disparity within which what the other view shows is the same surface
 _SOLVE = 10  # steps to find the left place of a right pixel on a curved surface; bumps are so flat that each takes off two thirds of the error
 
@@ -35,6 +37,10 @@ class Scene:
     noisy: float = 0.08
     glossy: float = 0.1
     fine: float = 0.25
+
+    def __post_init__(self) -> None:
+        shares = dict.fromkeys(("room", "curved", "thin", "flat", "repeated", "noisy", "glossy", "fine"), (0, 1))
+        check_fields(self, {"layers": (0, 1000), "disparity": (0.0001, 1), "slant": (0, 1)} | shares)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import torch
 
-from ...errors import InputError
+from ...errors import check_fields
 from ...files import list_photographs
-from ..loading import SeededData, SeededDataset
+from ..loading import SeededData, SeededDataset, check_size
 from ..photos import Photographs
 from .scenes import Scene, random_surfaces, render_pair
 
@@ -40,6 +40,10 @@ class Views:
     tilt: float = 0.4
     spots: float = 0.25
     jpeg: float = 0.3
+
+    def __post_init__(self) -> None:
+        shares = dict.fromkeys(("same_light", "noise", "blurred", "spots", "jpeg"), (0, 1))
+        check_fields(self, {"light": (1, 10), "blur": (0, 100), "shift": (0, 1000), "tilt": (0, 1000)} | shares)
 
 
 class StereoDataset(SeededDataset):
@@ -69,8 +73,7 @@ class StereoDataset(SeededDataset):
     ) -> None:
         super().__init__(length, seed)
         self.photos = Photographs(photos)
-        if min(size) < 32:
-            raise InputError(f"size is {size[0]}x{size[1]}, expected at least 32 pixels on each side")
+        check_size(size)
         self.size = (int(size[0]), int(size[1]))
         self.scene = scene or Scene()
         self.views, self.relight = views or Views(), relight
