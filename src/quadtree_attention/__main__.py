@@ -18,6 +18,7 @@ _LESS_MEMORY = {
     "match": "choose a smaller --max-size",
     "match-folder": "choose a smaller --max-size",
     "stereo": "choose a smaller --max-size",
+    "rectify": "choose a smaller --max-size",
     "evaluate": "choose a smaller --max-size",
     "classify": "choose a smaller --model, or shrink the image",
     "detect": "choose a smaller --model, or shrink the image",
