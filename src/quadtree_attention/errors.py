@@ -4,6 +4,7 @@ The command turns these, and errors about files, into one line and exit status 2
 """
 
 import errno
+from collections.abc import Mapping
 
 
 class InputError(ValueError):
@@ -43,7 +44,7 @@ def check_range(name: str, value: float, least: float, most: float | None = None
         raise InputError(f"{name} is {value}, expected {limit}")
 
 
-def check_fields(options: object, ranges: dict[str, tuple[float, float]]) -> None:
+def check_fields(options: object, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Make sure that fields of a dataclass lie in their ranges, both ends included. A field of two numbers is (least, most) itself, in this order.
 
     Raises:
