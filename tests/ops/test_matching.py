@@ -121,3 +121,11 @@ def test_any_number_of_threads_gives_the_same_bits():
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             assert torch.equal(one, same)
+
+
+@pytest.mark.skipif(not matching.HAS_NUMBA, reason="needs Numba")
+def test_the_kernel_runs_where_it_can(monkeypatch):
+    """Many tokens with scores that are not large; the plain way would be a tile at a time."""
+    monkeypatch.setattr(matching, "tiles", None)
+    feat0, feat1 = features(1, 5000, 4000, 16, 1.0)
+    assert len(confident_pairs(feat0, feat1, 0.2).b)

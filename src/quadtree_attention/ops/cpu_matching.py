@@ -33,8 +33,8 @@ _jit = partial(compiled, fastmath=FAST)
 
 
 def bound(feat0: Tensor, feat1: Tensor) -> float:
-    """No product of a token of either image ``[N, C]`` is larger than this, nor smaller than its negative."""
-    return math.sqrt(float(feat0.square().sum(1).amax() * feat1.square().sum(1).amax()))
+    """No product of a token of either image ``[..., N, C]`` is larger than this, nor smaller than its negative."""
+    return math.sqrt(float(feat0.square().sum(-1).amax() * feat1.square().sum(-1).amax()))
 
 
 def confident_pairs(feat0: Tensor, feat1: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -258,3 +258,29 @@ def test_optimal_transport(small):
     assert (found["keypoints0"][:, 0] < 40).all()
     assert (found["keypoints0"][:, 1] < 32).all()
     assert len(found["confidence"])
+
+
+def test_batch_norms_are_folded_outside_training(small):
+    """The same maps as by batch norms on their own, whose statistics are those of no image at hand."""
+    model = small().double()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.bias)
+    x = image(2, 1, 32, 48).double()
+    folded = model.backbone(x)
+    seen = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train()
+            module.forward = lambda x, norm=module: (
+                seen.append(norm)
+                or torch.nn.functional.batch_norm(
+                    x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+                )
+            )
+    for got, want in zip(folded, model.backbone(x), strict=True):
+        torch.testing.assert_close(got, want)
+    assert len(seen) > 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,11 +37,11 @@ class ResNetFPN(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, 1, H, W]``, H and W multiples of 8, to maps ``[B, dim3, H/8, W/8]`` and ``[B, dim1, H/2, W/2]``."""
-        half = self.layer1(F.relu(self.bn1(self.conv1(image)), inplace=True))
+        half = self.layer1(F.relu(_normed(image, self.conv1, self.bn1), inplace=True))
         quarter = self.layer2(half)
         coarse = self.lateral3(self.layer3(quarter))
-        quarter = self.smooth2(_upsampled(coarse, self.lateral2(quarter)))
-        return coarse, self.smooth1(_upsampled(quarter, self.lateral1(half)))
+        quarter = _smoothed(_upsampled(coarse, self.lateral2(quarter)), self.smooth2)
+        return coarse, _smoothed(_upsampled(quarter, self.lateral1(half)), self.smooth1)
 
 
 class BasicBlock(nn.Module):
@@ -58,9 +59,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, dim_in, H, W]`` to ``[B, dim, H/stride, W/stride]``."""
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        y = F.relu(_normed(x, self.conv1, self.bn1), inplace=True)
+        y = _normed(y, self.conv2, self.bn2)
+        return F.relu(_added(y, x if self.downsample is None else _normed(x, *self.downsample)), inplace=True)
 
 
 def _stage(dim_in: int, dim: int, stride: int, blocks: int) -> nn.Sequential:
@@ -76,6 +77,27 @@ def _smooth(dim_in: int, dim: int) -> nn.Sequential:
     )
 
 
+def _smoothed(x: Tensor, layers: nn.Sequential) -> Tensor:
+    conv, norm, activation, last = layers
+    return last(activation(_normed(x, conv, norm)))
+
+
+def _normed(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    """Batch norm of a convolution: outside training a convolution with other weights, which saves a pass over the map."""
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return norm(conv(x))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, norm.bias - norm.running_mean * scale, conv.stride, conv.padding)
+
+
 def _upsampled(coarse: Tensor, lateral: Tensor) -> Tensor:
     """``lateral`` plus ``coarse`` brought to its size."""
-    return lateral + F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=True)
+    return _added(F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=True), lateral)
+
+
+def _added(x: Tensor, y: Tensor) -> Tensor:
+    """The sum, in the memory of ``x`` where no gradient needs it."""
+    return x + y if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad) else x.add_(y)
