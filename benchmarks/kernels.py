@@ -2,6 +2,7 @@
 
     python benchmarks/kernels.py                                   (every target, dtype and list length; takes many minutes)
     python benchmarks/kernels.py --targets sm_90 --dims 32 --dtypes bf16 --topk 32,16 --variants b
+    python benchmarks/kernels.py --matching 128,256                (those of matching without the matrix, by channels)
 
 The arguments are those of real calls: the backend runs on small CPU tensors, and each launch is compiled in place of being run. For NVIDIA's targets
 cuobjdump, which comes with Triton, says how many registers and bytes of stack a thread of the compiled object has; for AMD's the assembly does.
@@ -26,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from quadtree_attention.ops import cuda
+from quadtree_attention.ops import cuda, cuda_matching
 from quadtree_attention.table import Table
 
 TARGETS = {
@@ -64,6 +65,31 @@ def launches(
     finally:
         cuda._Level.launch = launch
     return seen
+
+
+def matching_launches(channels: int) -> list[dict[str, Any]]:
+    """Every launch that finds the confident pairs of two images: kernel, arguments and constants."""
+    seen = []
+
+    class Recorded:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *arguments, **given: seen.append(self._launch(arguments, given))
+
+        def _launch(self, arguments: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+            names = self.kernel.arg_names[len(arguments) :]
+            numbers = [given.pop(name) for name in names if name in given and name.islower()]
+            return {"kernel": self.kernel, "arguments": (*arguments, *numbers), "constants": given}
+
+    kernels = cuda_matching.log_sums, cuda_matching.list_pairs
+    try:
+        cuda_matching.log_sums, cuda_matching.list_pairs = map(Recorded, kernels)
+        cuda_matching.confident_pairs(torch.zeros(64, channels), torch.zeros(64, channels), 0.2)
+    finally:
+        cuda_matching.log_sums, cuda_matching.list_pairs = kernels
+    return [seen[0], seen[2]]  # the second one is the first with the images exchanged
 
 
 def compiled(launch: dict[str, Any], target: str) -> dict[str, Any]:
@@ -130,6 +156,17 @@ def report(
     return Table(rows, {"triton": triton.__version__, "torch": torch.__version__})
 
 
+def matching_report(targets: list[str], channels: list[int]) -> Table:
+    """A row for each kernel of matching and target."""
+    rows = [
+        {"target": target, "channels": count, "kernel": launch["kernel"].__name__, **compiled(launch, target)}
+        for target in targets
+        for count in channels
+        for launch in matching_launches(count)
+    ]
+    return Table(rows, {"triton": triton.__version__, "torch": torch.__version__})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", default=",".join(TARGETS))
@@ -137,12 +174,16 @@ def main() -> None:
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--topk", action="append", help="of one tree; may be given again")
     parser.add_argument("--variants", default="a,b")
+    parser.add_argument("--matching", help="channels of features to match, with commas; then those kernels only")
     parser.add_argument("--out", type=Path, help="a .md, .json or .csv file")
     options = parser.parse_args()
     topks = [tuple(map(int, topk.split(","))) for topk in options.topk or ["8,8", "16,8", "32,16"]]
-    table = report(
-        options.targets.split(","), [int(d) for d in options.dims.split(",")], options.dtypes.split(","), topks, options.variants.split(",")
-    )  # fmt: skip
+    targets = options.targets.split(",")
+    if options.matching:
+        table = matching_report(targets, [int(count) for count in options.matching.split(",")])
+    else:
+        dims = [int(d) for d in options.dims.split(",")]
+        table = report(targets, dims, options.dtypes.split(","), topks, options.variants.split(","))
     if options.out:
         table.save(options.out)
     print(json.dumps(table.rows) if options.out is None and not sys.stdout.isatty() else table.text())

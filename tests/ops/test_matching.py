@@ -3,19 +3,22 @@
 import pytest
 import torch
 
+from quadtree_attention.errors import InputError
 from quadtree_attention.models.loftr.matching import dual_softmax
-from quadtree_attention.ops import matching
+from quadtree_attention.ops import dispatch, matching
 from quadtree_attention.ops.matching import confident_pairs
 
-NUMBA = pytest.param("cpu", marks=pytest.mark.skipif(not matching.HAS_NUMBA, reason="needs Numba"))
+DEVICE = (
+    "cuda" if torch.cuda.is_available() else "cpu"
+)  # Triton's kernels are interpreted without a GPU, see conftest.py
+needs_numba = pytest.mark.skipif(not dispatch.HAS_NUMBA, reason="needs Numba")
+needs_triton = pytest.mark.skipif(not dispatch.HAS_TRITON, reason="needs Triton")
 
 
-@pytest.fixture(params=["reference", NUMBA])
+@pytest.fixture(params=["reference", pytest.param("cpu", marks=needs_numba), pytest.param("cuda", marks=needs_triton)])
 def backend(request, monkeypatch):
-    """Either way to compute on a CPU; the plain one in tiles of a few rows."""
-    if request.param == "reference":
-        monkeypatch.setattr(matching, "HAS_NUMBA", False)
-        monkeypatch.setitem(matching.TILE, "cpu", 2000)
+    """Each way to compute; the plain one in tiles of a few rows."""
+    monkeypatch.setitem(matching.TILE, "cpu", 2000)
     return request.param
 
 
@@ -30,12 +33,13 @@ def features(batch=1, length0=100, length1=90, channels=16, scale=1.0, seed=0):
     return feat0 * scale, (feat0[:, order] + noise) * scale
 
 
-def check(feat0, feat1, threshold, mask0=None, mask1=None):
+def check(backend, feat0, feat1, threshold, mask0=None, mask1=None):
     channels = feat0.shape[2]
     confidence = dual_softmax(feat0.double(), feat1.double(), 1 / channels, mask0, mask1)
     if mask0 is not None:
         confidence = confidence * mask0[:, :, None]
-    found = confident_pairs(feat0, feat1, threshold, mask0, mask1)
+    there = [None if x is None else x.to(DEVICE if backend == "cuda" else "cpu") for x in (feat0, feat1, mask0, mask1)]
+    found = matching.Pairs(*(x.cpu() for x in confident_pairs(*there[:2], threshold, *there[2:], backend=backend)))
     b, i, j = torch.where(confidence > threshold)
     assert len(b)
     for got, want in zip(found[:3], (b, i, j), strict=True):
@@ -57,21 +61,21 @@ def check(feat0, feat1, threshold, mask0=None, mask1=None):
         (7, 5, 3),  # less than a block, channels that fill no vector
         (100, 90, 16),
         (241, 513, 16),  # one more than a block of rows, and than a tile
-        (90, 8200, 8),  # more columns than a stripe
+        (20, 8200, 8),  # more columns than a stripe
     ],
 )
 def test_all_pairs_above_the_threshold(backend, threshold, length0, length1, channels):
-    check(*features(1, length0, length1, channels, 2.0), threshold)
+    check(backend, *features(1, length0, length1, channels, 2.0), threshold)
 
 
 def test_batches_and_masks(backend):
     feat0, feat1 = features(3, scale=1.5)
-    check(feat0, feat1, 0.1)
+    check(backend, feat0, feat1, 0.1)
     mask0, mask1 = torch.rand(3, 100) < 0.7, torch.rand(3, 90) < 0.8
-    check(feat0, feat1, 0.1, mask0)
-    check(feat0, feat1, 0.1, None, mask1)
+    check(backend, feat0, feat1, 0.1, mask0)
+    check(backend, feat0, feat1, 0.1, None, mask1)
     mask1[1] = False  # nothing of one image
-    check(feat0, feat1, 0.1, mask0, mask1)
+    check(backend, feat0, feat1, 0.1, mask0, mask1)
 
 
 @pytest.mark.parametrize("scale", [0.1, 4.0, 8.0, 40.0])
@@ -81,32 +85,34 @@ def test_scores_of_any_size(backend, scale):
         (4 * x).round() * (scale / 4) for x in features(1, 64, 64)
     )  # whose products have no rounding errors
     if scale == 0.1:  # all alike: an even share of 64 by 64 is below any threshold
-        assert len(confident_pairs(feat0, feat1, 1 / 64).b) == 0
+        assert len(confident_pairs(feat0, feat1, 1 / 64, backend=backend if DEVICE == "cpu" else None).b) == 0
         return
-    check(feat0, feat1, 0.2)
+    check(backend, feat0, feat1, 0.2)
 
 
 def test_equal_tokens_share(backend):
     feat0, feat1 = features(1, 40, 40, 16, 2.0)
     feat0[:, 20:30] = feat0[:, 0:10]
     feat1[:, 5] = feat1[:, 6]
-    check(feat0, feat1, 1 / 64)
+    check(backend, feat0, feat1, 1 / 64)
 
 
-def test_double_features_stay_double(backend):
-    feat0, feat1 = features()
-    check(feat0.double(), feat1.double(), 0.2)
+def test_double_features_stay_double():
+    feat0, feat1 = (x.double() for x in features())
+    check(None, feat0, feat1, 0.2)
+    with pytest.raises(InputError, match=r"'cpu' cannot be used: .*float64"):
+        confident_pairs(feat0, feat1, 0.2, backend="cpu")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_what_is_no_number_is_no_match_and_harms_nothing(backend, bad):
     feat0, feat1 = features(1, 600, 600, 16)
     feat0[0, 3] = bad
-    found = confident_pairs(feat0, feat1, 0.2)
+    found = confident_pairs(feat0, feat1, 0.2, backend=backend if DEVICE == "cpu" else None)
     assert not ((found.i == 3) & ~(found.confidence <= 1.001)).any()
 
 
-@pytest.mark.skipif(not matching.HAS_NUMBA, reason="needs Numba")
+@needs_numba
 def test_any_number_of_threads_gives_the_same_bits():
     feat0, feat1 = features(1, 1000, 9000, 16, 2.0)
     threads = torch.get_num_threads()
@@ -123,7 +129,7 @@ def test_any_number_of_threads_gives_the_same_bits():
             assert torch.equal(one, same)
 
 
-@pytest.mark.skipif(not matching.HAS_NUMBA, reason="needs Numba")
+@needs_numba
 def test_the_kernel_runs_where_it_can(monkeypatch):
     """Many tokens with scores that are not large; the plain way would be a tile at a time."""
     monkeypatch.setattr(matching, "tiles", None)

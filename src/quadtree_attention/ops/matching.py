@@ -3,24 +3,30 @@
 The scores of 120,000 tokens with 120,000 others, images of 3200x2400 at 1/8, would take 58 GB. A match needs the sum of the exponentials of each row
 and each column, and the few pairs that have a large share of both; a tile of scores gives its part of these and is forgotten.
 
-`confident_pairs` is the definition in plain PyTorch, and runs a kernel where there is one: "cpu" in Numba (cpu_matching.py).
+`confident_pairs` is the definition in plain PyTorch, and runs a kernel where there is one: "cpu" in Numba (cpu_matching.py), "cuda" in Triton
+(cuda_matching.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .dispatch import HAS_NUMBA
+from ..errors import InputError
+from .dispatch import Backend, supports
 
 MASKED = -1e9  # score of a pair with a masked token, as LoFTR has it
 NOTHING = -80.0  # logarithm of what does not change a sum of 1 and more
 TILE = {"cpu": 2**22}  # scores held at once, by device
 LARGE_TILE = 2**25  # on any other
 LEAST = 1 / 64  # threshold of the pairs that are worth listing: a row has at most 64 of them
+
+Kernel: TypeAlias = Callable[
+    [Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]
+]  # of one pair of images without masks
 
 
 class Pairs(NamedTuple):
@@ -34,7 +40,12 @@ class Pairs(NamedTuple):
 
 @torch.no_grad()
 def confident_pairs(
-    feat0: Tensor, feat1: Tensor, threshold: float, mask0: Tensor | None = None, mask1: Tensor | None = None
+    feat0: Tensor,
+    feat1: Tensor,
+    threshold: float,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+    backend: Backend | None = None,
 ) -> Pairs:
     """All pairs of valid tokens whose confidence, softmax over rows times softmax over columns, is above a threshold.
 
@@ -42,12 +53,14 @@ def confident_pairs(
         feat0, feat1: ``[B, L, C]`` and ``[B, S, C]``, float32 or float64; their products are the scores.
         threshold: at least `LEAST`.
         mask0, mask1: bool ``[B, L]`` and ``[B, S]``, True = valid.
-    """
-    if feat0.device.type == "cpu" and feat0.dtype == torch.float32 and HAS_NUMBA:
-        from . import cpu_matching
+        backend: "reference", "cpu" or "cuda"; by default the kernel of their device, or the reference where it has none.
 
-        if cpu_matching.bound(feat0, feat1) <= cpu_matching.WIDE:
-            return _image_by_image(cpu_matching.confident_pairs, feat0, feat1, threshold, mask0, mask1)
+    Raises:
+        ValueError: a backend that cannot run here.
+    """
+    kernel = _kernel(backend, feat0, feat1)
+    if kernel is not None:
+        return _image_by_image(kernel, feat0, feat1, threshold, mask0, mask1)
     sums0, sums1 = log_sums(feat0, feat1, mask0, mask1)
     found = []
     for rows, score in tiles(feat0, feat1, mask0, mask1):
@@ -61,7 +74,32 @@ def confident_pairs(
     return Pairs(b[order], i[order], j[order], confidence[order])
 
 
-def _image_by_image(function, feat0: Tensor, feat1: Tensor, threshold: float, mask0, mask1) -> Pairs:
+def _kernel(backend: Backend | None, feat0: Tensor, feat1: Tensor) -> Kernel | None:
+    """The function of a kernel; None where there is none, and where "reference" was asked for."""
+    chosen = backend or feat0.device.type
+    if chosen not in ("cpu", "cuda"):
+        return None
+    narrow = feat0[..., :1]  # any number of channels will do
+    ok, reason = supports("cpu" if chosen == "cpu" else "cuda", narrow)
+    if ok and feat0.dtype != torch.float32:
+        ok, reason = False, f"it knows float32, these are {feat0.dtype}"
+    if not ok and backend is not None:
+        raise InputError(f"backend {backend!r} cannot be used: {reason}")
+    if ok and chosen == "cuda":
+        from . import cuda_matching
+
+        return cuda_matching.confident_pairs
+    if ok:
+        from . import cpu_matching
+
+        # Larger scores, and what is no number, are left to plain PyTorch.
+        return cpu_matching.confident_pairs if cpu_matching.bound(feat0, feat1) <= cpu_matching.WIDE else None
+    return None
+
+
+def _image_by_image(
+    function: Kernel, feat0: Tensor, feat1: Tensor, threshold: float, mask0: Tensor | None, mask1: Tensor | None
+) -> Pairs:
     """Pairs of images one after another, the valid tokens of each."""
     none = feat0.new_zeros(0, dtype=torch.int64)
     found = [(none, none, none, feat0.new_zeros(0))]

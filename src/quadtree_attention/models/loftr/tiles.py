@@ -52,21 +52,21 @@ def coarse_matches(
         )
         divisor = channels * (config.temperature if dustbin is None else 1)
         feat0, feat1 = sum_dtype(coarse0.flatten(1, 2)) * (1 / divisor), sum_dtype(coarse1.flatten(1, 2))
-        masks = [None if mask is None else mask.flatten(1) for mask in (mask0, mask1)]
+        flat0, flat1 = (None if mask is None else mask.flatten(1) for mask in (mask0, mask1))
         if dustbin is None and config.threshold >= LEAST:
-            return select_pairs(confident_pairs(feat0, feat1, config.threshold, *masks), inner0, inner1)
+            return select_pairs(confident_pairs(feat0, feat1, config.threshold, flat0, flat1), inner0, inner1)
         if dustbin is None:
-            sums0, sums1 = log_sums(feat0, feat1, *masks)
+            sums0, sums1 = log_sums(feat0, feat1, flat0, flat1)
             plan, lost = _Plan(2.0, -sums0, -sums1), None
         else:
-            plan, bins0, bins1 = _transport(feat0, feat1, dustbin, config.sinkhorn_iterations, *masks)
+            plan, bins0, bins1 = _transport(feat0, feat1, dustbin, config.sinkhorn_iterations, flat0, flat1)
             lost = None
             if config.prefilter:
-                best = _best(plan, tiles(feat0, feat1, *masks))
+                best = _best(plan, tiles(feat0, feat1, flat0, flat1))
                 lost = bins0 > best[0], bins1 > best[1]
-        of_columns = _best(plan, tiles(feat0, feat1, *masks), lost)[1]
+        of_columns = _best(plan, tiles(feat0, feat1, flat0, flat1), lost)[1]
         found = []
-        for rows, score in tiles(feat0, feat1, *masks):
+        for rows, score in tiles(feat0, feat1, flat0, flat1):
             confidence = _kept(plan.confidence(rows, score), rows, lost)
             b, i, j, sure = mutual_neighbours(confidence, of_columns, config.threshold, inner0[:, rows], inner1)
             found.append((b, i + rows.start, j, sure))
