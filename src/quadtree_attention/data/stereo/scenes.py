@@ -40,7 +40,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         shares = dict.fromkeys(("room", "curved", "thin", "flat", "repeated", "noisy", "glossy", "fine"), (0, 1))
-        check_fields(self, {"layers": (0, 1000), "disparity": (0.0001, 1), "slant": (0, 1)} | shares)
+        check_fields(self, {"layers": (0, 1000), "disparity": (0.0001, 1), "slant": (0, 1), **shares})
 
 
 @dataclass(frozen=True)
