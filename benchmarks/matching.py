@@ -38,8 +38,9 @@ import torch
 from quadtree_attention.data.images import read_image
 from quadtree_attention.data.matching.pairs import Pair
 from quadtree_attention.evaluation.lists import homography_list, stereo_list
-from quadtree_attention.evaluation.matching import match_function, sift_matcher
-from quadtree_attention.evaluation.protocols import PROTOCOLS, MatchFunction, find_matches
+from quadtree_attention.evaluation.matchers import MatchFunction, match_function, sift_matcher
+from quadtree_attention.evaluation.predictions import predict
+from quadtree_attention.evaluation.protocols import PROTOCOLS, judge
 from quadtree_attention.evaluation.synthetic import SyntheticHomographies
 from quadtree_attention.predict.matching import Matcher, Matches
 from quadtree_attention.table import Table
@@ -138,13 +139,12 @@ def measured(
     kind: Kind, pairs: Iterable[Pair], matchers: dict[str, MatchFunction], options: argparse.Namespace
 ) -> Table:
     """All matchers on all pairs, one pair after another."""
-    protocol = PROTOCOLS[kind]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in matchers}
     for pair in pairs:
         for name, matcher in matchers.items():
-            found = find_matches(matcher, pair, options.max_size)
-            rows[name].append({**protocol.judge(pair, found), "ms": found.ms})
-    return Table([{"model": name, **protocol.summarise(each)} for name, each in rows.items()])
+            found = predict(matcher, pair, options.max_size)
+            rows[name].append({**judge(pair, found), "ms": found.ms})
+    return Table([{"model": name, **PROTOCOLS[kind](each)} for name, each in rows.items()])
 
 
 def known_pairs(options: argparse.Namespace, scratch: Path) -> dict[str, tuple[Kind, Path]]:

@@ -22,7 +22,8 @@ from tests.support.scenes import write_megadepth, write_scannet
 
 from quadtree_attention.data.matching.made_scenes import MadeScenes, SceneMaker
 from quadtree_attention.data.matching.scenes import MegaDepthData, ScanNetData, ScenesData, Split
-from quadtree_attention.evaluation.matching import evaluate_pose, load_matcher
+from quadtree_attention.evaluation.matchers import load_matcher
+from quadtree_attention.evaluation.run import evaluate_pairs
 from quadtree_attention.files import list_photographs
 from quadtree_attention.table import Table
 
@@ -47,7 +48,7 @@ def poses(options: argparse.Namespace) -> Table:
     for name in options.models.split(","):
         for align in (False,) if name == "sift" else (True, False):
             pairs = (dataset.pair(k) for k in range(options.pairs))  # the same for each
-            row = evaluate_pose(load_matcher(name, align=align), pairs, max_size=max(options.size))
+            row = evaluate_pairs(load_matcher(name, align=align), pairs, max_size=max(options.size))
             looks = "" if align or name == "sift" else ", one look"
             rows.append({"model": f"{Path(name).stem}{looks}", **row})
             print(Table(rows).text(), file=sys.stderr, flush=True)

@@ -123,10 +123,10 @@ def test_what_stands_beside_the_table_is_protected_too(folder, tmp_path, capsys)
     refused(arguments, capsys, "keep.jsonl exists, and quadtree did not write it")
     assert strange.read_text() == "notes\n"
     strange.unlink()
-    (tmp_path / "keep.partial.jsonl").write_text("notes\n")
-    refused(arguments, capsys, "keep.partial.jsonl is not of this command; remove it")
-    assert (tmp_path / "keep.partial.jsonl").read_text() == "notes\n"
-    (tmp_path / "keep.partial.jsonl").write_text('{"ver')  # of a run that was killed while it wrote
+    (tmp_path / "keep.predictions").write_text("notes\n")
+    refused(arguments, capsys, "keep.predictions is a file, expected a folder of predictions, or nothing")
+    assert (tmp_path / "keep.predictions").read_text() == "notes\n"
+    (tmp_path / "keep.predictions").unlink()
     for _ in range(2):
         assert main(list(map(str, arguments))) == 0
     assert json.loads((tmp_path / "keep.json").read_text())["results"]

@@ -7,13 +7,23 @@ import pytest
 from PIL import Image
 
 from quadtree_attention.data.matching.pairs import HomographyPair, Pair, PosePair, StereoPair
-from quadtree_attention.evaluation import matching as evaluation
+from quadtree_attention.evaluation import layouts
+from quadtree_attention.evaluation import run as running
+from quadtree_attention.evaluation.matchers import sift_matcher
+from quadtree_attention.evaluation.predictions import predict
+from quadtree_attention.evaluation.run import Evaluation, evaluate_pairs, run
 from quadtree_attention.evaluation.synthetic import SyntheticHomographies
 from quadtree_attention.table import Table
 
 H = np.array([[0.9, -0.1, 20], [0.1, 0.95, 5], [1e-4, 5e-5, 1]])
 GRID = np.stack(np.meshgrid(np.arange(5.0, 150, 9), np.arange(5.0, 110, 9)), -1).reshape(-1, 2)
 BLACK = np.zeros((120, 160, 3), np.uint8)
+
+
+def measured(protocol, source, models=("sift",), **options):
+    """`run` with what is measured, and how, among its arguments."""
+    rest = {name: options.pop(name) for name in ("out", "curve", "device", "progress") if name in options}
+    return run(Evaluation(protocol=protocol, source=source, **options), models, **rest)
 
 
 def finds(kpts0, kpts1):
@@ -29,7 +39,7 @@ class TestHomography:
     pair = HomographyPair(name="p", image0=BLACK, image1=BLACK, homography=H)
 
     def test_right_matches(self):
-        result = evaluation.evaluate_homography(finds(GRID, warped(GRID)), [self.pair] * 2)
+        result = evaluate_pairs(finds(GRID, warped(GRID)), [self.pair] * 2)
         assert result["auc@3"] > 0.999
         assert (result["right@3px"], result["right"], result["matches"], result["pairs"]) == (
             1,
@@ -39,13 +49,13 @@ class TestHomography:
         )
 
     def test_matches_off_by_four_pixels(self):
-        result = evaluation.evaluate_homography(finds(GRID, warped(GRID, 4.0)), [self.pair])
+        result = evaluate_pairs(finds(GRID, warped(GRID, 4.0)), [self.pair])
         assert (result["auc@3"], result["right@3px"]) == (0, 0)
         assert result["auc@10"] == pytest.approx((2 + 6) / 10, abs=0.01)  # half of 4, then 1, up to 10
 
     def test_nothing_found(self):
         nothing = np.zeros((0, 2))
-        result = evaluation.evaluate_homography(finds(nothing, nothing), [self.pair])
+        result = evaluate_pairs(finds(nothing, nothing), [self.pair])
         assert (result["auc@10"], result["right@3px"], result["matches"]) == (0, 0, 0)
 
 
@@ -58,13 +68,13 @@ class TestPose:
         X = np.random.default_rng(0).uniform([-2, -2, 4], [2, 2, 9], (100, 3))
         x0, x1 = X @ self.K.T, (X @ self.T[:3, :3].T + self.T[:3, 3]) @ self.K.T
         matcher = finds(x0[:, :2] / x0[:, 2:], x1[:, :2] / x1[:, 2:])
-        result = evaluation.evaluate_pose(matcher, [self.pair])
+        result = evaluate_pairs(matcher, [self.pair])
         assert result["auc@5"] > 0.99
         assert (result["prec@5e-4"], result["prec@1e-4"]) == (1, 1)
 
     def test_nothing_found(self):
         nothing = np.zeros((0, 2))
-        result = evaluation.evaluate_pose(finds(nothing, nothing), [self.pair])
+        result = evaluate_pairs(finds(nothing, nothing), [self.pair])
         assert (result["auc@20"], result["prec@5e-4"], result["inliers"]) == (0, 0, 0)
 
 
@@ -77,14 +87,14 @@ class TestStereo:
         right = left - [8, 0]
         right[2] += [2.5, 0]
         right[3] += [0, 4]
-        result = evaluation.evaluate_stereo(finds(left, right), [self.pair])
+        result = evaluate_pairs(finds(left, right), [self.pair])
         assert (result["judged"], result["matches"], result["right"], result["right@3px"]) == (4, 5, 3, 0.75)
         assert result["auc@3"] == pytest.approx((2.5 * (0.5 + 0.75) / 2 + 0.5 * 0.75) / 3)
 
     def test_a_disparity_of_another_size(self):
         pair = StereoPair(name="p", image0=BLACK, image1=BLACK, disparity=self.disparity[:60])
         with pytest.raises(ValueError, match="p: disparity is 160x60, expected the left image's 160x120"):
-            evaluation.evaluate_stereo(finds(GRID, GRID), [pair])
+            evaluate_pairs(finds(GRID, GRID), [pair])
 
 
 class TestFindMatches:
@@ -106,19 +116,19 @@ class TestFindMatches:
     @pytest.mark.parametrize("max_size", [1000, 300])
     def test_keypoints_come_back_from_turning_and_shrinking(self, turns, max_size):
         pair = Pair(name="p", image0=self.image, image1=self.image, turns1=turns)
-        found = evaluation.find_matches(self.match, pair, max_size)
+        found = predict(self.match, pair, max_size)
         shape = [min(1, max_size / 600) * side for side in ((600, 400) if turns % 2 else (400, 600))]
         assert self.seen[1][:2] == tuple(shape)
-        np.testing.assert_allclose(found.kpts0, [[215.5, 103.5]], atol=0.3)
-        np.testing.assert_allclose(found.kpts1, [[215.5, 103.5]], atol=0.3)
+        np.testing.assert_allclose(found.keypoints0, [[215.5, 103.5]], atol=0.3)
+        np.testing.assert_allclose(found.keypoints1, [[215.5, 103.5]], atol=0.3)
         assert found.pixel == pytest.approx(max(1, 600 / max_size))
 
     def test_keypoints_are_in_the_pixels_of_the_geometry(self):
         pair = Pair(name="p", image0=self.image, image1=self.image, size0=(300, 200))
-        found = evaluation.find_matches(self.match, pair, 150)
+        found = predict(self.match, pair, 150)
         assert self.seen[0] == (100, 150, 3)
         assert found.size0 == (200, 300)
-        np.testing.assert_allclose(found.kpts0, [[216 / 2 - 0.5, 104 / 2 - 0.5]], atol=0.3)
+        np.testing.assert_allclose(found.keypoints0, [[216 / 2 - 0.5, 104 / 2 - 0.5]], atol=0.3)
 
     @pytest.mark.parametrize("smooth", [True, False])
     def test_an_image_that_shrinks_is_averaged_or_not(self, smooth):
@@ -126,34 +136,34 @@ class TestFindMatches:
         stripes[:, ::2] = 255  # of three pixels in a row one or two
         seen = []
         pair = Pair(name="p", image0=stripes, image1=stripes, size0=(64, 32), size1=(64, 32), smooth=smooth)
-        evaluation.find_matches(lambda *images: seen.extend(images) or (GRID, GRID, np.ones(len(GRID))), pair, 640)
+        predict(lambda *images: seen.extend(images) or (GRID, GRID, np.ones(len(GRID))), pair, 640)
         assert np.ptp(seen[0]) == (85 if smooth else 255)
 
     @pytest.mark.parametrize(("turns", "max_size"), [(0, 905), (0, 300), (1, 905)])
     def test_with_a_multiple_small_images_are_enlarged_and_sides_are_rounded_down(self, turns, max_size):
         pair = Pair(name="p", image0=self.image, image1=self.image, turns1=turns)
-        found = evaluation.find_matches(self.match, pair, max_size, 8)
+        found = predict(self.match, pair, max_size, 8)
         sides = {905: (600, 904), 300: (200, 296)}[max_size]
         assert self.seen == ((*sides, 3), (*(sides[::-1] if turns else sides), 3))
-        np.testing.assert_allclose(found.kpts0, [[215.5, 103.5]], atol=0.3)
-        np.testing.assert_allclose(found.kpts1, [[215.5, 103.5]], atol=0.3)
+        np.testing.assert_allclose(found.keypoints0, [[215.5, 103.5]], atol=0.3)
+        np.testing.assert_allclose(found.keypoints1, [[215.5, 103.5]], atol=0.3)
 
 
 class TestSift:
     def test_finds_a_shift(self, photo):
         big = cv2.resize(photo, (480, 360), interpolation=cv2.INTER_CUBIC)
-        kpts0, kpts1, confidence = evaluation.sift_matcher()(big[:, 20:], big[:, :-20])
+        kpts0, kpts1, confidence = sift_matcher()(big[:, 20:], big[:, :-20])
         assert len(kpts0) > 20
         assert np.median(np.abs(kpts1 - kpts0 - [20, 0])) < 0.1
         assert ((confidence > 0.2) & (confidence <= 1)).all()
 
     def test_neighbours_are_mutual(self, photo):
-        match, big = evaluation.sift_matcher(), cv2.resize(photo, (320, 240), interpolation=cv2.INTER_CUBIC)
+        match, big = sift_matcher(), cv2.resize(photo, (320, 240), interpolation=cv2.INTER_CUBIC)
         twice = np.concatenate([big, big], axis=1)  # each point of big has two as near as can be
         assert len(match(twice, big)[0]) < 1.2 * len(match(big, big)[0])
 
     def test_nothing_to_find(self):
-        kpts0, kpts1, confidence = evaluation.sift_matcher()(BLACK, BLACK)
+        kpts0, kpts1, confidence = sift_matcher()(BLACK, BLACK)
         assert (kpts0.shape, kpts1.shape, confidence.shape) == ((0, 2), (0, 2), (0,))
 
 
@@ -167,7 +177,7 @@ class TestRun:
 
     def test_models_side_by_side(self, source, tmp_path, random_weights):
         done = []
-        table = evaluation.run(
+        table = measured(
             "homography",
             source,
             models=[str(random_weights), "sift"],
@@ -190,7 +200,7 @@ class TestRun:
         out, calls = tmp_path / "t.json", []
 
         def load(name, **options):
-            sift = evaluation.sift_matcher()
+            sift = sift_matcher()
 
             def match(*images):
                 calls.append(name)
@@ -200,19 +210,17 @@ class TestRun:
 
             return match
 
-        monkeypatch.setattr(evaluation, "load_matcher", load)
+        monkeypatch.setattr(running, "load_matcher", load)
         settings = dict(models=["sift"], limit=4, out=out)
         with pytest.raises(KeyboardInterrupt):
-            evaluation.run("homography", source, **settings)
-        partial = tmp_path / "t.partial.jsonl"
-        assert len(partial.read_text().splitlines()) == 3
+            measured("homography", source, **settings)
         assert not out.exists()
-        partial.write_text(partial.read_text() + '{"model": "sift", "ind')  # cut off while writing
-        table = evaluation.run("homography", source, **settings)
+        (folder,) = (tmp_path / "t.predictions").iterdir()
+        assert sorted(path.name for path in folder.iterdir()) == ["000000.npz", "000001.npz", "settings.json"]
+        table = measured("homography", source, **settings)
         assert len(calls) == 3 + 2
-        assert not partial.exists()
         monkeypatch.undo()
-        whole = evaluation.run("homography", source, models=["sift"], limit=4)
+        whole = measured("homography", source, models=["sift"], limit=4)
         assert {**table.rows[0], "ms": 0} == {**whole.rows[0], "ms": 0}
 
     @pytest.mark.parametrize(
@@ -224,43 +232,47 @@ class TestRun:
 
         def load(name, **options):
             asked.append(options["align"])
-            return evaluation.sift_matcher()
+            return sift_matcher()
 
-        monkeypatch.setattr(evaluation, "load_matcher", load)
+        monkeypatch.setattr(running, "load_matcher", load)
         pairs = SyntheticHomographies(source, length=1)
-        monkeypatch.setitem(
-            evaluation.LAYOUTS, layout, evaluation.LAYOUTS[layout]._replace(read=lambda source, **_: pairs)
-        )
-        table = evaluation.run("homography", source, models=["tiny"], layout=layout, align=align)
+        monkeypatch.setitem(layouts.LAYOUTS, layout, layouts.LAYOUTS[layout]._replace(read=lambda source, **_: pairs))
+        table = measured("homography", source, models=["tiny"], layout=layout, align=align)
         assert asked == [want]
         assert table.settings["align"] is want
 
-    def test_other_settings_are_refused(self, tmp_path):
-        out, weights = tmp_path / "t.json", {"sift": "sift"}
-        evaluation.PairLog(out, {"max_size": 640}, weights)
-        assert list(tmp_path.iterdir()) == []
-        log = evaluation.PairLog(out, {"max_size": 320}, weights)  # nothing was measured yet
-        log.add({"model": "sift", "index": 0, "pair": "p", "corner_error": np.inf})
-        again = evaluation.PairLog(out, {"max_size": 320}, weights)
-        assert again.done["sift", 0]["corner_error"] == np.inf
-        with pytest.raises(
-            ValueError, match=r"t\.partial\.jsonl holds 1 results of other settings \(max_size 320, now 640\)"
-        ):
-            evaluation.PairLog(out, {"max_size": 640}, weights)
-        assert evaluation.PairLog(out, {"max_size": 320}, weights).done == again.done
+    def test_other_settings_and_weights_lie_side_by_side(self, source, tmp_path, monkeypatch):
+        sizes, identity = [], "one"
 
-    def test_other_models_and_weights_leave_rows_alone(self, tmp_path):
-        out, row = tmp_path / "t.json", {"index": 0, "pair": "p", "corner_error": 1.0}
-        evaluation.PairLog(out, {}, {"tiny": "old"}).add({"model": "tiny", **row})
-        log = evaluation.PairLog(out, {}, {"tiny": "new", "sift": "sift"})
-        assert log.done == {}  # those of other weights do not count, but are kept
-        log.add({"model": "sift", **row})
-        assert set(evaluation.PairLog(out, {}, {"tiny": "old", "sift": "sift"}).done) == {("tiny", 0), ("sift", 0)}
-        last = evaluation.PairLog(out, {}, {"tiny": "old"})
-        last.finish(Table([row]))
-        lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
-        assert [line.get("weights") for line in lines] == [None, "old"]
-        assert not last.partial.exists()
+        def load(name, **options):
+            sift = sift_matcher()
+            return lambda *images: sizes.append(images[0].shape[1]) or sift(*images)
+
+        monkeypatch.setattr(running, "load_matcher", load)
+        monkeypatch.setattr(running, "weights_identity", lambda name: identity)
+        settings = dict(models=["sift"], limit=2, out=tmp_path / "t.json")
+        for max_size, models in ((100, ["sift"]), (120, ["sift"]), (100, ["sift", "tiny"]), (100, ["tiny"])):
+            table = measured("homography", source, **{**settings, "models": models}, max_size=max_size)
+            assert [row["model"] for row in table.rows] == models
+        assert sizes == [100, 100, 120, 120, 100, 100]
+        identity = "two"
+        measured("homography", source, **settings, max_size=100)
+        assert len(sizes) == 8
+        saved = [json.loads(path.read_text()) for path in (tmp_path / "t.predictions").glob("*/settings.json")]
+        assert sorted((one["model"], one["max_size"], one["weights"]) for one in saved) == [
+            ("sift", 100, "one"),
+            ("sift", 100, "two"),
+            ("sift", 120, "one"),
+            ("tiny", 100, "one"),
+        ]
+
+    def test_a_damaged_prediction_is_named(self, source, tmp_path):
+        settings = dict(limit=1, out=tmp_path / "t.json", max_size=100)
+        measured("homography", source, **settings)
+        (path,) = (tmp_path / "t.predictions").glob("*/000000.npz")
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(ValueError, match=r"000000\.npz is damaged .*; remove it"):
+            measured("homography", source, **settings)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -285,7 +297,7 @@ class TestRun:
     def test_mistakes_end_in_one_line(self, source, options, message):
         options = {"protocol": "homography", "source": source, "models": ["sift"], **options}
         with pytest.raises((ValueError, OSError), match=message) as error:
-            evaluation.run(**options)
+            measured(**options)
         assert "\n" not in str(error.value)
 
 
@@ -304,13 +316,13 @@ def test_layouts_are_told_from_folders(tmp_path, protocol, files, layout):
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    assert evaluation.find_layout(protocol, tmp_path) == layout
+    assert layouts.find_layout(protocol, tmp_path) == layout
 
 
 @pytest.mark.parametrize(("protocol", "layout"), [("homography", "list"), ("pose", "superglue"), ("stereo", "stereo")])
 def test_layouts_are_told_from_lists(tmp_path, protocol, layout):
     (tmp_path / "list.txt").touch()
-    assert evaluation.find_layout(protocol, tmp_path / "list.txt") == layout
+    assert layouts.find_layout(protocol, tmp_path / "list.txt") == layout
 
 
 class TestTable:

@@ -1,6 +1,5 @@
 """The pose protocol on matches whose errors are known, by both estimators; what is published; runs that were cut off."""
 
-import json
 import sys
 import warnings
 from dataclasses import replace
@@ -15,9 +14,9 @@ from PIL import Image
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.images import to_gray
 from quadtree_attention.data.matching.pairs import PosePair
-from quadtree_attention.evaluation import matching as evaluation
-from quadtree_attention.evaluation import metrics, protocols
-from quadtree_attention.evaluation.pose_evaluation import PoseRows
+from quadtree_attention.evaluation import matchers, metrics, protocols
+from quadtree_attention.evaluation.rows import Rows
+from quadtree_attention.evaluation.run import Evaluation, error_curves, evaluate_pairs, run
 from quadtree_attention.models.loftr import LOFTR_PRESETS, LoFTR
 from quadtree_attention.weights import load, save
 
@@ -25,6 +24,12 @@ K0 = np.array([[500.0, 0, 320], [0, 510, 240], [0, 0, 1]])
 K1 = np.array([[620.0, 0, 300], [0, 600, 250], [0, 0, 1]])
 BLACK = np.zeros((480, 640, 3), np.uint8)
 BOTH = ("opencv", "poselib")
+
+
+def measured(source, models=("sift",), *, protocol="pose", **options):
+    """`run` with what is measured, and how, among its arguments."""
+    rest = {name: options.pop(name) for name in ("out", "curve", "device", "progress") if name in options}
+    return run(Evaluation(protocol=protocol, source=source, **options), models, **rest)
 
 
 def rotation(axis, degrees):
@@ -50,7 +55,7 @@ def scene(seed, outliers=0.0, turn=0.0, swing=0.0):
 
 def measure(scenes, estimators=BOTH):
     found = iter([matches for _, matches in scenes])
-    return evaluation.evaluate_pose(lambda *_: next(found), [pair for pair, _ in scenes], estimators=estimators)
+    return evaluate_pairs(lambda *_: next(found), [pair for pair, _ in scenes], estimators=estimators)
 
 
 def test_perfect_matches_give_all_there_is():
@@ -148,16 +153,16 @@ def test_megadepth_is_matched_at_the_published_size(megadepth, monkeypatch):
         return *([[-0.5, -0.5], [831.5, 583.5]] * np.ones((1, 1)) for _ in range(2)), np.ones(2)
 
     judged = []
-    monkeypatch.setattr(evaluation, "sift_matcher", lambda: corners)
+    monkeypatch.setattr(matchers, "sift_matcher", lambda: corners)
     monkeypatch.setattr(metrics, "symmetric_epipolar_distance", lambda *points: judged.append(points) or np.ones(2))
-    evaluation.run("pose", megadepth, models=["sift"], estimators=["opencv"])
+    measured(megadepth, models=["sift"], estimators=["opencv"])
     assert seen == [((584, 832, 3), (584, 832, 3))]  # 120 * 832 / 170 = 587.3
     for points in judged[0][:2]:
         np.testing.assert_allclose(points, [[-0.5, -0.5], [169.5, 119.5]], atol=1e-9)
 
 
 def test_published_figures_stand_beneath(scannet):
-    table = evaluation.run("pose", scannet, models=["sift"], max_size=200)
+    table = measured(scannet, models=["sift"], max_size=200)
     sift, paper = table.rows
     assert (sift["model"], sift["pairs"], paper["pairs"]) == ("sift", 2, 1500)
     assert list(paper) == list(sift)
@@ -173,39 +178,39 @@ def test_only_where_they_are_known():
 
 
 def test_a_run_cut_off_anywhere_gives_the_same_table(scannet, tmp_path):
-    out = tmp_path / "t.json"
-    settings = dict(models=["sift"], out=out, max_size=200)
-    whole = evaluation.run("pose", scannet, **settings)
-    log = (tmp_path / "t.jsonl").read_bytes()
-    lines = log.splitlines(keepends=True)
-    assert len(lines) == 3
-    done = json.loads(lines[1])["ms"]
-    for cut in (0, len(lines[0]) - 1, len(lines[0]) + 7, len(lines[0] + lines[1]), len(log) - 2):
-        (tmp_path / "t.partial.jsonl").write_bytes(log[:cut])
-        again = evaluation.run("pose", scannet, **settings)
+    settings = dict(models=["sift"], out=tmp_path / "t.json", max_size=200)
+    whole = measured(scannet, **settings)
+    figures = (tmp_path / "t.jsonl").read_text()
+    assert len(figures.splitlines()) == 3
+    files = sorted((tmp_path / "t.predictions").glob("*/*.npz"))
+    for left in (2, 1, 0):
+        for path in files[left:]:
+            path.unlink(missing_ok=True)
+        before = [path.stat().st_mtime_ns for path in files[:left]]
+        again = measured(scannet, **settings)
         assert [{**row, "ms": 0} for row in again.rows] == [{**row, "ms": 0} for row in whole.rows]
-        rows = (tmp_path / "t.jsonl").read_text().splitlines()[1:]
-        assert len(rows) == 2
-        assert (json.loads(rows[0])["ms"] == done) == (cut >= len(lines[0] + lines[1])), "which pairs were matched anew"
+        assert [path.stat().st_mtime_ns for path in files[:left]] == before, "what was there was matched anew"
+        assert ((tmp_path / "t.jsonl").read_text() == figures) == (left == 2)
 
 
-def test_other_estimators_are_refused(scannet, tmp_path):
+def test_another_estimator_needs_no_second_run(scannet, tmp_path, monkeypatch):
+    both = measured(scannet, max_size=200, estimators=BOTH)
     out = tmp_path / "t.json"
-    evaluation.run("pose", scannet, models=["sift"], out=out, estimators=["opencv"], max_size=200)
-    (tmp_path / "t.jsonl").rename(tmp_path / "t.partial.jsonl")
-    with pytest.raises(ValueError, match=r"other settings \(estimators \['opencv'\], now \['poselib'\]\); remove it"):
-        evaluation.run("pose", scannet, models=["sift"], out=out, estimators=["poselib"], max_size=200)
-    assert len((tmp_path / "t.partial.jsonl").read_text().splitlines()) == 3
+    measured(scannet, out=out, estimators=["opencv"], max_size=200)
+    monkeypatch.setattr(Evaluation, "predict", None)
+    table = measured(scannet, out=out, estimators=["poselib"], max_size=200)
+    assert not {"auc@5", "inliers"} & table.rows[0].keys()
+    for name in ("lo_auc@20", "lo_inliers", "matches"):
+        assert table.rows[0][name] == pytest.approx(both.rows[0][name])
 
 
 def test_curve(scannet, tmp_path):
-    evaluation.run("pose", scannet, models=["sift"], curve=tmp_path / "c.png", limit=1, max_size=200)
+    measured(scannet, models=["sift"], curve=tmp_path / "c.png", limit=1, max_size=200)
     with Image.open(tmp_path / "c.png") as picture:
         assert min(picture.size) > 300
-    curves = evaluation._curves(
-        "pose",
+    curves = error_curves(
+        Evaluation(protocol="pose", source=scannet, estimators=BOTH),
         {"m": [{"rotation_error": 1, "translation_error": 2, "lo_rotation_error": 4, "lo_translation_error": 3}]},
-        BOTH,
     )
     assert curves == {"m": [2], "m, poselib": [4]}
 
@@ -214,8 +219,8 @@ def test_without_poselib(scannet, monkeypatch):
     monkeypatch.setitem(sys.modules, "poselib", None)
     assert protocols.pose_estimators(None) == ("opencv",)
     with pytest.raises(ImportError, match=r"poselib is not installed; install it with: pip install .*\[poses\]"):
-        evaluation.run("pose", scannet, models=["sift"], estimators=["opencv", "poselib"])
-    assert "lo_auc@5" not in evaluation.run("pose", scannet, models=["sift"], max_size=200).rows[0]
+        measured(scannet, models=["sift"], estimators=["opencv", "poselib"])
+    assert "lo_auc@5" not in measured(scannet, models=["sift"], max_size=200).rows[0]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +238,7 @@ def test_without_poselib(scannet, monkeypatch):
 )
 def test_mistakes_end_in_one_line(scannet, options, message):
     with pytest.raises(ValueError, match=message):
-        evaluation.run(**{"protocol": "pose", "source": scannet, "models": ["sift"], **options})
+        measured(scannet, **options)
 
 
 class TestPublishedOptions:
@@ -250,7 +255,7 @@ class TestPublishedOptions:
 
     def test_topk_changes_what_is_attended(self, images):
         own, same, other = (
-            self.rows(evaluation.load_matcher("tiny", options=options)(*images))
+            self.rows(matchers.load_matcher("tiny", options=options)(*images))
             for options in ({}, {"topk": (8, 8)}, {"topk": (1, 1)})
         )
         assert len(own) > 50
@@ -265,7 +270,7 @@ class TestPublishedOptions:
         mask[:, :120, :160] = True
         with torch.inference_mode():
             found = model(gray[:1], gray[1:], mask, mask)
-        got = evaluation.load_matcher("tiny", padding=padding, pad_to=192)(*images)
+        got = matchers.load_matcher("tiny", padding=padding, pad_to=192)(*images)
         for name, values in zip(("keypoints0", "keypoints1", "confidence"), got, strict=True):
             np.testing.assert_allclose(values, found[name].numpy(), atol=2e-3)
         other = model(gray[:1], gray[1:])
@@ -273,7 +278,7 @@ class TestPublishedOptions:
 
     def test_padding_must_hold_the_images(self, images):
         with pytest.raises(ValueError, match="pad_to is 128, expected at least the images' longer side, 160 pixels"):
-            evaluation.load_matcher("tiny", padding="masked", pad_to=128)(*images)
+            matchers.load_matcher("tiny", padding="masked", pad_to=128)(*images)
 
     def test_a_model_without_topk(self, tmp_path):
         path = tmp_path / "linear.safetensors"
@@ -306,21 +311,21 @@ def test_lightning_measures_the_same(layout, pairs, padding, published, request,
     assert status == 0
     assert [path.name for path in tmp_path.iterdir()] == [layout]
     lines = capsys.readouterr().out.splitlines()
-    head, measured, paper = (
+    head, figures, paper = (
         line.replace(" %", "").split()
         for line in lines[next(i for i, line in enumerate(lines) if "auc@5" in line) :][:3]
     )
-    (expected, _) = evaluation.run("pose", source, models=["tiny"], max_size=192, padding=padding).rows
+    (expected, _) = measured(source, models=["tiny"], max_size=192, padding=padding).rows
     assert paper[:5] == ["paper,", *published]
-    for name, value in zip(head, measured, strict=True):
+    for name, value in zip(head, figures, strict=True):
         if "@" in name:
             assert float(value) == pytest.approx(100 * expected[name], abs=0.06)
-    figures = dict(zip(head, measured, strict=True))
+    figures = dict(zip(head, figures, strict=True))
     assert (float(figures["matches"]), int(figures["pairs"])) == (pytest.approx(expected["matches"], abs=0.6), pairs)
 
 
 def test_rows_of_several_devices_count_once():
-    rows = PoseRows(("a", "b"))
+    rows = Rows(("a", "b"))
     for number, a in ((2, 5.0), (0, 1.0), (2, 5.0), (1, np.inf)):
-        rows.update(number, {"a": a, "b": 0.0})
+        rows.update({"a": a, "b": 0.0}, number)
     assert [row["a"] for row in rows.compute()] == [1.0, np.inf, 5.0]

@@ -50,7 +50,7 @@ def evaluate(
             "--out",
             "-o",
             metavar="FILE",
-            help="Write the table to a .json, .csv or .md file. The results of single pairs go to a file beside it.",
+            help="Write the table to a .json, .csv or .md file. Figures of single pairs go to a .jsonl beside it, matches to a folder .predictions.",
         ),
     ] = None,
     curve: Annotated[
@@ -92,10 +92,10 @@ def evaluate(
 ) -> None:
     """Measure matchers on image pairs with known geometry: AUC of homographies, poses or single stereo matches.
 
-    With --out, the results of each pair are saved at once, and an interrupted run resumes.
+    With --out, the matches of each pair are saved at once. So an interrupted run resumes, and other estimators need no network.
     """
-    from ..evaluation.matching import run as evaluate_pairs
     from ..evaluation.protocols import pose_estimators
+    from ..evaluation.run import Evaluation, run
     from ..table import TABLE_SUFFIXES
 
     if protocol == "pose" and estimators is None and "poselib" not in pose_estimators(None):
@@ -113,22 +113,18 @@ def evaluate(
         if table_file is not None:
             outputs.file("--out", table_file.with_suffix(".jsonl"), (".jsonl",))
         outputs.file("--curve", curve, CHART_SUFFIXES)
-        table = evaluate_pairs(
-            protocol,
-            source,
-            models=names,
+        evaluation = Evaluation(
+            protocol=protocol,
+            source=source,
             layout=layout,
-            max_size=max_size,
             limit=limit,
-            out=out,
-            curve=curve,
+            max_size=max_size,
             seed=seed,
             estimators=None if estimators is None else [name.strip() for name in estimators.split(",")],
             topk=numbers(topk, "--topk"),
-            padding=padding,
+            padding=padding,  # type: ignore[arg-type]  # which is checked
             align=align,
             refine=refine,
-            device=device,
-            progress=progress,
         )
+        table = run(evaluation, names, out=out, curve=curve, device=device, progress=progress)
     print(table.text())

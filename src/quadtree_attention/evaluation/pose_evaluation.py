@@ -1,28 +1,25 @@
 """Lists of pairs with known poses, such as ScanNet-1500, measured by Lightning: quadtree validate and quadtree test.
 
-The figures are those of quadtree evaluate pose on the same weights and pairs; several devices share the pairs.
+The figures are those of quadtree evaluate pose on the same weights and pairs, by the same `Evaluation`; several devices share the pairs.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from torch import Tensor
 from torch.utils.data import DataLoader
-from torchmetrics import Metric
 
 from ..errors import InputError
 from ..predict.matching import Matcher
-from ..table import Table
 from ..weights import load
-from .matching import LAYOUTS, PADDINGS, find_layout, match_function, padded_side
-from .protocols import Row, find_matches, judge_pose, pose_estimators, pose_row_names, summarise_pose, with_published
+from .protocols import pose_estimators, pose_row_names
+from .rows import Rows
+from .run import Evaluation, Padding
 
 
 class PosePairs(LightningDataModule):
-    """Pairs with known poses, ``layout`` and ``pairs`` after setup; the loader gives their numbers, one at a time.
+    """Pairs with known poses, ``pairs`` after setup; the loader gives their numbers, one at a time.
 
     Args:
         source: folder or list of pairs.
@@ -35,7 +32,7 @@ class PosePairs(LightningDataModule):
 
     def __init__(self, source: str, layout: str | None = None, limit: int | None = None) -> None:
         super().__init__()
-        self.source, self.asked_layout, self.limit = source, layout, limit
+        self.options: dict[str, Any] = {"source": source, "layout": layout, "limit": limit}
 
     def setup(self, stage: str) -> None:
         """Read the list."""
@@ -44,13 +41,8 @@ class PosePairs(LightningDataModule):
             raise InputError(
                 "pairs with poses are for PoseEvaluation; name the weights by --model.weights, without --ckpt_path"
             )
-        self.layout = self.asked_layout or find_layout("pose", self.source)
-        if self.layout not in LAYOUTS or LAYOUTS[self.layout].protocol != "pose":
-            fitting = " or ".join(name for name, known in LAYOUTS.items() if known.protocol == "pose")
-            raise InputError(f"layout is {self.layout!r}, expected {fitting}")
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit is {self.limit}, expected 1 or more pairs")
-        self.pairs = list(LAYOUTS[self.layout].read(self.source))[: self.limit]
+        self.evaluation = Evaluation(protocol="pose", **self.options, **module.options)
+        self.pairs = self.evaluation.pairs()
 
     def test_dataloader(self) -> DataLoader:
         """Numbers of pairs: a pair is read when it is matched."""
@@ -59,38 +51,12 @@ class PosePairs(LightningDataModule):
     val_dataloader = test_dataloader
 
 
-class PoseRows(Metric):
-    """Rows of single pairs, gathered over devices; a pair that two devices were given counts once.
-
-    names: of the figures in a row.
-    """
-
-    rows: list[Tensor]  # one tensor of all once they are gathered
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.names = names
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
-
-    def update(self, number: int, row: Row) -> None:
-        values = [number, *(float(row[name]) for name in self.names)]
-        self.rows.append(torch.tensor([values], device=self.device))
-
-    def compute(self) -> list[Row]:
-        rows = torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
-        unique = {int(number): dict(zip(self.names, values, strict=True)) for number, *values in rows.tolist()}
-        return [unique[number] for number in sorted(unique)]
-
-
 class PoseEvaluation(LightningModule):
     """A matcher on pairs with known poses; prints what is measured, and what is published beneath it.
 
     Args:
         weights: a name, such as "indoor", or a file, .ckpt of a training too; see `quadtree models`. The network is the file's own.
-        topk: of quadtree attention, in place of the model's own.
-        max_size: images are shrunk to it, those of the layout "megadepth" enlarged too; by default 640, or what the layout is published with.
-        padding: "none"; or pad images to squares of ``max_size``, "masked", or "attended", as by the published outdoor network.
-        estimators: of poses, "opencv" and "poselib"; by default those whose package is there.
+        topk, max_size, padding, estimators: see `Evaluation`.
 
     Raises:
         ValueError, OSError: an unknown option, or weights that cannot be loaded.
@@ -101,39 +67,32 @@ class PoseEvaluation(LightningModule):
         weights: str,
         topk: tuple[int, ...] | None = None,
         max_size: int | None = None,
-        padding: Literal["none", "masked", "attended"] = "none",
+        padding: Padding = "none",
         estimators: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if padding not in PADDINGS:
-            raise InputError(f"padding is {padding!r}, expected {' or '.join(PADDINGS)}")
-        options: dict[str, Any] = {} if topk is None else {"topk": tuple(topk)}
+        used = pose_estimators(estimators)
+        self.options: dict[str, Any] = {"max_size": max_size, "padding": padding, "estimators": used}
+        network: dict[str, Any] = {} if topk is None else {"topk": tuple(topk)}
         if padding != "none":
-            options["respect_masks"] = padding == "masked"
-        self.model = load(weights, "matcher", options=options)
-        self.max_size, self.padding = max_size, padding
-        self.estimators = pose_estimators(estimators)
-        self.rows = PoseRows((*pose_row_names(self.estimators), "ms"))
+            network["respect_masks"] = padding == "masked"
+        self.model = load(weights, "matcher", options=network)
+        self.rows = Rows((*pose_row_names(used), "ms"))
 
     def validation_step(self, number: int, index: int) -> None:
         """Match a pair of the list and judge the poses."""
-        pair = self._data.pairs[number]
-        layout = LAYOUTS[self._data.layout]
-        max_size = self.max_size or layout.max_size
-        pad_to = None if self.padding == "none" else padded_side(max_size, layout.multiple)
-        match = match_function(Matcher(self.model, self.device), pad_to=pad_to)
-        found = find_matches(match, pair, max_size, layout.multiple)
-        self.rows.update(number, {**judge_pose(pair, found, self.estimators), "ms": found.ms})
+        evaluation, pair = self._data.evaluation, self._data.pairs[number]
+        found = evaluation.predict(evaluation.match_function(Matcher(self.model, self.device)), pair)
+        self.rows.update(evaluation.judge(pair, found), number)
 
     def on_validation_epoch_end(self) -> None:
         """Log the summary over all devices, and print it with what is published."""
-        summary = summarise_pose(self.rows.compute())
+        table = self._data.evaluation.table({"this": self.rows.compute()})
         self.rows.reset()
-        self.log_dict(
-            {f"val/{name}": float(value) for name, value in summary.items()}, sync_dist=True
-        )  # all have the same
+        figures = {f"val/{name}": float(value) for name, value in table.rows[0].items() if name != "model"}
+        self.log_dict(figures, sync_dist=True)  # all have the same
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            print(Table(with_published([{"model": "this", **summary}], self._data.layout)).text())
+            print(table.text())
 
     @property
     def _data(self) -> PosePairs:

@@ -5,22 +5,18 @@ Errors are in pixels of the images as given (HPatches: of the resized images, as
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..data.images import read_image, resize_longest
 from ..data.matching.pairs import HomographyPair, Pair, PosePair, StereoPair
-from ..data.warp import resize_matrix, with_long_side
 from ..errors import InputError
 from ..extras import require
 from . import metrics
+from .predictions import Prediction
 
-MatchFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 Row = dict[str, Any]
 PIXELS = (3, 5, 10)  # thresholds of the homography and stereo AUC
 DEGREES = (5, 10, 20)  # thresholds of the pose AUC
@@ -39,57 +35,39 @@ ESTIMATORS: dict[str, tuple[str, Callable[..., metrics.Pose | None]]] = {
 # ---- one pair ------------------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
-    """Matches in the pixels of a pair's geometry, and how they came about."""
-
-    kpts0: np.ndarray  # [M, 2]
-    kpts1: np.ndarray  # [M, 2]
-    ms: float
-    pixel: float  # pixels of the geometry in one pixel of the image as matched, the larger of both images
-    size0: tuple[int, int]  # (height, width) of image 0 in pixels of the geometry
-
-
-def find_matches(matcher: MatchFunction, pair: Pair, max_size: int, multiple: int | None = None) -> Found:
-    """Resize and turn a pair's images, match them, and map the keypoints back.
-
-    max_size: larger images are shrunk to it. multiple: as published for MegaDepth, smaller ones are enlarged to it too, and both sides are
-    rounded down to a multiple of this.
-    """
-    image0, to_matched0, size0 = _prepare(pair, 0, max_size, multiple)
-    image1, to_matched1, _ = _prepare(pair, 1, max_size, multiple)
-    start = time.perf_counter()
-    kpts0, kpts1, _ = matcher(image0, image1)
-    ms = 1000 * (time.perf_counter() - start)
-    scales = [np.sqrt(abs(np.linalg.det(A[:2, :2]))) for A in (to_matched0, to_matched1)]
-    back0, back1 = np.linalg.inv(to_matched0), np.linalg.inv(to_matched1)
-    return Found(
-        metrics.warp_points(back0, kpts0), metrics.warp_points(back1, kpts1), ms, float(1 / min(scales)), size0
-    )
+def judge(pair: Pair, found: Prediction, estimators: Sequence[str] = ("opencv",)) -> Row:
+    """What is found in a pair, by the kind of its geometry; estimators: of poses."""
+    if isinstance(pair, HomographyPair):
+        return judge_homography(found, pair.homography)
+    if isinstance(pair, PosePair):
+        return judge_pose(found, pair.K0, pair.K1, pair.T_0to1, estimators)
+    assert isinstance(pair, StereoPair)
+    return judge_stereo(found, pair)
 
 
-def judge_homography(pair: Pair, found: Found) -> Row:
+def judge_homography(found: Prediction, homography: np.ndarray) -> Row:
     """Corner error of the homography found by MAGSAC, and how many matches are within 3 pixels of the true one."""
-    assert isinstance(pair, HomographyPair)
-    H, _ = metrics.estimate_homography(found.kpts0, found.kpts1, threshold=3.0 * found.pixel)
-    error = metrics.homography_corner_error(H, pair.homography, found.size0)
-    distances = metrics.reprojection_errors(found.kpts0, found.kpts1, pair.homography)
+    H, _ = metrics.estimate_homography(found.keypoints0, found.keypoints1, threshold=3.0 * found.pixel)
+    error = metrics.homography_corner_error(H, homography, found.size0)
+    distances = metrics.reprojection_errors(found.keypoints0, found.keypoints1, homography)
     return {"corner_error": error, "right": int((distances <= RIGHT).sum()), "matches": len(distances)}
 
 
-def judge_pose(pair: Pair, found: Found, estimators: Sequence[str] = ("opencv",)) -> Row:
+def judge_pose(
+    found: Prediction, K0: np.ndarray, K1: np.ndarray, T_0to1: np.ndarray, estimators: Sequence[str] = ("opencv",)
+) -> Row:
     """Angular errors of the pose that each estimator finds at 0.5 pixels, and how many matches keep to the epipolar geometry."""
-    assert isinstance(pair, PosePair)
     row: Row = {}
     for name in estimators:
         prefix, estimate = ESTIMATORS[name]
-        pose = estimate(found.kpts0, found.kpts1, pair.K0, pair.K1)
+        pose = estimate(found.keypoints0, found.keypoints1, K0, K1)
         error = metrics.PoseError(np.inf, np.inf)
         if pose is not None:
-            error = metrics.relative_pose_error(pair.T_0to1, pose.R, pose.t)
+            error = metrics.relative_pose_error(T_0to1, pose.R, pose.t)
         row[f"{prefix}rotation_error"], row[f"{prefix}translation_error"] = error
         row[f"{prefix}inliers"] = 0 if pose is None else int(pose.inliers.sum())
-    E = metrics.essential_matrix(pair.T_0to1)
-    distances = metrics.symmetric_epipolar_distance(found.kpts0, found.kpts1, E, pair.K0, pair.K1)
+    E = metrics.essential_matrix(T_0to1)
+    distances = metrics.symmetric_epipolar_distance(found.keypoints0, found.keypoints1, E, K0, K1)
     shares = {f"right_{t}": int((distances < float(t)).sum()) for t in EPIPOLAR}
     return {**row, **shares, "matches": len(distances)}
 
@@ -101,47 +79,18 @@ def pose_row_names(estimators: Sequence[str]) -> tuple[str, ...]:
     return (*estimates, *(f"right_{t}" for t in EPIPOLAR), "matches")
 
 
-def judge_stereo(pair: Pair, found: Found) -> Row:
+def judge_stereo(found: Prediction, pair: StereoPair) -> Row:
     """Errors of the matches whose left keypoint has a known disparity; the others are not counted."""
-    assert isinstance(pair, StereoPair)
     disparity = pair.read_disparity()
     if disparity.shape != found.size0:
         raise InputError(
             f"{pair.name}: disparity is {disparity.shape[1]}x{disparity.shape[0]}, expected the left image's "
             f"{found.size0[1]}x{found.size0[0]}"
         )
-    errors = metrics.disparity_errors(found.kpts0, found.kpts1, disparity)
+    errors = metrics.disparity_errors(found.keypoints0, found.keypoints1, disparity)
     errors = errors[~np.isnan(errors)]
     areas = metrics.error_auc(errors, PIXELS)
-    return {**areas, "right": int((errors <= RIGHT).sum()), "judged": len(errors), "matches": len(found.kpts0)}
-
-
-def _prepare(
-    pair: Pair, side: int, max_size: int, multiple: int | None
-) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Image ``side`` of a pair to match, the [3, 3] map of geometry pixels to its pixels, and (height, width) of the geometry."""
-    image, size, turns = (pair.image0, pair.size0, pair.turns0) if side == 0 else (pair.image1, pair.size1, pair.turns1)
-    name = str(image) if isinstance(image, str | Path) else "image"
-    cv2 = require("cv2", "vision")
-    pixels = read_image(image, upright=pair.upright)
-    if size is not None and size != pixels.shape[1::-1]:
-        shrinks = pair.smooth and size[0] < pixels.shape[1]
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    height, width = pixels.shape[:2]
-    A = {  # np.rot90 turns counterclockwise: the right edge comes to the top
-        0: np.eye(3),
-        1: np.array([[0.0, 1, 0], [-1, 0, width - 1], [0, 0, 1]]),
-        2: np.array([[-1.0, 0, width - 1], [0, -1, height - 1], [0, 0, 1]]),
-        3: np.array([[0.0, -1, height - 1], [1, 0, 0], [0, 0, 1]]),
-    }[turns % 4]
-    turned = np.ascontiguousarray(np.rot90(pixels, turns))
-    if multiple is None:
-        resized, _ = resize_longest(turned, max_size, name)
-    else:
-        resized = cv2.resize(
-            turned, with_long_side(turned.shape[1::-1], max_size, multiple), interpolation=cv2.INTER_LINEAR
-        )
-    return resized, resize_matrix(turned.shape[1::-1], resized.shape[1::-1]) @ A, (height, width)
+    return {**areas, "right": int((errors <= RIGHT).sum()), "judged": len(errors), "matches": len(found.keypoints0)}
 
 
 # ---- many pairs ----------------------------------------------------------------------------------
@@ -187,16 +136,17 @@ def _counts(rows: Sequence[Row], *names: str) -> Row:
     return {**means, "ms": float(np.median([row["ms"] for row in rows])), "pairs": len(rows)}
 
 
-class Protocol(NamedTuple):
-    judge: Callable[..., Row]
-    summarise: Callable[[Sequence[Row]], Row]
-
-
-PROTOCOLS = {
-    "homography": Protocol(judge_homography, summarise_homography),
-    "pose": Protocol(judge_pose, summarise_pose),
-    "stereo": Protocol(judge_stereo, summarise_stereo),
+PROTOCOLS: dict[str, Callable[[Sequence[Row]], Row]] = {  # name -> what many rows of `judge` come to
+    "homography": summarise_homography,
+    "pose": summarise_pose,
+    "stereo": summarise_stereo,
 }
+
+
+def protocol_of(pair: Pair) -> str:
+    """The name in PROTOCOLS by which a pair is measured."""
+    kinds = {HomographyPair: "homography", PosePair: "pose", StereoPair: "stereo"}
+    return next(name for kind, name in kinds.items() if isinstance(pair, kind))
 
 
 # ---- what is published ---------------------------------------------------------------------------
