@@ -320,12 +320,14 @@ def alike(attention: str, photos: Path, steps: int, runs: Path) -> dict[str, str
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from quadtree_attention.data.stereo.synthetic import StereoData
+    from quadtree_attention.tasks.optimization import Optimization
+    from quadtree_attention.tasks.stereo.loss import LossConfig
     from quadtree_attention.tasks.stereo.module import StereoTask
 
     seed_everything(0)
-    task = StereoTask(
-        "tiny", SMALL | {"attention": attention}, learning_rate=3e-3, raw_weight=0.2, disparity_weight=0.3
-    )
+    rates = Optimization(learning_rate=3e-3, warmup_steps=100, betas=(0.9, 0.99))
+    loss = LossConfig(raw_weight=0.2, disparity_weight=0.3)
+    task = StereoTask("tiny", SMALL | {"attention": attention}, optimization=rates, loss=loss)
     folders = (str(photos / name) for name in ("train", "validation"))
     data = StereoData(*folders, size=(64, 320), batch_size=2, length=2 * steps, val_length=60, num_workers=0)
     folder = runs / f"stereo_{attention}_{steps}"
@@ -340,11 +342,11 @@ def alike(attention: str, photos: Path, steps: int, runs: Path) -> dict[str, str
     found = tester.test(task, data, verbose=False)[0]
     row = {
         "attention": attention,
-        "EPE": f"{found['val/epe']:.3f}",
-        "EPE, seen by both": f"{found['val/epe_visible']:.3f}",
+        "EPE": f"{found['test/epe']:.3f}",
+        "EPE, seen by both": f"{found['test/epe_visible']:.3f}",
     }
-    row |= {f"{key}, %": f"{100 * found[f'val/{key}']:.1f}" for key in ("bad@1", "bad@2", "bad@3", "d1")}
-    return row | {"occlusion IOU": f"{found['val/iou']:.3f}"}
+    row |= {f"{key}, %": f"{100 * found[f'test/{key}']:.1f}" for key in ("bad@1", "bad@2", "bad@3", "d1")}
+    return row | {"occlusion IOU": f"{found['test/iou']:.3f}"}
 
 
 # ---- report --------------------------------------------------------------------------------------

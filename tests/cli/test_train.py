@@ -140,12 +140,14 @@ def test_weights_that_nobody_trained_are_not_measured(recipe, trained, command, 
 
 def test_a_checkpoint_keeps_its_settings(recipe, trained, tmp_path, capsys):
     last = f"--ckpt_path={trained / 'last.ckpt'}"
-    assert main(["fit", f"--config={recipe}", last, "--model.learning_rate=0.1"]) == 2
+    assert main(["fit", f"--config={recipe}", last, "--model.optimization.learning_rate=0.1"]) == 2
     assert "learning_rate is 0.003 in " in capsys.readouterr().err
     recipe.write_text(recipe.read_text().replace("learning_rate: 0.003", "learning_rate: 0.1"))
     assert main(["fit", f"--config={recipe}", last, "--trainer.max_epochs=4"]) == 0
-    assert "has settings of its own, which are kept: learning_rate 0.003 (not 0.1)" in capsys.readouterr().err
-    assert read_training(tmp_path / "run" / "last.ckpt")["hyper_parameters"]["learning_rate"] == 0.003
+    assert (
+        "has settings of its own, which are kept: optimization.learning_rate 0.003 (not 0.1)" in capsys.readouterr().err
+    )
+    assert read_training(tmp_path / "run" / "last.ckpt")["hyper_parameters"]["optimization"]["learning_rate"] == 0.003
 
 
 def test_a_checkpoint_of_another_task(trained, tmp_path, capsys):

@@ -6,10 +6,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
-from tests.tasks.training import LIGHTNING, trainer
+from tests.tasks.training import LIGHTNING, made, rates, trainer
 
 from quadtree_attention.data.recognition.detection import DetectionData
-from quadtree_attention.models.detection import DetectorConfig
 from quadtree_attention.predict.detection import Detector
 from quadtree_attention.tasks.detection import DetectionTask
 
@@ -46,8 +45,9 @@ def folder(tmp_path_factory):
     return root
 
 
-def config(**changes):
+def options(**changes):
     defaults = {
+        "labels": ["red", "white"],
         "options": OPTIONS,
         "channels": 16,
         "convs": 1,
@@ -57,17 +57,17 @@ def config(**changes):
         "min_size": 64,
         "max_size": 64,
     }
-    return DetectorConfig("retinanet", "quadtree_b0", ["red", "white"], **{**defaults, **changes})
+    return {**defaults, **changes}
 
 
-def task(detector=None, **changes):
+def task(preset="retinanet_quadtree_b0", network=None, **changes):
     pl.seed_everything(0, verbose=False)
-    options = {"learning_rate": 5e-3, "schedule": "cosine", "warmup_steps": 4}
-    return DetectionTask(detector or config(), **{**options, **changes})
+    settings = {"learning_rate": 5e-3, "schedule": "cosine", "warmup_steps": 4}
+    return made(DetectionTask, preset, network or options(), **{**settings, **changes})
 
 
 def data(folder, **changes):
-    options = {
+    reading = {
         "layout": "voc",
         "train_split": "train",
         "val_split": "val",
@@ -75,7 +75,7 @@ def data(folder, **changes):
         "batch_size": 4,
         "num_workers": 0,
     }
-    return DetectionData(str(folder), **{**options, "min_sizes": [64], "max_size": 64, **changes})
+    return DetectionData(str(folder), **{**reading, "min_sizes": [64], "max_size": 64, **changes})
 
 
 def test_it_learns_and_its_checkpoint_detects(folder, tmp_path):
@@ -93,7 +93,8 @@ def test_it_learns_and_its_checkpoint_detects(folder, tmp_path):
     assert metrics["val/AP50"] > 0.8
     assert set(metrics) >= {"val/AP", "val/AP75", "val/AP/red", "val/AP/white", "train/loss", "train/classification"}
     detector = Detector.from_pretrained(tmp_path / "last.ckpt", device="cpu")
-    assert detector.config == config()
+    assert detector.config == learner.config
+    assert list(detector.config.labels) == ["red", "white"]
     found = detector.detect(folder / "JPEGImages" / "15.png")
     assert found.labels[0] == "white"
     random = np.random.default_rng(15)
@@ -104,11 +105,11 @@ def test_it_learns_and_its_checkpoint_detects(folder, tmp_path):
 
 def test_a_cut_off_training_goes_on_as_if_it_never_was(folder, tmp_path):
     changing = {"min_sizes": [48, 64], "vflip": 0.5, "distort": 0.5}
-    dropping = config(options={**OPTIONS, "drop_path_rate": 0.2})
-    whole = task(dropping)
+    dropping = options(options={**OPTIONS, "drop_path_rate": 0.2})
+    whole = task(network=dropping)
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
     trainer(tmp_path, every, max_epochs=2, limit_val_batches=0).fit(whole, data(folder, **changing))
-    resumed = task(dropping)
+    resumed = task(network=dropping)
     pl.seed_everything(99, verbose=False)
     again = trainer(tmp_path, ModelCheckpoint(tmp_path / "again", "{step}"), max_epochs=2, limit_val_batches=0)
     again.fit(
@@ -137,9 +138,8 @@ def targets(count):
 
 def test_average_precision_of_boxes_and_masks(folder, tmp_path):
     """Everything right but the second mask, of which the upper half is missing: an IoU of 0.5, right at one of ten thresholds."""
-    learner = task(
-        DetectorConfig("mask_rcnn", "quadtree_b0", ["red", "white"], options=OPTIONS, channels=8, features=8)
-    )
+    small = {"labels": ["red", "white"], "options": OPTIONS, "channels": 8, "features": 8}
+    learner = task("mask_rcnn_quadtree_b0", small)
     target = targets(2)
     masks = target["masks"].bool()
     masks[1, :18] &= False
@@ -156,18 +156,15 @@ def test_average_precision_of_boxes_and_masks(folder, tmp_path):
     assert result["test/mask_AP50"] == pytest.approx(1)
 
 
-def test_rates(monkeypatch):
-    learner = task(schedule="step", milestones=[8, 11], warmup_steps=500)
-    assert learner._rate(0) == pytest.approx(0.001)
-    for epoch, want in ((0, 1), (7, 1), (8, 0.1), (10, 0.1), (11, 0.01)):
-        monkeypatch.setattr(DetectionTask, "current_epoch", epoch)
-        assert learner._rate(10_000) == pytest.approx(want)
-        assert learner._rate(250) == pytest.approx(want * 0.5005)
+def test_rates():
+    learner = task(schedule="multistep", milestones=[8, 11], warmup_steps=500)
+    found = rates(learner, (0, 250, 7999, 8000, 10_999, 11_000), num_training_batches=1000)
+    assert found == pytest.approx([0.001, 0.5005, 1, 0.1, 0.1, 0.01])
 
 
 def test_what_decays(folder, tmp_path):
     for everything, groups in ((True, 1), (False, 2)):
-        learner = task(weight_decay=0.05, decay_norms=everything)
+        learner = task(weight_decay=0.05, decayed="all" if everything else "matrices")
         train = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
         train.fit(learner, data(folder))
         found = train.optimizers[0].param_groups
@@ -180,9 +177,9 @@ def test_what_decays(folder, tmp_path):
 
 
 def test_mistakes(folder):
-    with pytest.raises(ValueError, match="schedule is 'poly', expected step or cosine"):
+    with pytest.raises(ValueError, match="schedule is 'poly', expected one of cosine, multistep, polynomial"):
         task(schedule="poly")
     with pytest.raises(ValueError, match="the data has a label 1, expected labels below 1, the number of classes"):
-        task(DetectorConfig("retinanet", "quadtree_b0", ["red"], options=OPTIONS, channels=8))._check([targets(2)])
+        task(network=options(labels=["red"])).training_step(([torch.zeros(3, 64, 64)], [targets(2)]), 0)
     with pytest.raises(ValueError, match="outdoor is for matching"):
-        task(init_backbone="outdoor")
+        task(init_from="outdoor")

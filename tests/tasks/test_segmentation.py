@@ -6,11 +6,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
-from tests.tasks.training import LIGHTNING, trainer
+from tests.tasks.training import LIGHTNING, made, rates, trainer
 
 from quadtree_attention.data.recognition.composites import CompositeData, Pasting
 from quadtree_attention.predict.segmentation import Segmenter
-from quadtree_attention.tasks.optimization import polynomial
 from quadtree_attention.tasks.segmentation import SegmentationTask, segmentation_loss, segmentation_scores
 from quadtree_attention.weights import load
 
@@ -37,10 +36,11 @@ def data(tmp_path_factory):
     return make
 
 
-def task(**changes):
+def task(options=None, **changes):
     pl.seed_everything(0, verbose=False)
-    options = {"num_classes": 3, "options": SMALL, "neck_channels": 16, "head_channels": 16, "learning_rate": 3e-3}
-    return SegmentationTask(**{**options, "head_rate": 1.0, "warmup_steps": 4, **changes})
+    network = {"options": SMALL, "neck_channels": 16, "head_channels": 16, **(options or {})}
+    settings = {"num_classes": 3, "learning_rate": 3e-3, "head_rate": 1.0, "warmup_steps": 4, **changes}
+    return made(SegmentationTask, options=network, **settings)
 
 
 def test_loss_counts_pixels_without_class_as_nothing():
@@ -66,11 +66,11 @@ def test_scores_by_hand():
 
 def test_rate_is_mmcvs_poly():
     """lr = base * (1 - t / T) ** power; warm-up: times 1 - (1 - t / warmup) (1 - ratio)."""
-    assert polynomial(0, 160000, 1.0, 1500, 1e-6) == pytest.approx(1e-6)
-    assert polynomial(750, 160000, 1.0, 1500, 1e-6) == pytest.approx((1 - 750 / 160000) * (1 - 0.5 * (1 - 1e-6)))
-    assert polynomial(1500, 160000, 1.0, 1500, 1e-6) == pytest.approx(1 - 1500 / 160000)
-    assert polynomial(40000, 160000, 0.9, 1500, 1e-6) == pytest.approx(0.75**0.9)
-    assert polynomial(160000, 160000, 0.9, 0, 1.0) == polynomial(160001, 160000, 0.9, 0, 1.0) == 0
+    total = {"estimated_stepping_batches": 160_000}
+    found = rates(task(warmup_steps=1500), (0, 750, 1500), **total)
+    assert found == pytest.approx([1e-6, (1 - 750 / 160_000) * (1 - 0.5 * (1 - 1e-6)), 1 - 1500 / 160_000])
+    found = rates(task(power=0.9), (40_000, 160_000, 160_001), **total)
+    assert found == pytest.approx([0.75**0.9, 0, 0])
 
 
 def test_groups_are_as_published(data, tmp_path):
@@ -106,7 +106,7 @@ def test_it_learns_and_its_checkpoint_segments(data, tmp_path):
 
 
 def test_a_cut_off_training_goes_on_as_if_it_never_was(data, tmp_path):
-    settings = {"options": {**SMALL, "drop_path_rate": 0.2}, "dropout": 0.3}
+    settings = {"options": {"options": {**SMALL, "drop_path_rate": 0.2}, "dropout": 0.3}}
     whole = task(**settings)
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
     short = {"length": 16, "val_length": 2}
@@ -144,6 +144,6 @@ def test_mistakes(data, tmp_path):
     with pytest.raises(ValueError, match="num_classes is 1, expected at least 2"):
         task(num_classes=1)
     with pytest.raises(ValueError, match="has a label 3, expected labels below num_classes, 3"):
-        task()._check(torch.tensor([0, 3, 255]))
+        task().training_step((torch.zeros(1, 3, 32, 32), torch.tensor([[[0, 3, 255]]])), 0)
     with pytest.raises(ValueError, match="outdoor is for matching"):
         task(init_from="outdoor")

@@ -1,6 +1,9 @@
 """A quiet trainer on the CPU, and the warnings that are not our concern, for the tests of all tasks."""
 
 import os
+from collections.abc import Callable
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,24 @@ LIGHTNING = pytest.mark.filterwarnings(
     "ignore:Checkpoint directory .* exists and is not empty",
     "ignore:Precision bf16-mixed is not supported by the model summary",
 )
+
+
+def made(kind: Callable[..., Any], *arguments: Any, **changes: Any) -> Any:
+    """A task; changes are its arguments, and fields of the defaults of its ``optimization`` and its ``loss``."""
+    for name in ("optimization", "loss"):
+        if name in signature(kind).parameters:
+            default = signature(kind).parameters[name].default
+            mine = {field.name: changes.pop(field.name) for field in fields(default) if field.name in changes}
+            changes[name] = replace(default, **mine)
+    return kind(*arguments, **changes)
+
+
+def rates(task: pl.LightningModule, steps: Any, **known: Any) -> list[float]:
+    """Shares of the highest learning rate at these steps, where the trainer knows this of its length."""
+    default = {"accumulate_grad_batches": 1, "num_training_batches": 100, "estimated_stepping_batches": float("inf")}
+    task._trainer = type("Trainer", (), {**default, **known})  # type: ignore[assignment]  # all that is asked of it
+    (share,) = task.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[:1]  # type: ignore[index, call-overload]
+    return [share(step) for step in steps]
 
 
 def trainer(folder, *callbacks: Callback, **options: Any) -> pl.Trainer:
@@ -75,11 +96,10 @@ def write_recipe(path: Path, root: Path, **trainer: Any) -> Path:
         "mlp_ratios": [2, 2, 2, 2],
     }
     model = {
-        "model": "pvt_v2_b0",
+        "preset": "pvt_v2_b0",
         "num_classes": 2,
         "options": {**sides, "drop_path_rate": 0.2},
-        "learning_rate": 3e-3,
-        "warmup_epochs": 1,
+        "optimization": {"learning_rate": 3e-3, "warmup_epochs": 1},
     }
     data = {"root": str(root), "input_size": [3, 32, 32], "batch_size": 4, "num_workers": 0}
     running = {

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MissingPackageError, check_range
+from ..errors import InputError, MissingPackageError
 from ..extras import require
 from .app import app, typer
 from .recipes import check_nulls, check_recipes, one_line
@@ -34,7 +34,6 @@ _NOTICES = (
     "You're using the WeightAveraging callback, but loading a checkpoint outside",  # which the weights of a checkpoint are already
     "You're resuming from a checkpoint that ended before the epoch ended",  # our loaders go on with the very next sample
 )
-_WEIGHTS = ("init_from", "weights")  # arguments of tasks that name them
 
 
 @app.command(**_PASSED_ON)
@@ -70,7 +69,7 @@ def _lightning(command: str, arguments: list[str]) -> None:
                 **kept,
             )
     except jsonargparse.ArgumentError as error:
-        raise InputError(f"{one_line(str(error))}; see quadtree {command} --help") from None
+        raise InputError(f"{one_line(str(error))}; {_today(str(error)) or f'see quadtree {command} --help'}") from None
     except (InputError, OSError) as error:
         raise InputError(_plain(error)) from error
     except SystemExit as end:
@@ -113,6 +112,15 @@ def _sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _today(mistake: str) -> str:
+    """Where an option is found that a former version had; nothing for other mistakes."""
+    from ..tasks.former import name_today
+
+    task, option = (re.search(rf"{words} '[\w.]*?(\w+)'", mistake) for words in ("given class_path", "Option"))
+    now = name_today(task[1], option[1]) if task and option else None
+    return f"it is --model.{now} now" if now else ""
+
+
 def _plain(error: Exception) -> str:
     """What is wrong, without the traceback of a DataLoader's worker."""
     lines = [line.strip() for line in str(error).splitlines()]
@@ -122,13 +130,13 @@ def _plain(error: Exception) -> str:
 
 
 def _cli(cli: Any, command: str, arguments: list[str]) -> type:
-    from ..tasks.checkpoints import EpochCount, WholeFiles, check_resumable, newest_checkpoint, read_training
+    from ..tasks import run
+    from ..tasks.checkpoints import EpochCount, WholeFiles, check_resumable, read_training
     from ..tasks.interrupt import StopOnSignal
     from ..tasks.report import Report
 
     exceptions = require("lightning.fabric.utilities.exceptions", "train")
     ModelCheckpoint = require("lightning.pytorch.callbacks", "train").ModelCheckpoint
-    environments = require("lightning.fabric.plugins.environments", "train")
     strategies = require("lightning.pytorch.strategies", "train")
 
     class CLI(cli.LightningCLI):
@@ -150,90 +158,34 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
 
         def parse_arguments(self, parser: Any, args: Any) -> None:
             super().parse_arguments(parser, args)
-            _check_trainer(self.config[command])
+            run.check_trainer(self.config[command])
 
         def _parse_ckpt_path(self) -> None:
-            """Lightning would take over the arguments of any task here; see `_take_over`."""
+            """Lightning would take over the options of any task here; see `tasks.run.kept_options`."""
 
         def before_instantiate_classes(self) -> None:
             config = self.config[self.subcommand]
             for section in ("model", "data"):
                 check_nulls(section, config.get(section))
             if command == "fit":
-                self._resume(config, self._folders(config))
+                folders, self.writes = run.checkpoint_folders(config)
+                config.ckpt_path = run.checkpoint_to_resume(config, folders)
+            elif config.ckpt_path is None:
+                run.check_trained(config.model, command)
             path = config.ckpt_path
-            if path is None and command != "fit":
-                _check_weights(config.model, command)
-            if path is not None and path not in ("best", "last", "hpc") and not Path(path).is_dir():
-                content = read_training(path)
-                if command == "fit":
-                    check_resumable(content, path)
-                self.shapes = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
-                self._take_over(content.get("hyper_parameters", {}), config.model, path)
-
-        def _folders(self, config: Any) -> list[str]:
-            """Where checkpoints go: in the folder of the run, ``trainer.default_root_dir``, where a recipe names no other."""
-            root = config.trainer.default_root_dir
-            callbacks = config.trainer.callbacks or []
-            callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-            writers = [one.init_args for one in callbacks if one.class_path.endswith(".ModelCheckpoint")]
-            self.writes = bool(writers) or not root or config.trainer.enable_checkpointing is False
-            for writer in writers:
-                writer.dirpath = writer.dirpath or root
-            return [*{writer.dirpath: None for writer in writers if writer.dirpath}, *([root] if root else [])]
-
-        def _resume(self, config: Any, folders: list[str]) -> None:
-            """Begin only where no checkpoint would be overwritten, or go on from it."""
-            if config.trainer.fast_dev_run or config.trainer.enable_checkpointing is False:
+            if path is None or path in ("best", "last", "hpc") or Path(path).is_dir():
                 return
-            if config.resume and config.ckpt_path:
-                raise InputError(
-                    f"--resume auto and --ckpt_path {config.ckpt_path} exclude each other, expected one of them"
-                )
-            newest = newest_checkpoint(folders)
-            if config.resume:
-                if not folders:
-                    raise InputError("--resume auto needs the folder of the run, set --trainer.default_root_dir")
-                config.ckpt_path = str(newest) if newest else None
-                return
-            if newest is None or (
-                environments.SLURMEnvironment.detect() and any([*Path(one).glob("hpc_ckpt_*.ckpt")] for one in folders)
-            ):
-                return  # Lightning goes on by itself where SLURM begins a job anew
-            given = config.ckpt_path
-            if given is None or (
-                Path(given).is_file() and Path(given).resolve().parent not in [Path(one).resolve() for one in folders]
-            ):
-                raise InputError(
-                    f"{newest} is the checkpoint of an earlier run, which this one would overwrite; go on with it by --resume auto, "
-                    "or begin in another folder with --trainer.default_root_dir FOLDER"
-                )
-
-        def _take_over(self, saved: dict[str, Any], model: Any, path: str) -> None:
-            """The arguments of the checkpoint's task; what was asked for on the command line must agree with them."""
-            saved = {name: value for name, value in saved.items() if name != "_instantiator"}
-            task = saved.pop("_class_path", model.class_path)
-            if _short(task) != _short(model.class_path):  # a module may have moved since
-                hint = "; name it by --model.weights, without --ckpt_path" if "weights" in model.init_args else ""
-                raise InputError(
-                    f"{path} is a checkpoint of {_short(task)}, expected one of {_short(model.class_path)}{hint}"
-                )
-            wanted = _plain_values(model.init_args)
-            other = {
-                name: value for name, value in _plain_values(saved).items() if name in wanted and wanted[name] != value
-            }
-            for name, value in other.items():
-                if any(re.match(rf"--model\.(init_args\.)?{name}\b", argument) for argument in arguments):
-                    raise InputError(
-                        f"{name} is {value} in {path} and stays so, but --model.{name} {wanted[name]} was asked for; leave it out, "
-                        "or begin a new run from these weights with --model.init_from"
-                    )
-            if other:
-                listed = ", ".join(f"{name} {value} (not {wanted[name]})" for name, value in other.items())
-                _say(f"{path} has settings of its own, which are kept: {listed}")
-            if saved:
-                hparams = {"model": {"class_path": model.class_path, "dict_kwargs": saved}}
-                self.config = self.parser.parse_object({command: hparams}, self.config)
+            content = read_training(path)
+            if command == "fit":
+                check_resumable(content, path)
+            self.shapes = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
+            asked = [found[1] for one in arguments if (found := re.match(r"--model\.(?:init_args\.)?([\w.]+)", one))]
+            kept, line = run.kept_options(content.get("hyper_parameters", {}), config.model, asked, path)
+            if line:
+                typer.echo(f"quadtree: {line}", err=True)
+            if kept:
+                model = {"class_path": config.model.class_path, "dict_kwargs": kept}
+                self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
         def instantiate_classes(self) -> None:
             try:
@@ -268,52 +220,7 @@ def _cli(cli: Any, command: str, arguments: list[str]) -> type:
             return trainer
 
         def after_instantiate_classes(self) -> None:
-            if self.shapes is None:
-                return
-            path = self.config[command].ckpt_path
-            for name, value in self.model.state_dict().items():
-                if self.shapes.get(name) != tuple(value.shape):
-                    raise InputError(
-                        f"{path} does not fit the model: {name} has shape {self.shapes.get(name)}, expected {tuple(value.shape)}"
-                    )
+            if self.shapes is not None:
+                run.check_shapes(self.model, self.shapes, self.config[command].ckpt_path)
 
     return CLI
-
-
-def _check_trainer(config: Any) -> None:
-    """Make sure of what Lightning itself finds out by a division by zero, or later."""
-    for name, least in (("accumulate_grad_batches", 1), ("check_val_every_n_epoch", 1), ("log_every_n_steps", 1)):
-        value = config.trainer.get(name)
-        if value is not None:
-            check_range(f"--trainer.{name}", value, least)
-    if type(config.seed_everything) is int:
-        check_range("--seed_everything", config.seed_everything, 0, 2**32 - 1)
-    if config.get("ckpt_path") == "":
-        raise InputError("--ckpt_path is empty, expected the file of a checkpoint")
-
-
-def _check_weights(model: Any, command: str) -> None:
-    """Make sure that something of ours is measured that was trained."""
-    known = model.init_args
-    if not model.class_path.startswith("quadtree_attention.") or any(known.get(name) for name in _WEIGHTS):
-        return
-    if (known.get("options") or {}).get("pretrained"):
-        return
-    ways = "--ckpt_path FILE.ckpt" + (" or --model.init_from" if "init_from" in known else "")
-    raise InputError(f"{command} would measure random weights, since no checkpoint is named; expected {ways}")
-
-
-def _plain_values(value: Any) -> Any:
-    """Without the differences between tuples and lists, and between what was parsed and what was saved."""
-    value = value.as_dict() if hasattr(value, "as_dict") else value
-    if isinstance(value, dict):
-        return {name: _plain_values(one) for name, one in value.items()}
-    return [_plain_values(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def _short(class_path: str) -> str:
-    return class_path.rpartition(".")[2]
-
-
-def _say(line: str) -> None:
-    typer.echo(f"quadtree: {line}", err=True)

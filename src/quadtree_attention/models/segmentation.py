@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..data.recognition.ade20k import ADE20K_LABELS, IGNORE
 from ..data.recognition.masks import check_sides, fitted_sizes
-from ..errors import InputError
+from ..errors import InputError, check_range
 from ..extras import require
 from .classifier import build_backbone
 from .keys import BACKBONE, Rule, convert_by
@@ -51,6 +51,9 @@ class SegmenterConfig:
     def __post_init__(self) -> None:
         if not 1 <= len(self.labels) <= IGNORE:
             raise InputError(f"labels has {len(self.labels)} names, expected 1 to {IGNORE}")
+        check_range("neck_channels", self.neck_channels, 1)
+        check_range("head_channels", self.head_channels, 1)
+        check_range("dropout", self.dropout, 0, 1)
         if self.norm not in NORMS:
             raise InputError(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
         if self.norm == "group" and self.head_channels % 32:

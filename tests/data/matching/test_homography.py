@@ -126,7 +126,8 @@ def test_difficulty_scales_the_strengths_and_rises(photos):
     far = [(dataset[100 + k]["homography"] - torch.eye(3)).abs().max() for k in range(10)]
     near = [(dataset[k]["homography"] - torch.eye(3)).abs().max() for k in range(10)]
     assert max(near) < max(far)
-    assert dataset._difficulty(50) == 0.5
+    halfway = HomographyDataset(photos, SIZE, difficulty=0.5, appearance=PLAIN)
+    torch.testing.assert_close(dataset[50]["homography"], halfway[50]["homography"])
 
 
 def test_overlap_is_kept(photos):

@@ -22,10 +22,10 @@ RECIPE = """seed_everything: 0
 model:
   class_path: quadtree_attention.tasks.classification.ClassificationTask
   init_args: &shared
-    model: quadtree_b0
+    preset: quadtree_b0
     num_classes: 10
     options: {depths: [1, 1, 2, 1], topk: 8}
-    learning_rate: 1.0e-3
+    optimization: {learning_rate: 1.0e-3}
 data:
   class_path: quadtree_attention.data.recognition.classification.ClassificationData
   init_args: {root: photos, input_size: [3, 64, 64], auto_augment: null, scale: [0.4, 1.0]}

@@ -8,13 +8,14 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tests.tasks.training import LIGHTNING, trainer
+from tests.tasks.training import LIGHTNING, made, rates, trainer
 
 from quadtree_attention.cli import run
 from quadtree_attention.data.matching.homography import HomographyData
 from quadtree_attention.predict.matching import Matcher
 from quadtree_attention.tasks.matching.module import MatchingTask
-from quadtree_attention.tasks.optimization import rise_and_cosine
+from quadtree_attention.tasks.matching.sampling import true_matches
+from quadtree_attention.tasks.matching.supervision import Supervision
 from quadtree_attention.weights import load
 
 pytestmark = LIGHTNING
@@ -41,7 +42,7 @@ def photos(tmp_path_factory):
 
 def task(**changes):
     pl.seed_everything(0, verbose=False)
-    return MatchingTask(options=SMALL, **{"learning_rate": 3e-3, "warmup_steps": 2, **changes})
+    return made(MatchingTask, **{"options": SMALL, "learning_rate": 3e-3, "warmup_steps": 2, **changes})
 
 
 def data(photos, **changes):
@@ -91,14 +92,14 @@ def test_weights_of_the_losses(photos):
     torch.testing.assert_close(other["loss"], 0.5 * one["coarse"] + 3 * one["fine"])
 
 
-def test_fine_matches_are_drawn_by_image(photos):
-    learner = task(fine_matches=5)
-    b = torch.tensor([0] * 20 + [1] * 3 + [2] * 9)
-    truth = type("Truth", (), {"b": b})()
-    drawn = learner._draw(truth, 3, torch.Generator().manual_seed(1))
-    assert torch.bincount(b[drawn]).tolist() == [5, 3, 5]
-    assert len(drawn.unique()) == 13
-    assert torch.equal(drawn, learner._draw(truth, 3, torch.Generator().manual_seed(1)))
+def test_fine_matches_are_drawn_by_image():
+    b, row = torch.tensor([0] * 20 + [1] * 3 + [2] * 9), torch.arange(32)
+    truth = Supervision(b, row, row, torch.zeros(32, 2), torch.zeros(32, 2), torch.zeros(3, 32, 2))
+    drawn, again = (true_matches(truth, 3, 5, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.bincount(drawn[0]).tolist() == [5, 3, 5]
+    assert torch.equal(drawn[0], b[drawn[1]])
+    assert len(drawn[1].unique()) == 13
+    assert torch.equal(drawn[1], again[1])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,13 @@ def test_rates_are_scaled_to_the_pairs_of_a_step(devices, accumulated):
     learner._trainer = type(
         "Trainer",
         (),
-        {"world_size": devices, "accumulate_grad_batches": accumulated, "datamodule": datamodule},
+        {
+            "world_size": devices,
+            "accumulate_grad_batches": accumulated,
+            "datamodule": datamodule,
+            "num_training_batches": 100,
+            "estimated_stepping_batches": math.inf,
+        },
     )
     scaling = 2 * devices * accumulated / 8
     made = learner.configure_optimizers()
@@ -144,13 +151,15 @@ def test_rates_are_scaled_to_the_pairs_of_a_step(devices, accumulated):
     assert group["initial_lr"] == pytest.approx(0.1 * scaling)
     assert group["betas"] == (0.5, 0.6)
     warmup = int(10 / scaling)
-    assert group["lr"] == pytest.approx(0.1 * scaling * (0.2 + 0.8 / warmup))
+    assert group["lr"] == pytest.approx(0.1 * scaling * 0.2)
+    (share, *_) = made["lr_scheduler"]["scheduler"].lr_lambdas
+    assert share(1) == pytest.approx(0.2 + 0.8 / warmup)
 
 
 def test_rates_fall_after_whole_epochs():
     learner = task(warmup_steps=0, schedule="multistep", milestones=(1, 3), decay=0.1)
-    learner._trainer = type("Trainer", (), {"num_training_batches": 7, "accumulate_grad_batches": 2})
-    assert [round(learner._rate(step), 6) for step in (0, 3, 4, 11, 12)] == [1, 1, 0.1, 0.1, 0.01]
+    found = rates(learner, (0, 3, 4, 11, 12), num_training_batches=7, accumulate_grad_batches=2)
+    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
 def test_a_checkpoint_matches_photographs(photos, tmp_path):
@@ -182,14 +191,14 @@ def test_validation_measures_what_matching_gives(photos, tmp_path):
 
 
 def test_learning_rate_rises_and_falls():
-    assert [rise_and_cosine(step, 4, math.inf) for step in (0, 1, 3, 1000)] == [0.25, 0.5, 1, 1]
-    assert rise_and_cosine(50, 4, 100) == pytest.approx(0.5)
-    assert rise_and_cosine(100, 4, 100) == rise_and_cosine(150, 4, 100) == pytest.approx(0)
+    learner = task(warmup_steps=4, warmup_start=0.2)
+    assert rates(learner, (0, 1, 2, 4, 1000)) == pytest.approx([0.2, 0.4, 0.6, 1, 1])
+    assert rates(learner, (50, 100, 150), estimated_stepping_batches=100) == pytest.approx([0.5, 0, 0])
 
 
 @pytest.mark.parametrize("vectors", [False, True])
 def test_vectors_decay_only_if_asked_for(vectors, photos, tmp_path):
-    learner = task(weight_decay=0.3, decay_vectors=vectors)
+    learner = task(weight_decay=0.3, decayed="all" if vectors else "matrices")
     learner._trainer = trainer(tmp_path, max_steps=5)
     decays = {
         id(p): group["weight_decay"]
@@ -207,8 +216,8 @@ def test_vectors_decay_only_if_asked_for(vectors, photos, tmp_path):
         ({"preset": "huge"}, "preset is 'huge', expected one of indoor, outdoor, lite, tiny"),
         ({"options": {"depth": 3}}, "options do not fit the model: .*depth"),
         ({"options": {"fine_window": 4}}, "fine_window is 4, expected an odd number"),
-        ({"coarse_loss": "hinge"}, "coarse_loss is 'hinge', expected focal or cross_entropy"),
-        ({"fine_loss": "hinge"}, "fine_loss is 'hinge', expected one of l2, cross_entropy, both"),
+        ({"coarse": "hinge"}, "coarse is 'hinge', expected one of focal, cross_entropy"),
+        ({"fine": "hinge"}, "fine is 'hinge', expected one of l2, cross_entropy, both"),
         ({"confidence_floor": 0.0}, "confidence_floor is 0.0, expected above 0"),
         ({"canonical_batch": 0}, "canonical_batch is 0, expected at least 1"),
         ({"fine_matches": 0}, "fine_matches is 0, expected at least 1"),
@@ -217,7 +226,7 @@ def test_vectors_decay_only_if_asked_for(vectors, photos, tmp_path):
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        MatchingTask(**arguments)
+        made(MatchingTask, **arguments)
 
 
 @pytest.mark.parametrize(

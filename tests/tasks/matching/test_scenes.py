@@ -14,18 +14,20 @@ import torch
 import yaml
 from PIL import Image
 from tests.support.scenes import write_colmap, write_megadepth, write_scannet
-from tests.tasks.training import LIGHTNING, trainer
+from tests.tasks.training import LIGHTNING, made, trainer
 from torch.utils.data import default_collate
 
-from quadtree_attention.cli.train import _lightning
+from quadtree_attention.__main__ import main
 from quadtree_attention.data.matching.colmap import ColmapScene
 from quadtree_attention.data.matching.layouts import MegaDepthScene
 from quadtree_attention.data.matching.made_scenes import MadeScenes, MadeScenesData, SceneMaker
-from quadtree_attention.evaluation import metrics
+from quadtree_attention.evaluation import protocols
 from quadtree_attention.models.loftr import Features
 from quadtree_attention.tasks.matching.loss import coarse_cross_entropy, coarse_focal_loss, coarse_sparse_focal_loss
+from quadtree_attention.tasks.matching.metrics import MatchingMetrics
 from quadtree_attention.tasks.matching.module import MatchingTask
-from quadtree_attention.tasks.matching.supervision import Supervision
+from quadtree_attention.tasks.matching.sampling import found_matches
+from quadtree_attention.tasks.matching.supervision import Supervision, supervision
 from quadtree_attention.weights import read_checkpoint
 
 pytestmark = LIGHTNING
@@ -40,12 +42,6 @@ SMALL = {
     "topk": [4, 4],
 }
 SIZE = (64, 96)
-NOTHING_FOUND = {
-    "keypoints0": torch.zeros(0, 2),
-    "keypoints1": torch.zeros(0, 2),
-    "confidence": torch.zeros(0),
-    "batch_indexes": torch.zeros(0, dtype=torch.int64),
-}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +55,8 @@ def photos(tmp_path_factory):
 
 def task(options=None, **changes):
     pl.seed_everything(0, verbose=False)
-    return MatchingTask(options={**SMALL, **(options or {})}, **{"learning_rate": 3e-3, "warmup_steps": 2, **changes})
+    settings = {"learning_rate": 3e-3, "warmup_steps": 2, **changes}
+    return made(MatchingTask, options={**SMALL, **(options or {})}, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +74,16 @@ def batches(photos, tmp_path_factory):
     }
 
 
+def true_of(batch, depth_tolerance=0.2, **masks):
+    return supervision(batch, window=5, depth_tolerance=depth_tolerance, **masks)
+
+
 @pytest.mark.parametrize("kind", ["made", "padded", "points"])
 @pytest.mark.parametrize("matching", ["dual_softmax", "optimal_transport"])
 @pytest.mark.parametrize("pairs", ["dense", "sparse"])
 @pytest.mark.parametrize("percent", [None, 0.3])
 def test_every_parameter_learns_from_every_kind(batches, kind, matching, pairs, percent):
-    learner = task({"matching": matching}, coarse_pairs=pairs, fine_percent=percent, fine_truths=10)
+    learner = task({"matching": matching}, pairs=pairs, fine_percent=percent, fine_truths=10)
     parts = learner.losses(batches[kind])
     parts["loss"].backward()
     assert all(part.isfinite() for part in parts.values())
@@ -105,7 +106,7 @@ def test_losses_are_those_that_are_asked_for(batches):
         features = learner.model.encode(batch["image0"], batch["image1"], batch["mask0"], batch["mask1"])
         assignment = learner.model.assignment(features)
         masks = {"mask0": features.mask0, "mask1": features.mask1}
-        truth = learner._truth(batch, masks)[:3]
+        truth = true_of(batch, **masks)[:3]
         want = expected(assignment, learner.model.without_dustbins(assignment), truth, masks)
         torch.testing.assert_close(learner.losses(batch)["coarse"], want)
         return float(want.detach())
@@ -118,48 +119,49 @@ def test_losses_are_those_that_are_asked_for(batches):
             lambda a, c, truth, masks: coarse_focal_loss(c, truth, negative_weight=heavy, **masks),
         ),
         both({"confidence_floor": 0.4}, lambda a, c, truth, masks: coarse_focal_loss(c, truth, floor=0.4, **masks)),
-        both({"coarse_loss": "cross_entropy"}, lambda a, c, truth, masks: coarse_cross_entropy(c, truth, **masks)),
+        both({"coarse": "cross_entropy"}, lambda a, c, truth, masks: coarse_cross_entropy(c, truth, **masks)),
         both(
-            {"coarse_pairs": "sparse"},
+            {"pairs": "sparse"},
             lambda a, c, truth, masks: coarse_sparse_focal_loss(a, truth, dustbins=True, **masks),
             matching="optimal_transport",
         ),
     ]
     assert len({round(loss, 4) for loss in found}) == len(found)  # else options could be ignored
-    sparse = {"coarse_pairs": "sparse", "negative_weight": heavy}
+    sparse = {"pairs": "sparse", "negative_weight": heavy}
     both(sparse, lambda a, c, truth, masks: coarse_sparse_focal_loss(c, truth, dustbins=False, **masks))
 
 
 def test_a_tolerance_asks_whether_cells_are_in_sight(batches):
     """A wall before what image 0 shows: without the check, as published, cells match through it."""
-    batch = {key: value[:1].clone() for key, value in batches["made"].items()}
+    batch = {key: value[:1] for key, value in batches["made"].items()}
     batch["depth0"], batch["depth1"] = torch.full_like(batch["depth0"], 4.0), torch.full_like(batch["depth1"], 2.0)
     batch["K0"] = batch["K1"] = torch.tensor([[[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]]])
     batch["T_0to1"] = torch.eye(4)[None]
-    nothing = {"mask0": None, "mask1": None}
-    assert len(task(depth_tolerance=0.2)._truth(batch, nothing).b) == 0
-    assert len(task(depth_tolerance=None)._truth(batch, nothing).b) == 8 * 12
+    assert len(true_of(batch, depth_tolerance=0.2).b) == 0
+    assert len(true_of(batch, depth_tolerance=None).b) == 8 * 12
     # What comes to lie behind the other camera is nowhere, checked or not.
     batch["T_0to1"] = torch.diag(torch.tensor([-1.0, 1, -1, 1]))[None]
-    truth = task(depth_tolerance=None)._truth(batch, nothing)
+    truth = true_of(batch, depth_tolerance=None)
     assert len(truth.b) == 0
     assert truth.places.isinf().all()
 
 
 def test_single_points_say_nothing_of_other_cells(batches):
     batch, learner = batches["points"], task()
-    truth = learner._truth(batch, {"mask0": None, "mask1": None})
+    truth = true_of(batch)
     length = truth.known[0].shape[1]
+    features = learner.model.encode(batch["image0"], batch["image1"])
     confidence = torch.full((2, length, length), 0.1)
-    loss = learner._coarse_loss(confidence, confidence, truth, {})
+    loss = learner.losses(batch, encoded=(features, confidence))["coarse"]
     other = torch.where(truth.known[0][:, :, None] & truth.known[1][:, None], 0.1, 0.7)
-    torch.testing.assert_close(learner._coarse_loss(other, other, truth, {}), loss)
+    torch.testing.assert_close(learner.losses(batch, encoded=(features, other))["coarse"], loss)
+    sure = torch.full_like(other, 0.6)
+    assert learner.losses(batch, encoded=(features, sure))["coarse"] < 0.5 * loss
 
 
 def test_padding_makes_no_matches(batches):
     batch = batches["padded"]
-    learner = task()
-    truth = learner._truth(batch, {key: batch[key][:, ::8, ::8] for key in ("mask0", "mask1")})
+    truth = true_of(batch, **{key: batch[key][:, ::8, ::8] for key in ("mask0", "mask1")})
     assert len(truth.b) > 10
     for b, i, j in zip(truth.b.tolist(), truth.i.tolist(), truth.j.tolist(), strict=True):
         for side, cell in (("0", i), ("1", j)):
@@ -168,20 +170,19 @@ def test_padding_makes_no_matches(batches):
 
 def fine_case(found, true, percent, truths, unknown=()):
     """Draw from ``found`` (i, j) of matching and ``true`` ones in one image of 8 x 8 cells."""
-    learner = task({"threshold": 0.2, "border": 0}, fine_percent=percent, fine_truths=truths)
-    confidence = torch.zeros(1, 64, 64)
-    for i, j in found:
-        confidence[0, i, j] = 0.9
     places = torch.full((1, 64, 2), torch.inf)
     for i in range(64):
         if i not in unknown:
             places[0, i] = torch.tensor([8.0 * (i % 8) + 3, 8.0 * (i // 8)])  # 3 pixels to the right
-    i, j = (torch.tensor([pair[k] for pair in true], dtype=torch.int64) for k in (0, 1))
+    (f, g), (i, j) = (
+        [torch.tensor([pair[k] for pair in pairs], dtype=torch.int64) for k in (0, 1)] for pairs in (found, true)
+    )
     nothing = torch.zeros(len(true), 2)
     truth = Supervision(torch.zeros_like(i), i, j, nothing, nothing, places)
     maps = torch.zeros(1, 8, 8, 16)
     features = Features(maps, maps, maps, maps)
-    b, i, j, offset = learner._fine_matches(truth, confidence, features, torch.Generator().manual_seed(0))
+    given = (torch.zeros_like(f), f, g)
+    b, i, j, offset = found_matches(given, truth, features, percent, truths, 5, torch.Generator().manual_seed(0))
     assert (b == 0).all()
     return list(zip(i.tolist(), j.tolist(), strict=True)), offset
 
@@ -208,14 +209,14 @@ def test_refinement_of_what_matching_finds():
 
 
 def test_padding_has_no_share_in_how_many_matches_refinement_gets():
-    learner = task({"threshold": 0.2, "border": 0}, fine_percent=0.25, fine_truths=0)
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, :4] = True  # 32 of 64 cells: a quarter is 8
     maps = torch.zeros(1, 8, 8, 16)
     i = torch.arange(32)
     truth = Supervision(torch.zeros_like(i), i, i, torch.zeros(32, 2), torch.zeros(32, 2), torch.zeros(1, 64, 2))
     features = Features(maps, maps, maps, maps, mask, torch.ones_like(mask))
-    drawn = learner._fine_matches(truth, torch.zeros(1, 64, 64), features, torch.Generator().manual_seed(0))
+    nothing = (torch.zeros(0, dtype=torch.int64),) * 3
+    drawn = found_matches(nothing, truth, features, 0.25, 0, 5, torch.Generator().manual_seed(0))
     assert len(drawn[0]) == 8
 
 
@@ -230,10 +231,12 @@ def test_what_refinement_learns_from_is_drawn_anew_in_each_epoch(monkeypatch):
     assert len(set(seeds)) == 5
 
 
-def test_validation_matches_nothing_in_the_padding(batches, monkeypatch):
+def test_validation_encodes_a_pair_once_and_leaves_its_padding_out(batches, monkeypatch):
     learner, given = task(), []
-    monkeypatch.setattr(learner.model, "forward", lambda *arguments: given.append(arguments) or NOTHING_FOUND)
+    encode = learner.model.encode
+    monkeypatch.setattr(learner.model, "encode", lambda *arguments: given.append(arguments) or encode(*arguments))
     monkeypatch.setattr(learner, "log_dict", lambda *_, **__: None)
+    learner._trainer = type("Trainer", (), {"testing": False})
     learner.eval()
     with torch.no_grad():
         learner.validation_step(batches["padded"], 0)
@@ -245,23 +248,26 @@ def test_validation_matches_nothing_in_the_padding(batches, monkeypatch):
 def test_validation_measures_poses(photos, tmp_path):
     data = MadeScenesData(str(photos), str(photos), size=(96, 128), batch_size=1, length=1, val_length=4, num_workers=0)
     (result,) = trainer(tmp_path).validate(MatchingTask(init_from="tiny"), data, verbose=False)
-    assert {"val/pose_auc@5", "val/pose_auc@10", "val/pose_auc@20", "val/prec@5e-04", "val/matches"} <= result.keys()
+    assert {"val/pose_auc@5", "val/pose_auc@10", "val/pose_auc@20", "val/prec@5e-4", "val/matches"} <= result.keys()
     assert not any("right" in key or "val/auc" in key for key in result)
     assert 0 <= result["val/pose_auc@5"] <= result["val/pose_auc@20"] <= 1
-    assert result["val/prec@5e-04"] > 0.2
+    assert result["val/prec@5e-4"] > 0.2
     assert result["val/recall"] > 0.3
 
 
 def test_validation_judges_poses_in_stored_pixels(monkeypatch):
     seen = []
-    monkeypatch.setattr(metrics, "estimate_pose", lambda *arguments: seen.append(arguments))
+    monkeypatch.setitem(protocols.ESTIMATORS, "opencv", ("", lambda *arguments: seen.append(arguments)))
     points, K = np.array([[10.0, 20], [30, 5]]), np.array([[100.0, 0, 31.5], [0, 100, 23.5], [0, 0, 1]])
     double = np.array([[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]])
     T = np.eye(4)
     T[0, 3] = 1
-    learner = task()
-    learner._judge_pose(points, points, {"K0": K, "K1": K, "T_0to1": T})
-    learner._judge_pose(points, points, {"K0": K, "K1": K, "T_0to1": T, "to_stored0": double, "to_stored1": np.eye(3)})
+    found = {"keypoints0": torch.tensor(points), "keypoints1": torch.tensor(points), "batch_indexes": torch.zeros(2)}
+    geometry = {"K0": K, "K1": K, "T_0to1": T}
+    for more in ({}, {"to_stored0": double, "to_stored1": np.eye(3)}):
+        batch = {name: torch.tensor(matrix)[None] for name, matrix in (geometry | more).items()}
+        batch |= {"supervision": ["depth"], "image0": torch.zeros(1, 1, 48, 64)}
+        MatchingMetrics().update(batch, found)
     as_given, stored = seen
     np.testing.assert_array_equal(as_given[0], points)
     np.testing.assert_allclose(stored[0], 2 * points + 0.5)
@@ -291,7 +297,7 @@ def test_published_schedule(photos, tmp_path):
     fitting.fit(learner, data)
     # 2 of 8 pairs: a rate of 1.6e-2 after 4 steps; epochs of 2 steps, so it falls at steps 4 and 6.
     highest = 1.6e-2
-    rise = [highest * (0.1 + 0.9 * k / 4) for k in (1, 2, 3, 4)]
+    rise = [highest * (0.1 + 0.9 * k / 4) for k in (0, 1, 2, 3)]
     # What is seen after a step is the next one's.
     expected = [*rise, highest / 2, highest / 2, highest / 4, highest / 4][1:]
     assert rates[: len(expected)] == pytest.approx(expected)
@@ -300,12 +306,13 @@ def test_published_schedule(photos, tmp_path):
 def test_two_processes_are_one_that_accumulates(photos, tmp_path):
     """Ten steps, by the command with a process for each of two devices, and by one process with the same micro-batches."""
     settings = {"learning_rate": 1e-3, "warmup_steps": 2, "fine_matches": 6}
+    sections = {"learning_rate": "optimization", "warmup_steps": "optimization", "fine_matches": "loss"}
     options = {"size": (64, 64), "batch_size": 1, "length": 10, "val_length": 1, "num_workers": 0, "homographies": 0.5}
     arguments = [
         "fit",
         "--model=quadtree_attention.tasks.matching.module.MatchingTask",
         f"--model.options={json.dumps(SMALL)}",
-        *(f"--model.{key}={value}" for key, value in settings.items()),
+        *(f"--model.{sections[key]}.{key}={value}" for key, value in settings.items()),
         "--data=quadtree_attention.data.matching.made_scenes.MadeScenesData",
         f"--data.train_folder={photos}",
         f"--data.val_folder={photos}",
@@ -347,11 +354,11 @@ def test_two_processes_are_one_that_accumulates(photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"schedule": "linear"}, "schedule is 'linear', expected cosine or multistep"),
-        ({"coarse_pairs": "few"}, "coarse_pairs is 'few'"),
-        ({"coarse_pairs": "sparse", "coarse_loss": "cross_entropy"}, "expected dense, or sparse with focal"),
+        ({"schedule": "linear"}, "schedule is 'linear', expected one of cosine, multistep, polynomial"),
+        ({"pairs": "few"}, "pairs is 'few'"),
+        ({"pairs": "sparse", "coarse": "cross_entropy"}, "expected dense, or sparse with focal"),
         ({"fine_percent": 1.5}, "fine_percent is 1.5, expected a share"),
-        ({"fine_truths": -1}, "fine_truths is -1, expected 0 or more"),
+        ({"fine_truths": -1}, "fine_truths is -1, expected at least 0"),
         (
             {"options": {"matching": "softmax"}},
             "matching is 'softmax', expected one of dual_softmax, optimal_transport",
@@ -360,7 +367,7 @@ def test_two_processes_are_one_that_accumulates(photos, tmp_path):
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        MatchingTask(**arguments)
+        made(MatchingTask, **arguments)
 
 
 @pytest.mark.parametrize("name", ["indoor", "outdoor"])
@@ -399,15 +406,15 @@ def test_the_recipes_train_on_made_up_scenes(photos, tmp_path, monkeypatch, name
     ]
     callbacks = yaml.safe_load(recipe.read_text())["trainer"]["callbacks"][:-1]  # the last one needs a logger
     common.append(f"--trainer.callbacks={json.dumps(callbacks)}")
-    _lightning("fit", [*common, "--trainer.max_epochs=1"])
+    assert main(["fit", *common, "--trainer.max_epochs=1"]) == 0
     first = read_checkpoint(tmp_path / "runs" / f"loftr_{name}" / "last.ckpt")
     assert (first["epoch"], first["global_step"]) == (0, 4)
     # The rate that is published, scaled to one pair a step instead of 64, at the very beginning of its warm-up.
     rate = {"indoor": 6e-3, "outdoor": 8e-3}[name] / 64
     start, warmup = {"indoor": (0.0, 4800 * 64), "outdoor": (0.1, 1875 * 64)}[name]
     (group, *_) = first["optimizer_states"][0]["param_groups"]
-    assert group["lr"] == pytest.approx(rate * (start + (1 - start) * 5 / warmup))
+    assert group["lr"] == pytest.approx(rate * (start + (1 - start) * 4 / warmup))
     assert group["weight_decay"] == 0.1
     resume = f"--ckpt_path=runs/loftr_{name}/last.ckpt"
-    _lightning("fit", [*common, "--trainer.max_epochs=2", resume])
+    assert main(["fit", *common, "--trainer.max_epochs=2", resume]) == 0
     assert read_checkpoint(tmp_path / "runs" / f"loftr_{name}" / "last.ckpt")["global_step"] == 8

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tests.tasks.training import LIGHTNING, trainer
+from tests.tasks.training import LIGHTNING, made, trainer
 
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.stereo.synthetic import StereoData, Views
@@ -36,7 +36,7 @@ def photos(tmp_path_factory):
 
 def task(**changes):
     pl.seed_everything(0, verbose=False)
-    return StereoTask(options=SMALL, **{"learning_rate": 3e-3, "warmup_steps": 2, **changes})
+    return made(StereoTask, **{"options": SMALL, "learning_rate": 3e-3, "warmup_steps": 2, **changes})
 
 
 def data(photos, **changes):

@@ -74,7 +74,7 @@ class ColmapScene(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         views = [self.views[k] for k in self.pairs[number]]
         parts = []
         for view in views:

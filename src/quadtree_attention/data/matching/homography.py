@@ -62,7 +62,8 @@ class HomographyDataset(SeededDataset):
         collage: share of pairs that show a collage of parts of 4 or 9 photographs in place of one.
         difficulty: 0 to 1, scales all strengths; a pair (first, last) rises evenly over the first ``ramp`` samples.
 
-    A sample is a dict of ``image0``, ``image1`` float32 ``[1, H, W]`` in 0..1; ``homography`` float32 ``[3, 3]``, pixels
+    A sample is a dict of ``supervision`` "homography";
+    ``image0``, ``image1`` float32 ``[1, H, W]`` in 0..1; ``homography`` float32 ``[3, 3]``, pixels
     of image 0 to pixels of image 1; ``visible0``, ``visible1`` bool ``[H, W]``, False under an occluder and outside of
     the photograph.
     """
@@ -94,7 +95,7 @@ class HomographyDataset(SeededDataset):
         self.difficulty = (float(first), float(last))
         self.ramp = ramp
 
-    def sample(self, index: int) -> dict[str, torch.Tensor]:
+    def sample(self, index: int) -> dict[str, Any]:
         """Pair ``index``."""
         rng = np.random.default_rng([self.seed, index])
         difficulty = self._difficulty(index)
@@ -102,7 +103,8 @@ class HomographyDataset(SeededDataset):
         views = random_views(rng, photo.shape, self.size, self.warp, difficulty)
         homography = np.linalg.inv(views[1]) @ views[0]
         homography /= homography[2, 2]
-        sample: dict[str, Any] = {"homography": torch.from_numpy(homography.astype(np.float32))}
+        sample: dict[str, Any] = {"supervision": "homography"}
+        sample["homography"] = torch.from_numpy(homography.astype(np.float32))
         behind = rng.random() < self.warp.background
         counts = self.appearance.occluder_counts(rng, difficulty)
         if behind or any(counts):

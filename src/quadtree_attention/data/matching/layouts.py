@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from ...errors import InputError
@@ -65,7 +64,7 @@ class ScanNetScene(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         main, sub, *frames = self.names[number].tolist()
         scene = f"scene{main:04d}_{sub:02d}"
         K = camera_matrix(entry(self.intrinsics, scene, "intrinsics"), f"intrinsics: {scene}")
@@ -119,7 +118,7 @@ class MegaDepthScene(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         pair = self.pairs[number]
         parts = []
         for k in pair:

@@ -171,7 +171,8 @@ class MadeScenes(SeededDataset):
         homographies: share of the pairs that are not of a scene, but of a photograph under a random homography, as `HomographyDataset` makes
             them.
 
-    A sample is a dict of float32 ``image0``, ``image1`` ``[1, H, W]`` in 0..1; ``depth0``, ``depth1`` ``[H, W]``, 0 where not known; ``K0``,
+    A sample is a dict of ``supervision`` "depth"; and float32:
+    ``image0``, ``image1`` ``[1, H, W]`` in 0..1; ``depth0``, ``depth1`` ``[H, W]``, 0 where not known; ``K0``,
     ``K1`` ``[3, 3]``; ``T_0to1`` ``[4, 4]``. Of a homography see `as_posed`.
     """
 
@@ -198,14 +199,14 @@ class MadeScenes(SeededDataset):
         self.difficulty, self.pairs, self.homographies = difficulty, pairs, homographies
         self._last: tuple[int, Place] | None = None
 
-    def sample(self, index: int) -> dict[str, torch.Tensor]:
+    def sample(self, index: int) -> dict[str, Any]:
         """Pair ``index``."""
         rng = np.random.default_rng([self.seed, 1, index])
         if rng.random() < self.homographies:
             return as_posed(self.planes[index])
         cameras, *views = self._views(rng, index)
         K, T = (torch.from_numpy(matrix.astype(np.float32)) for matrix in (cameras.K, cameras.T_0to1))
-        sample = {"K0": K, "K1": K, "T_0to1": T}
+        sample: dict[str, Any] = {"supervision": "depth", "K0": K, "K1": K, "T_0to1": T}
         for k, view in enumerate(views):
             image = change_appearance(rng, view.image, self.appearance, self.difficulty)
             sample[f"image{k}"], sample[f"depth{k}"] = torch.from_numpy(image)[None], torch.from_numpy(view.depth)
@@ -281,7 +282,7 @@ class MadeScenesData(SeededData):
         return MadeScenes(list_photographs(self.val_folder), length=self.val_length, seed=self.seed + 1, **self.options)
 
 
-def as_posed(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def as_posed(sample: dict[str, Any]) -> dict[str, Any]:
     """A sample of `HomographyDataset` in the terms of depth and pose, so that both kinds can share a batch.
 
     With intrinsics of 1, depth 1 all over image 0, and the homography for a rotation, a pixel (x, y, 1) becomes its homogeneous image, of which
@@ -295,6 +296,7 @@ def as_posed(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     T = torch.eye(4)
     T[:3, :3] = homography
     return {
+        "supervision": "depth",
         "image0": sample["image0"],
         "image1": sample["image1"],
         "depth0": sample["visible0"].float(),

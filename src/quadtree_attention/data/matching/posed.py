@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -91,11 +92,10 @@ def resize_depth(depth: np.ndarray, size: Size) -> np.ndarray:
     return np.where(one_surface, 1 / np.where(one_surface, smooth, 1), nearest).astype(np.float32)
 
 
-def pair_sample(
-    first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], T_0to1: np.ndarray
-) -> dict[str, torch.Tensor]:
-    """A sample of two images: their entries with 0 and 1 behind the names, and ``T_0to1`` ``[4, 4]``."""
-    sample = {f"{name}{k}": value for k, part in enumerate((first, second)) for name, value in part.items()}
+def pair_sample(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], T_0to1: np.ndarray) -> dict[str, Any]:
+    """A sample of two images: their entries with 0 and 1 behind the names, ``T_0to1`` ``[4, 4]``, and ``supervision``, "depth" or "points"."""
+    sample: dict[str, Any] = {"supervision": "points" if "points" in first else "depth"}
+    sample |= {f"{name}{k}": value for k, part in enumerate((first, second)) for name, value in part.items()}
     return {**sample, "T_0to1": torch.from_numpy(np.asarray(T_0to1)[:4, :4].astype(np.float32))}
 
 

@@ -224,7 +224,7 @@ def _renumbered(read: Annotations, labels: Sequence[str], path: Path) -> Annotat
     if unknown := [read.labels[label] for label in used if read.labels[label] not in labels]:
         raise InputError(
             f"{path}: class {', '.join(map(repr, unknown[:9]))} is unknown, expected some of {', '.join(labels[:9])}"
-            f"{', ...' if len(labels) > 9 else ''}; set --model.detector.labels"
+            f"{', ...' if len(labels) > 9 else ''}; set --model.options.labels"
         )
     numbers = np.array([labels.index(name) if name in labels else -1 for name in read.labels], np.int64)
     ids = dict(zip(read.labels, read.category_ids, strict=True))

@@ -6,9 +6,33 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from .config import LossConfig
 
 _SMALLEST = 1e-30  # a confidence below it is taken for it, so that its logarithm stays finite; published: 1e-6
 _BELOW_ONE = 1 - 1e-6  # likewise from above
+
+
+def coarse_loss(
+    config: LossConfig,
+    assignment: Tensor,
+    confidence: Tensor,
+    truth: tuple[Tensor, Tensor, Tensor],
+    *,
+    dustbins: bool,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+) -> Tensor:
+    """The coarse loss that ``config`` asks for.
+
+    Args:
+        assignment, confidence: as of `LoFTR.assignment` and `LoFTR.without_dustbins`; dustbins: whether the former has them.
+        truth, mask0, mask1: as of `coarse_focal_loss`.
+    """
+    weights = {"negative_weight": config.negative_weight, "floor": config.confidence_floor}
+    if config.pairs == "sparse":
+        return coarse_sparse_focal_loss(assignment, truth, dustbins=dustbins, mask0=mask0, mask1=mask1, **weights)
+    dense = coarse_focal_loss if config.coarse == "focal" else coarse_cross_entropy
+    return dense(confidence, truth, mask0=mask0, mask1=mask1, **weights)
 
 
 def coarse_focal_loss(

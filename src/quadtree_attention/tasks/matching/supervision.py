@@ -6,12 +6,14 @@ comes to lie, if the way back from that cell's pixel leads to the first cell aga
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-FINE_STRIDE = 2  # pixels a cell of the fine map
+from ...errors import InputError
+from ...models.loftr.model import FINE_STRIDE
 
 
 class Supervision(NamedTuple):
@@ -36,6 +38,34 @@ class Supervision(NamedTuple):
 def fine_target(warped: Tensor, pixel: Tensor, window: int) -> Tensor:
     """What refinement is to find: ``warped`` from ``pixel``, both ``[M, 2]``, in units of the fine window's radius."""
     return (warped - pixel) / (FINE_STRIDE * (window // 2))
+
+
+def supervision(
+    batch: Mapping[str, Any],
+    *,
+    window: int,
+    depth_tolerance: float | None,
+    mask0: Tensor | None = None,
+    mask1: Tensor | None = None,
+) -> Supervision:
+    """What is true of a batch, by the ``supervision`` that its samples name, all the same: "homography", "depth" or "points".
+
+    The other arguments are as of `depth_supervision`.
+
+    Raises:
+        ValueError: samples of different kinds in a batch, or of none of these.
+    """
+    kinds = set(batch["supervision"])
+    options: dict[str, Any] = {"window": window, "mask0": mask0, "mask1": mask1}
+    if kinds == {"homography"}:
+        return homography_supervision(batch["homography"], batch["visible0"], batch["visible1"], **options)
+    cameras = [batch[key] for key in ("K0", "K1", "T_0to1")]
+    if kinds == {"depth"}:
+        return depth_supervision(batch["depth0"], batch["depth1"], *cameras, tolerance=depth_tolerance, **options)
+    if kinds == {"points"}:
+        sizes = [tuple(batch[key].shape[-2:]) for key in ("image0", "image1")]
+        return point_supervision(batch["points0"], batch["points1"], *cameras, *sizes, **options)
+    raise InputError(f"supervision of a batch is {', '.join(sorted(kinds))}, expected homography, depth or points")
 
 
 # ---- homographies --------------------------------------------------------------------------------

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import check_range
 from ...models.sttr import StereoOutput
 from ...models.sttr.fine import CELL, Fine
 
 REACH = 8.0  # pixels from a hypothesis to the truth beyond which fine matching cannot learn from it
 SPREAD = 0.5  # pixels, the mean error of a right hypothesis that its distribution takes for granted
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the parts of the loss, see `stereo_losses`."""
+
+    response_weight: float = 1.0
+    raw_weight: float = 1.0
+    disparity_weight: float = 1.0
+    occlusion_weight: float = 1.0
+    fine_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            check_range(name, weight, 0)
 
 
 class StereoTruth:
