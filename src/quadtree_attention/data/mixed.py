@@ -55,7 +55,7 @@ class MixedData(LightningDataModule):
     """Several data modules for training, of which each step sees one; validation is the first one's.
 
     Args:
-        parts: data modules whose batches the task can tell apart, such as `HomographyData`, `MadeScenesData` and `ColmapData`.
+        parts: data modules whose batches say by ``supervision`` what is known of them, such as `HomographyData`, `MadeScenesData` and `ColmapData`.
         shares: how often each has its turn.
         length: batches an epoch and device.
         seed: of the draw; it is the same on all devices, so that each step is of one kind.
