@@ -218,6 +218,14 @@ def test_skip_existing(folder, tmp_path, detector, capsys):
     refused(["segment", folder, "--skip-existing"], capsys, "--skip-existing is for results in folders; name one")
 
 
+def test_a_file_where_a_folder_belongs(folder, tmp_path, detector, capsys):
+    (tmp_path / "file.png").write_text("mine")
+    assert main(["detect", str(folder), "--picture", str(tmp_path / "file.png" / "more")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"quadtree: {tmp_path / 'file.png'} is a file, expected a folder, or the name of a new one"
+    )
+
+
 def test_a_mistake_leaves_no_folders(folder, tmp_path, capsys):
     refused(["segment", folder, "--out", tmp_path / "new" / "deep", "--model", "nonsense"], capsys, "unknown model")
     assert not (tmp_path / "new").exists()

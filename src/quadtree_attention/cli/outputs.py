@@ -75,6 +75,9 @@ class Outputs:
 
     def _make(self, folder: Path) -> None:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        above = next(path for path in (folder, *folder.parents) if path.exists())
+        if not above.is_dir():
+            raise InputError(f"{above} is a file, expected a folder, or the name of a new one")
         folder.mkdir(parents=True, exist_ok=True)
         self._made.extend(missing)
 

@@ -17,8 +17,11 @@ def check_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device {device!r} is unknown, expected for example cpu, cuda or cuda:1") from None
+    try:
         torch.zeros(1, device=device).tolist()  # meta, for one, holds no numbers
-    # A name that is unknown, or of a device that this machine, or this build of torch, does not have.
+    # This machine, or this build of torch, does not have it.
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise InputError(f"device {str(device)!r} cannot be used, expected for example cpu or cuda: {reason}") from None
