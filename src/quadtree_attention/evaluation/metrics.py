@@ -7,7 +7,7 @@ infinity. The pose protocol follows the evaluation published with LoFTR (arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,12 +58,6 @@ def error_auc(errors: ArrayLike, thresholds: Sequence[float]) -> dict[str, float
         y = np.append(recall[:last], recall[last - 1])
         areas[f"auc@{threshold:g}"] = float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / threshold)
     return areas
-
-
-def share_within(errors: ArrayLike, threshold: float) -> float:
-    """Share of errors [M] of at most the threshold; 0 where there are none."""
-    errors = np.asarray(errors, dtype=np.float64)
-    return float(np.mean(errors <= threshold)) if errors.size else 0.0
 
 
 # ---- homographies --------------------------------------------------------------------------------
@@ -142,17 +136,16 @@ def disparity_errors(kpts0: ArrayLike, kpts1: ArrayLike, disparity: ArrayLike) -
 # ---- poses ---------------------------------------------------------------------------------------
 
 
-def relative_pose_error(T_0to1: ArrayLike, R: ArrayLike, t: ArrayLike, ignore_gt_t_thr: float = 0.0) -> PoseError:
+def relative_pose_error(T_0to1: ArrayLike, R: ArrayLike, t: ArrayLike) -> PoseError:
     """Angles in degrees between the true relative pose T_0to1 [3 or 4, 4] and an estimate R [3, 3], t [3].
 
     The sign of a translation found from an essential matrix is arbitrary, so e and 180 - e count the same. Where the
-    true translation is shorter than ignore_gt_t_thr, or is zero and has no direction, its error is 0. An estimate
-    without direction has the error inf.
+    true translation is zero, its error is 0. An estimate without direction has the error inf.
     """
     T_0to1, R, t = (np.asarray(a, dtype=np.float64) for a in (T_0to1, R, t))
     t, t_true = t.reshape(3), T_0to1[:3, 3]
     length = float(np.linalg.norm(t_true))
-    if length < ignore_gt_t_thr or length == 0:
+    if length == 0:
         translation = 0.0
     elif not np.linalg.norm(t) > 0:
         translation = float("inf")
@@ -236,25 +229,13 @@ def symmetric_epipolar_distance(
     kpts0: ArrayLike, kpts1: ArrayLike, E: ArrayLike, K0: ArrayLike, K1: ArrayLike
 ) -> np.ndarray:
     """Squared symmetric epipolar distances [M] in calibrated coordinates; NaN for a match of two epipoles."""
-    return _epipolar(
-        _calibrated(kpts0, np.asarray(K0)), _calibrated(kpts1, np.asarray(K1)), np.asarray(E, dtype=np.float64)
-    )
-
-
-def epipolar_errors(kpts0: ArrayLike, kpts1: ArrayLike, F: ArrayLike) -> np.ndarray:
-    """Root mean square [M] of the two distances in pixels from a keypoint to the other's epipolar line by F [3, 3]."""
-    return np.sqrt(_epipolar(_points(kpts0), _points(kpts1), np.asarray(F, dtype=np.float64)) / 2)
-
-
-def epipolar_precision(distances: Iterable[ArrayLike], thresholds: Sequence[float]) -> dict[str, float]:
-    """Mean over pairs of the share of matches below each threshold: {"prec@5e-04": ...}.
-
-    A pair without matches counts as 0. distances: for each pair its symmetric_epipolar_distance [M]. Published
-    thresholds: 5e-4 on ScanNet, 1e-4 on MegaDepth.
-    """
-    pairs = [np.asarray(d, dtype=np.float64) for d in distances]
-    shares = {t: [float(np.mean(d < t)) if d.size else 0.0 for d in pairs] for t in thresholds}
-    return {f"prec@{t:.0e}": float(np.mean(share)) if share else 0.0 for t, share in shares.items()}
+    points0, points1 = _calibrated(kpts0, np.asarray(K0)), _calibrated(kpts1, np.asarray(K1))
+    E = np.asarray(E, dtype=np.float64)
+    homogeneous0, homogeneous1 = np.c_[points0, np.ones(len(points0))], np.c_[points1, np.ones(len(points1))]
+    lines1, lines0 = homogeneous0 @ E.T, homogeneous1 @ E
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 1 / (lines1[:, :2] ** 2).sum(1) + 1 / (lines0[:, :2] ** 2).sum(1)
+        return (homogeneous1 * lines1).sum(1) ** 2 * scale
 
 
 def _points(points: ArrayLike) -> np.ndarray:
@@ -267,12 +248,3 @@ def _calibrated(kpts: ArrayLike, K: np.ndarray) -> np.ndarray:
 
 def _degrees(cosine: float) -> float:
     return float(np.rad2deg(np.arccos(np.clip(cosine, -1.0, 1.0))))
-
-
-def _epipolar(points0: np.ndarray, points1: np.ndarray, E: np.ndarray) -> np.ndarray:
-    """Sum of the two squared point-to-line distances [M]."""
-    homogeneous0, homogeneous1 = np.c_[points0, np.ones(len(points0))], np.c_[points1, np.ones(len(points1))]
-    lines1, lines0 = homogeneous0 @ E.T, homogeneous1 @ E
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = 1 / (lines1[:, :2] ** 2).sum(1) + 1 / (lines0[:, :2] ** 2).sum(1)
-        return (homogeneous1 * lines1).sum(1) ** 2 * scale

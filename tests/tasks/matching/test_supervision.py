@@ -1,6 +1,6 @@
 import torch
 
-from quadtree_attention.tasks.matching.supervision import homography_supervision, warp_points
+from quadtree_attention.tasks.matching.supervision import homography_supervision, warp_by_homography
 
 H, W = 64, 96
 h, w = 8, 12
@@ -89,6 +89,6 @@ def test_nothing_in_common():
 def test_points_beyond_the_horizon_are_infinite():
     matrix = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [-0.1, 0, 1]]])
     points = torch.tensor([[[5.0, 1], [10, 1], [20, 1]]])
-    warped = warp_points(matrix, points)[0]
+    warped = warp_by_homography(matrix, points)[0]
     torch.testing.assert_close(warped[0], torch.tensor([10.0, 2]))
     assert torch.isinf(warped[1:]).all()

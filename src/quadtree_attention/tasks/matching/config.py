@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from ...errors import InputError, check_range
 
+SMALLEST = 1e-30  # a confidence below it is taken for it, so that its logarithm stays finite; published: 1e-6
 CoarseLoss = Literal["focal", "cross_entropy"]
 CoarsePairs = Literal["dense", "sparse"]
 FineLoss = Literal["l2", "cross_entropy", "both"]
@@ -35,7 +36,7 @@ class LossConfig:
 
     coarse: CoarseLoss = "focal"
     pairs: CoarsePairs = "dense"
-    confidence_floor: float = 1e-30
+    confidence_floor: float = SMALLEST
     negative_weight: float = 1.0
     fine: FineLoss = "l2"
     coarse_weight: float = 1.0

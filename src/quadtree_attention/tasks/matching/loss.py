@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .config import LossConfig
+from .config import SMALLEST, LossConfig
 
-_SMALLEST = 1e-30  # a confidence below it is taken for it, so that its logarithm stays finite; published: 1e-6
 _BELOW_ONE = 1 - 1e-6  # likewise from above
 
 
@@ -43,7 +42,7 @@ def coarse_focal_loss(
     gamma: float = 2.0,
     positive_weight: float = 1.0,
     negative_weight: float = 1.0,
-    floor: float = _SMALLEST,
+    floor: float = SMALLEST,
     mask0: Tensor | None = None,
     mask1: Tensor | None = None,
 ) -> Tensor:
@@ -78,7 +77,7 @@ def coarse_sparse_focal_loss(
     gamma: float = 2.0,
     positive_weight: float = 1.0,
     negative_weight: float = 1.0,
-    floor: float = _SMALLEST,
+    floor: float = SMALLEST,
     mask0: Tensor | None = None,
     mask1: Tensor | None = None,
 ) -> Tensor:
@@ -120,7 +119,7 @@ def coarse_cross_entropy(
     *,
     positive_weight: float = 1.0,
     negative_weight: float = 1.0,
-    floor: float = _SMALLEST,
+    floor: float = SMALLEST,
     mask0: Tensor | None = None,
     mask1: Tensor | None = None,
 ) -> Tensor:
@@ -171,7 +170,7 @@ def fine_cross_entropy(heat: Tensor, target: Tensor) -> Tensor:
     distance = (place[:, :, None] - torch.arange(side, device=heat.device)).abs()  # [M, 2, window]
     across, down = (1 - distance).clamp(min=0).unbind(1)
     share = (down[:, :, None] * across[:, None, :]).flatten(1)  # [M, window * window], rows sum to 1
-    return _mean(-(share * heat[inside].clamp(min=_SMALLEST).log()).sum(), int(inside.sum()))
+    return _mean(-(share * heat[inside].clamp(min=SMALLEST).log()).sum(), int(inside.sum()))
 
 
 def _split(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ...models.loftr.model import FINE_STRIDE
+from ...models.loftr.model import FINE_STRIDE, STRIDE
 
 
 class Supervision(NamedTuple):
@@ -71,7 +71,7 @@ def supervision(
 # ---- homographies --------------------------------------------------------------------------------
 
 
-def warp_points(homography: Tensor, points: Tensor) -> Tensor:
+def warp_by_homography(homography: Tensor, points: Tensor) -> Tensor:
     """Points ``[B, N, 2]`` (or ``[1, N, 2]``) through homographies ``[B, 3, 3]``; infinity at and beyond the horizon."""
     x, y, w = (points @ homography[:, :, :2].transpose(1, 2) + homography[:, None, :, 2]).unbind(-1)
     warped = torch.stack([x, y], -1) / w[..., None]
@@ -84,7 +84,7 @@ def homography_supervision(
     visible0: Tensor,
     visible1: Tensor,
     *,
-    stride: int = 8,
+    stride: int = STRIDE,
     window: int = 5,
     mask0: Tensor | None = None,
     mask1: Tensor | None = None,
@@ -102,8 +102,8 @@ def homography_supervision(
     """
     cells0, cells1 = (_cells(v, m, stride) for v, m in ((visible0, mask0), (visible1, mask1)))  # [B, h, w]
     homography = homography.double()  # its entries span many orders of magnitude
-    places = warp_points(homography, _grid(cells0, stride))  # [B, L, 2]
-    back = warp_points(torch.linalg.inv(homography), _grid(cells1, stride))
+    places = warp_by_homography(homography, _grid(cells0, stride))  # [B, L, 2]
+    back = warp_by_homography(torch.linalg.inv(homography), _grid(cells1, stride))
     seen = _at(visible1, places)
     return _mutual(places, back, cells0.flatten(1) & seen, cells1.flatten(1), cells0, cells1, stride, window)
 
@@ -119,7 +119,7 @@ def depth_supervision(
     K1: Tensor,
     T_0to1: Tensor,
     *,
-    stride: int = 8,
+    stride: int = STRIDE,
     window: int = 5,
     mask0: Tensor | None = None,
     mask1: Tensor | None = None,
@@ -189,7 +189,7 @@ def point_supervision(
     size0: tuple[int, int],
     size1: tuple[int, int],
     *,
-    stride: int = 8,
+    stride: int = STRIDE,
     window: int = 5,
     mask0: Tensor | None = None,
     mask1: Tensor | None = None,
