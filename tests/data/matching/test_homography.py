@@ -30,7 +30,7 @@ def photos(tmp_path):
 
 
 def same(a, b):
-    return all(torch.equal(a[key], b[key]) for key in a)
+    return all(torch.equal(a[key], b[key]) for key in a if key != "supervision")
 
 
 def dot(size, x, y):
@@ -106,7 +106,8 @@ def test_sample_depends_on_seed_and_number_alone(photos):
 
 def test_sample_has_the_promised_form(photos):
     sample = HomographyDataset(photos, SIZE, seed=1)[0]
-    assert set(sample) == {"image0", "image1", "homography", "visible0", "visible1"}
+    assert set(sample) == {"supervision", "image0", "image1", "homography", "visible0", "visible1"}
+    assert sample["supervision"] == "homography"
     for k in (0, 1):
         image, visible = sample[f"image{k}"], sample[f"visible{k}"]
         assert image.shape == (1, *SIZE)

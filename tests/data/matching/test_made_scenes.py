@@ -89,6 +89,7 @@ def test_samples_are_those_of_their_number(photos):
     one, other = (MadeScenes(photos, SIZE, seed=s) for s in (1, 1))
     for n in (5, 0, 4):
         first, second = one[n], other[n]
+        assert first.pop("supervision") == second.pop("supervision") == "depth"
         assert first.keys() == {"image0", "image1", "depth0", "depth1", "K0", "K1", "T_0to1"}
         assert all(torch.equal(first[key], second[key]) for key in first)
         assert first["image0"].shape == (1, *SIZE)
