@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,14 @@ from .transformer import coarse_transformer, fine_transformer
 
 STRIDE = 8  # pixels a coarse cell
 FINE_STRIDE = 2  # pixels a cell of the fine map
+WINDOWS = 128  # matches refined at a time on a CPU, outside training: what is computed for them stays in its cache
+
+
+class Maps(NamedTuple):
+    """What the backbone finds in images ``[B, 1, H, W]``: ``[B, h, w, C]`` at 1/8, ``h = ceil(H / 8)``, and ``[B, Cf, 4h, 4w]`` at 1/2."""
+
+    coarse: Tensor
+    fine: Tensor
 
 
 @dataclass(frozen=True)
@@ -110,18 +119,26 @@ class LoFTR(nn.Module):
                 f"got {image0.shape[0]} image0 and {image1.shape[0]} image1, expected as many of one as of the other"
             )
         mask0, mask1 = _cell_mask("mask0", mask0, image0), _cell_mask("mask1", mask1, image1)
-        dtype = self.backbone.conv1.weight.dtype
-        image0, image1 = _padded(image0.to(dtype)), _padded(image1.to(dtype))
-        if image0.shape == image1.shape:
-            coarse, fine = self.backbone(torch.cat([image0, image1]))  # batch norm then sees both images at once
-            (coarse0, coarse1), (fine0, fine1) = coarse.chunk(2), fine.chunk(2)
+        if self.training and _cells(image0) == _cells(image1):  # batch norm then sees both images at once
+            both = self.describe(torch.cat([_padded(image0), _padded(image1)]))
+            maps0, maps1 = map(Maps, both.coarse.chunk(2), both.fine.chunk(2))
         else:
-            (coarse0, fine0), (coarse1, fine1) = self.backbone(image0), self.backbone(image1)
+            maps0, maps1 = self.describe(image0), self.describe(image1)
+        return self.relate(maps0, maps1, mask0, mask1)
+
+    def describe(self, image: Tensor) -> Maps:
+        """What the backbone finds in images ``[B, 1, H, W]``, whatever they are matched with."""
+        _check_image("image", image)
+        dtype = self.backbone.conv1.weight.dtype
+        coarse, fine = self.backbone(_padded(image.to(dtype)))
         # Under autocast the maps are short floats; the residual stream of the transformer is not.
-        coarse0, coarse1 = self._tokens(coarse0.to(dtype)), self._tokens(coarse1.to(dtype))
+        return Maps(self._tokens(coarse.to(dtype)), fine)
+
+    def relate(self, maps0: Maps, maps1: Maps, mask0: Tensor | None = None, mask1: Tensor | None = None) -> Features:
+        """The coarse transformer on what `describe` found in either image; masks bool ``[B, h, w]``, True = valid."""
         respected = (mask0, mask1) if self.config.respect_masks else (None, None)
-        coarse0, coarse1 = self.coarse(coarse0, coarse1, *respected)
-        return Features(coarse0, coarse1, fine0, fine1, mask0, mask1)
+        coarse0, coarse1 = self.coarse(maps0.coarse, maps1.coarse, *respected)
+        return Features(coarse0, coarse1, maps0.fine, maps1.fine, mask0, mask1)
 
     def confidence(self, features: Features) -> Tensor:
         """Confidence of every pair of cells ``[B, h0 * w0, h1 * w1]``."""
@@ -173,7 +190,10 @@ class LoFTR(nn.Module):
         Returns ``[M, 3]``: x and y in units of the window's radius (``fine_window // 2`` cells of the fine map), and
         the standard deviation.
         """
-        return expected_position(self.heat(features, b, i, j))
+        if torch.is_grad_enabled() or b.device.type != "cpu":
+            return expected_position(self.heat(features, b, i, j))
+        parts = zip(*(x.split(WINDOWS) for x in (b, i, j)), strict=True)
+        return torch.cat([expected_position(self.heat(features, *part)) for part in parts])
 
     def heat(self, features: Features, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """What `refine` takes the mean of: a heat map over each window, ``[M, fine_window**2]``."""
@@ -217,6 +237,11 @@ def _check_image(name: str, image: Tensor) -> None:
         )
     if 0 in image.shape:
         raise InputError(f"{name} has shape {tuple(image.shape)}, expected at least one image and one pixel")
+
+
+def _cells(image: Tensor) -> tuple[int, int]:
+    """Height and width of images ``[B, 1, H, W]`` in cells."""
+    return -(-image.shape[-2] // STRIDE), -(-image.shape[-1] // STRIDE)
 
 
 def _cell_mask(name: str, mask: Tensor | None, image: Tensor) -> Tensor | None:
