@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .nn import QuadtreeAttention
+    from .nn import QuadtreeAttention, record_attention
     from .ops import quadtree_attention, token_pyramid
     from .predict.classification import Classifier
     from .predict.detection import Detector
@@ -25,6 +25,7 @@ __all__ = [
     "Segmenter",
     "StereoMatcher",
     "quadtree_attention",
+    "record_attention",
     "token_pyramid",
 ]
 
@@ -36,6 +37,7 @@ _HOME = {
     "Segmenter": ".predict.segmentation",
     "StereoMatcher": ".predict.stereo",
     "quadtree_attention": ".ops",
+    "record_attention": ".nn",
     "token_pyramid": ".ops",
 }
 

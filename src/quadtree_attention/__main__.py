@@ -17,6 +17,7 @@ from .errors import InputError, MissingPackageError, out_of_memory
 _LESS_MEMORY = {
     "match": "choose a smaller --max-size",
     "match-folder": "choose a smaller --max-size",
+    "attention": "choose a smaller --max-size",
     "stereo": "choose a smaller --max-size",
     "rectify": "choose a smaller --max-size",
     "evaluate": "choose a smaller --max-size",

@@ -33,6 +33,7 @@ PHOTO_SUFFIXES = (
 )  # not read
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # drawn
 CHART_SUFFIXES = (".png", ".svg", ".pdf")
+ATTENTION_SUFFIXES = (".json", ".npz")
 CLASSIFICATION_SUFFIXES = (".json", ".csv")
 DETECTION_SUFFIXES = (".json",)
 DISPARITY_SUFFIXES = (".npy", ".pfm", ".png")

@@ -13,7 +13,8 @@ from typing import Any, Literal
 # They register their commands, in the order of quadtree --help.
 # ruff: isort: off
 from ..errors import InputError
-from . import match, match_folder, stereo, rectify, classify, detect, segment, models, convert, evaluate, bench, train  # noqa: F401
+from . import match, match_folder, attention, stereo, rectify, classify, detect, segment, models, convert  # noqa: F401
+from . import evaluate, bench, train  # noqa: F401
 from .app import app, note
 # ruff: isort: on
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..ops import quadtree_attention, token_pyramid
+from ..ops import token_pyramid
 from ..ops.dispatch import Backend, Variant
 from ..ops.tree import build_valid, from_tree, level_grids, stretch
 from .base import Attention
+from .recording import recorded_attention
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -39,6 +40,8 @@ class QuadtreeAttention(Attention):
     Raises:
         ValueError: options that do not fit together.
     """
+
+    uses_quadtree = True  # for record_attention
 
     def __init__(
         self,
@@ -114,7 +117,8 @@ class QuadtreeAttention(Attention):
         else:
             maps = self._value_pyramid(value, context_mask)
             values = [self.heads(level).to(query.dtype) for level in maps]
-        out = quadtree_attention(
+        out = recorded_attention(
+            self,
             self.heads(query),
             self.heads(key),
             values,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,15 +103,33 @@ class Classifier(HubMixin):
         """
         if top < 1:
             raise InputError(f"top is {top}, expected at least 1")
-        picture = require("PIL.Image", "vision").fromarray(read_image(image))
-        if self.config.input_size[0] == 1:
-            picture = picture.convert("L")
+        given, _ = self.prepare(image)
         with torch.inference_mode():
-            logits = self.model(self._transform(picture)[None].to(self.device))[0]
+            logits = self.model(given.to(self.device))[0]
         check_finite(logits)
         found = logits.float().softmax(0).topk(min(top, len(self.config.labels)))
         indices = found.indices.cpu().numpy()
         return Classification(tuple(self.config.labels[i] for i in indices), found.values.cpu().numpy(), indices)
+
+    def prepare(self, image: Any) -> tuple[torch.Tensor, tuple[float, float, float, float]]:
+        """An image as the network sees it, ``[1, C, H, W]``: shrunk, and its middle cut out.
+
+        Also where that lies in the image as given: x and y of its left upper corner, and pixels of the image that one of its pixels covers, in x and
+        y. Arguments and errors as of `classify`.
+        """
+        pixels = read_image(image)
+        picture = require("PIL.Image", "vision").fromarray(pixels)
+        if self.config.input_size[0] == 1:
+            picture = picture.convert("L")
+        given = self._transform(picture)[None]
+        height, width = given.shape[-2:]
+        # timm brings the shorter side to this, the longer one in proportion, and cuts out the middle.
+        short = math.floor(max(height, width) / self.config.crop_pct)
+        scale = min(pixels.shape[:2]) / short
+        left, top = (
+            max(side - seen * scale, 0) / 2 for side, seen in ((pixels.shape[1], width), (pixels.shape[0], height))
+        )
+        return given, (left, top, scale, scale)
 
     def _hub_config(self) -> dict[str, Any]:
         """As timm writes it, so that its ``create_model("hf-hub:...", pretrained=True)`` takes the repository too."""

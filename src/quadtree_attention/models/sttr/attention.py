@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import quadtree_attention, token_pyramid
+from ...nn.recording import recorded_attention
+from ...ops import token_pyramid
 from .config import STTRConfig
 from .position import by_distance, level_places, relative_sines, rotate
 
@@ -54,6 +55,7 @@ class RowAttention(RowProjections):
 
     def __init__(self, config: STTRConfig) -> None:
         super().__init__(config)
+        self.uses_quadtree = config.attention != "full"  # for record_attention
         self.v_proj = nn.Linear(config.dim, config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
         nn.init.xavier_uniform_(self.v_proj.weight)
@@ -90,10 +92,12 @@ class RowAttention(RowProjections):
         if config.position == "rotary":
             places = [sign * place for place in level_places(tokens, config.levels, query.device)]
             queries, keys = ([rotate(y, place) for y, place in zip(ys, places, strict=True)] for ys in (queries, keys))
-        return quadtree_attention(
+        return recorded_attention(
+            self,
             queries,
             keys,
             values,
+            levels=config.levels,
             topk=config.topk,
             variant="a" if config.attention == "quadtree_a" else "b",
             level_weights=None if self.level_weights is None else self.level_weights.softmax(0),
