@@ -32,6 +32,7 @@ PHOTO_SUFFIXES = (
     ".psd",
 )  # not read
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # drawn
+ANIMATION_SUFFIXES = (".gif", ".webp")
 CHART_SUFFIXES = (".png", ".svg", ".pdf")
 ATTENTION_SUFFIXES = (".json", ".npz")
 CLASSIFICATION_SUFFIXES = (".json", ".csv")

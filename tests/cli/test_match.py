@@ -28,6 +28,27 @@ def test_outputs(photos, tmp_path, capsys):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_pictures_with_options(photos, tmp_path):
+    picture, animation = tmp_path / "p.png", tmp_path / "p.gif"
+    options = [
+        "--geometry",
+        "homography",
+        "--inliers-only",
+        "--top",
+        "20",
+        "--lines",
+        "thin",
+        "--layout",
+        "above",
+        "--labels",
+    ]
+    assert main(["match", *photos, *options, "--picture", str(picture), "--animation", str(animation)]) == 0
+    with Image.open(picture) as image:
+        assert image.height > 240
+    with Image.open(animation) as image:
+        assert image.n_frames > 5
+
+
 def test_kinds_of_images(photo, tmp_path):
     grey = photo.mean(2).astype(np.uint8)
     exif = Image.Exif()
@@ -80,6 +101,15 @@ MISTAKES = [  # arguments of quadtree match, {a} and {b} being good images, and 
     (["{a}", "{b}", "--geometry", "sphere"], "geometry"),
     (["{a}", "{b}", "--geometry", "essential"], "--intrinsics"),
     (["{a}"], "see quadtree match --help"),
+    (["{a}", "{b}", "--top", "5"], "--top is for --picture"),
+    (
+        ["{a}", "{b}", "--lines", "thick", "--picture", "m.png"],
+        "--lines is 'thick', expected one of normal, thin, none",
+    ),
+    (["{a}", "{b}", "--layout", "left", "--picture", "m.png"], "--layout is 'left'"),
+    (["{a}", "{b}", "--inliers-only", "--picture", "m.png"], "--inliers-only needs --geometry"),
+    (["{a}", "{b}", "--animation", "m.gif"], "--animation needs --geometry homography"),
+    (["{a}", "{b}", "--animation", "m.mov", "--geometry", "homography"], "unknown suffix"),
     (["{a}", "{b}", "--topk", "8,x"], "--topk is '8,x', expected whole numbers above 0"),
     (["{a}", "{b}", "--topk", "8"], "topk is (8,) for 3 levels, expected 2"),
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 from ..errors import InputError
-from ..formats import MATCH_SUFFIXES, PICTURE_SUFFIXES
+from ..formats import ANIMATION_SUFFIXES, MATCH_SUFFIXES, PICTURE_SUFFIXES
 from .app import DEVICE, OVERWRITE, TOPK, app, numbers, typer
 from .outputs import Outputs
 
 GEOMETRIES = ("none", "homography", "fundamental", "essential")
+LINES, LAYOUTS = ("normal", "thin", "none"), ("beside", "above")
 
 
 @app.command()
@@ -25,6 +27,25 @@ def match(
     ] = None,
     picture: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw the matches to a .png, .jpg or .webp file.")
+    ] = None,
+    inliers_only: Annotated[bool, typer.Option("--inliers-only", help="In the picture: leave outliers out.")] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="In the picture: draw only so many matches, the surest.", show_default=False),
+    ] = None,
+    lines: Annotated[
+        str, typer.Option(help="In the picture: normal or thin lines, or none, for points alone.")
+    ] = "normal",
+    layout: Annotated[str, typer.Option(help="In the picture: images beside or above each other.")] = "beside",
+    labels: Annotated[
+        bool, typer.Option("--labels", help="In the picture: names of the files in their corners.")
+    ] = False,
+    animation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Blend A into B laid over it, to a .gif or .webp file; needs --geometry homography.",
+        ),
     ] = None,
     max_size: Annotated[
         int, typer.Option(help="Shrink images so that their longer side has at most this many pixels.")
@@ -57,9 +78,13 @@ def match(
     start = time.perf_counter()
     cameras = _check_geometry(geometry, intrinsics)
     kept = numbers(topk, "--topk")
+    _check_picture(picture, inliers_only, top, lines, layout, labels, geometry)
+    if animation is not None and geometry != "homography":
+        raise InputError(f"--animation needs --geometry homography, got {geometry}: B is laid over A by it")
     with Outputs((image0, image1, model), overwrite=overwrite) as outputs:
         outputs.file("--out", out, MATCH_SUFFIXES)
         outputs.file("--picture", picture, PICTURE_SUFFIXES)
+        outputs.file("--animation", animation, ANIMATION_SUFFIXES)
         from ..data.images import fitted_size, read_image
 
         pixels0 = read_image(image0)
@@ -78,9 +103,49 @@ def match(
             from ..viz.drawing import save_picture
             from ..viz.matches import draw_matches
 
-            save_picture(draw_matches(pixels0, pixels1, matches, None if found is None else found.inliers), picture)
+            drawn = draw_matches(
+                pixels0,
+                pixels1,
+                matches,
+                None if found is None else found.inliers,
+                outliers=not inliers_only,
+                top=top,
+                lines=lines,  # type: ignore[arg-type]  # checked above
+                layout=layout,  # type: ignore[arg-type]
+                labels=(Path(image0).name, Path(image1).name) if labels else None,
+            )
+            save_picture(drawn, picture)
+        if animation is not None:
+            from ..viz.animation import blend_frames, save_animation
+
+            if found is None or found.model is None:
+                raise InputError(
+                    f"no homography fits the {len(matches)} matches, expected images of one plane; leave --animation out"
+                )
+            save_animation(blend_frames(pixels0, pixels1, found.model), animation)
     inliers = "" if found is None else f"{found.inliers.sum()} inliers ({geometry}), "
     print(f"{len(matches)} matches, {inliers}{time.perf_counter() - start:.1f} s")
+
+
+def _check_picture(
+    picture: str | None, inliers_only: bool, top: int | None, lines: str, layout: str, labels: bool, geometry: str
+) -> None:
+    """Make sure that options of the picture have one to be about, and values that there are."""
+    for option, value, choices in (("--lines", lines, LINES), ("--layout", layout, LAYOUTS)):
+        if value not in choices:
+            raise InputError(f"{option} is {value!r}, expected one of {', '.join(choices)}")
+    asked = {
+        "--inliers-only": inliers_only,
+        "--top": top is not None,
+        "--lines": lines != LINES[0],
+        "--layout": layout != LAYOUTS[0],
+        "--labels": labels,
+    }
+    given = [option for option, there in asked.items() if there]
+    if given and picture is None:
+        raise InputError(f"{given[0]} is for --picture; add it, or leave {given[0]} out")
+    if inliers_only and geometry == "none":
+        raise InputError("--inliers-only needs --geometry, which tells inliers from outliers")
 
 
 def _check_geometry(geometry: str, intrinsics: str | None) -> list[list[float]] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ..errors import InputError
-from ..formats import DISPARITY_SUFFIXES, PICTURE_SUFFIXES
+from ..formats import ANIMATION_SUFFIXES, DISPARITY_SUFFIXES, PICTURE_SUFFIXES
 from .app import DEVICE, OVERWRITE, QUIET, app, note, typer
 from .images import SKIP_EXISTING, ImageFile, each_image, find_images, left_to_do, result_paths
 from .outputs import Outputs
@@ -46,6 +46,13 @@ def stereo(
     ] = None,
     picture: Annotated[
         str | None, typer.Option(metavar="FILE|FOLDER", help="Draw it: .png, .jpg or .webp; or a folder for many.")
+    ] = None,
+    turntable: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Draw the scene turning: .gif or .webp; or a folder for many. Without a calibration, depths are in proportion only.",
+        ),
     ] = None,
     points: Annotated[
         str | None,
@@ -87,6 +94,7 @@ def stereo(
     """Disparity of rectified pairs: how far left each pixel of LEFT is in RIGHT, in pixels of the files."""
     start = time.perf_counter()
     spatial = points is not None or depth is not None
+    turned = turntable is not None
     if calib is not None and (focal is not None or baseline is not None):
         raise InputError("--calib has focal length and baseline; leave --focal and --baseline out, or it")
     if spatial and calib is None and (focal is None or baseline is None):
@@ -94,13 +102,18 @@ def stereo(
         raise InputError(
             f"{name} needs --calib, or --focal and --baseline: without them nobody knows how far away things are"
         )
-    if not spatial and (calib is not None or focal is not None or baseline is not None):
-        raise InputError("--calib, --focal and --baseline are for --points and --depth; add one, or leave them out")
+    if not (spatial or turned) and (calib is not None or focal is not None or baseline is not None):
+        raise InputError(
+            "--calib, --focal and --baseline are for --points, --depth and --turntable; add one, or leave them out"
+        )
+    if calib is None and (focal is None) != (baseline is None):
+        raise InputError("--focal and --baseline go together; give both, or neither")
     pairs = _pairs(left, right)
     files = list(pairs)
     targets = (
         ("--out", out, DISPARITY_SUFFIXES),
         ("--picture", picture, PICTURE_SUFFIXES),
+        ("--turntable", turntable, ANIMATION_SUFFIXES),
         ("--points", points, (".ply",)),
         ("--depth", depth, DISPARITY_SUFFIXES),
     )
@@ -144,6 +157,10 @@ def stereo(
                 from ..viz.drawing import save_picture
 
                 save_picture(draw_disparity(found), paths["--picture"])
+            if "--turntable" in paths:
+                from ..viz.animation import save_animation, turntable_frames
+
+                save_animation(turntable_frames(found, images[view == "right"], camera), paths["--turntable"])
             if camera is not None and "--points" in paths:
                 found.save_points(paths["--points"], images[view == "right"], camera)
             if camera is not None and "--depth" in paths:

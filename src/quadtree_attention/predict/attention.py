@@ -119,10 +119,10 @@ class PointAttention:
             write_text(path, json.dumps(self._data()) + "\n")
             return
         arrays: dict[str, Any] = {
-            "point": np.float32(self.point),
+            "point": np.array(self.point, np.float32),
             "layer": np.int64(self.layer),
             "head": np.int64(self.head or 0),
-            "cost": np.int64([round(self.path.computed), self.path.dense, *self.layer_cost]),
+            "cost": np.array([round(self.path.computed), self.path.dense, *self.layer_cost], np.int64),
         }
         for number, level in enumerate(self.levels, 1):
             for name in ("query", "boxes", "scores", "kept", "grid", "weight"):
@@ -419,7 +419,7 @@ def _frame(stride: int, seen: tuple[int, ...], given: tuple[int, ...]) -> Frame:
 
 def _cut(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Boxes ``[N, 4]`` inside of an image of (height, width)."""
-    return boxes.clip(0, np.float32([size[1], size[0], size[1], size[0]]))
+    return boxes.clip(0, np.array([size[1], size[0], size[1], size[0]], np.float32))
 
 
 def _size(image: np.ndarray) -> tuple[int, int]:

@@ -55,7 +55,14 @@ def draw_attention(image0: Any, image1: Any, seen: PointAttention, *, width: int
         sheet.row([_Panel(query, lambda size: _query_row(first, seen, size))], BAND)
         for number, level in enumerate(seen.levels, 1):
             sheet.row(
-                [_Panel(_title(number, seen), _row_painter(second, level, number, seen), LEVELS[number - 1])], BAND
+                [
+                    _Panel(
+                        _title(number, seen),
+                        _row_painter(second, level, number, seen),
+                        LEVELS[(number - 1) % len(LEVELS)],
+                    )
+                ],
+                BAND,
             )
     else:
         sheet.row(
@@ -67,7 +74,7 @@ def draw_attention(image0: Any, image1: Any, seen: PointAttention, *, width: int
         share = second.shape[1] / second.shape[0]
         sheet.row(
             [
-                _Panel(_title(number, seen), _painter(second, level, seen), LEVELS[number - 1], share)
+                _Panel(_title(number, seen), _painter(second, level, seen), LEVELS[(number - 1) % len(LEVELS)], share)
                 for number, level in enumerate(seen.levels, 1)
             ]
         )
@@ -168,13 +175,13 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _dimmed(picture: np.ndarray) -> np.ndarray:
     """Grey and dark: what was not looked at."""
-    gray = picture @ np.float32([0.299, 0.587, 0.114])
+    gray = picture @ np.array([0.299, 0.587, 0.114], np.float32)
     return np.repeat(np.uint8(18 + gray * 0.34)[..., None], 3, -1)
 
 
 def _pixels(boxes: np.ndarray, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Boxes ``[N, 4]`` of an image in pixels of its resized copy, whole numbers."""
-    scale = np.float32([size[0] / image.shape[1], size[1] / image.shape[0]] * 2)
+    scale = np.array([size[0] / image.shape[1], size[1] / image.shape[0]] * 2, np.float32)
     return np.rint(boxes * scale).astype(int)
 
 
@@ -215,7 +222,7 @@ def _query(image: np.ndarray, seen: PointAttention, size: tuple[int, int]) -> np
     x, y = ((seen.point[n] + 0.5) * size[n] / image.shape[1 - n] for n in (0, 1))
     canvas = _mark(np.uint8(_resized(image, size) * 0.82), x, y)
     for number, level in enumerate(seen.levels):
-        canvas = _outline(canvas, _pixels(level.query[None], image, size), LEVELS[number], 2)
+        canvas = _outline(canvas, _pixels(level.query[None], image, size), LEVELS[number % len(LEVELS)], 2)
     return canvas
 
 
@@ -225,7 +232,7 @@ def _overlay(image: np.ndarray, seen: PointAttention, size: tuple[int, int]) -> 
     finest = seen.levels[-1]
     _shade(canvas, picture, _pixels(finest.boxes, image, size), finest)
     for number, level in enumerate(seen.levels[:-1]):
-        canvas = _outline(canvas, _pixels(level.boxes[level.kept >= 0.5], image, size), LEVELS[number], 2)
+        canvas = _outline(canvas, _pixels(level.boxes[level.kept >= 0.5], image, size), LEVELS[number % len(LEVELS)], 2)
     return canvas
 
 
@@ -258,7 +265,9 @@ def _query_row(image: np.ndarray, seen: PointAttention, size: tuple[int, int]) -
     for number, level in enumerate(seen.levels):
         x0, x1 = np.rint(level.query[[0, 2]] * scale).astype(int)
         inset = 3 * number
-        canvas = _outline(canvas, np.array([[x0, inset, max(x1, x0 + 3), size[1] - inset]]), LEVELS[number], 3)
+        canvas = _outline(
+            canvas, np.array([[x0, inset, max(x1, x0 + 3), size[1] - inset]]), LEVELS[number % len(LEVELS)], 3
+        )
     return _mark(canvas, (seen.point[0] + 0.5) * scale, y)
 
 
