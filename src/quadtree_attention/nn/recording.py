@@ -152,7 +152,8 @@ class AttentionCall:
         computed = 0.0
         for level in range(count):
             place = tuple(index >> (count - 1 - level) for index in cell)
-            q, k = sum_dtype(self.queries[level][(batch, *place)]), sum_dtype(self.keys[level][batch])
+            entry = (batch, *place)
+            q, k = sum_dtype(self.queries[level][entry]), sum_dtype(self.keys[level][batch])
             k_grid = tuple(k.shape[:-2])
             k = k.flatten(0, -3).transpose(0, 1)  # [heads, N, dim]
             if candidates is None:
@@ -166,7 +167,7 @@ class AttentionCall:
             gathered = k.gather(1, rows[..., None].expand(-1, -1, k.shape[-1]))  # [heads, M, dim]
             logits = (gathered @ q[..., None])[..., 0] * q.shape[-1] ** -0.5
             scores = _scores(logits, there, above, 2 ** len(grid))
-            kept = self.kept[level][(batch, *place)] if level < count - 1 else candidates.new_empty(len(candidates), 0)
+            kept = self.kept[level][entry] if level < count - 1 else candidates.new_empty(len(candidates), 0)
             matches = (candidates[..., None] == kept[:, None]) & there[..., None]  # [heads, M, K]
             computed += float(there.sum()) / len(there)
             found.append(

@@ -106,7 +106,7 @@ def draw_matches(
                 )
     count = len(drawn) + (min(int(bad.sum()), max_lines // 2) if lines != "none" else 0)
     return _legend(
-        canvas, matches, inliers, count if lines != "none" else None, (low, high), one, bad.any(), labels, corners
+        canvas, matches, inliers, count if lines != "none" else None, (low, high), one, bool(bad.any()), labels, corners
     )
 
 
