@@ -122,7 +122,8 @@ def one_line(text: str) -> str:
     keys = re.findall(r'Parser key "([\w.]+)"', text)
     key = ".".join(dict.fromkeys(keys))
     given = re.search(rf"(?:Given value|Got value): (.*?)(?=$| Expected |{_ENDS})", text)
-    if unknown := re.search(r"(?:Option '|unrecognized arguments: --)([\w.]+)", text):
+    nested = re.search(r"unrecognized arguments: --([\w.]+)", text) if key else None
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted", text) or nested:
         return f"--{key}.{unknown[1]} is unknown" if key else f"--{unknown[1]} is unknown"
     if missing := re.search(r"No module named '([\w.]+)'|module '[\w.]+' has no attribute '\w+'", text):
         return f"--{key}: {missing[0][0].lower()}{missing[0][1:]}; expected the path of a class, such as package.module.Class"
