@@ -9,6 +9,7 @@ import pkgutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,3 +150,12 @@ def test_torch_brings_gnu_openmp():
     ran = []
     start(work(lambda _: ran.append(1)), None, 2, 0)
     assert ran == [1, 1]
+
+
+def test_bfloat16_is_multiplied_where_the_processor_says_so():
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        pytest.skip("the processor's instructions are listed by Linux alone")
+    flags = set(info.read_text().partition("flags")[2].partition("\n")[0].split())
+    compat.multiplies_bfloat16.cache_clear()
+    assert compat.multiplies_bfloat16() == bool(flags & {"avx512_bf16", "amx_tile"})

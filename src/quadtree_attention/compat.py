@@ -18,6 +18,9 @@ PRIVATE = {  # our name: where it is
     "peek_interpreter_stack": "torch._C:_functorch.peek_interpreter_stack",
     "is_legacy_batchedtensor": "torch._C:_functorch.is_legacy_batchedtensor",
     "len_torch_dispatch_stack": "torch._C:_len_torch_dispatch_stack",
+    # Which instructions torch's convolutions have on this processor. torch.cpu.get_capabilities is public, and newer than torch 2.9.
+    "is_avx512_bf16_supported": "torch.cpu:_is_avx512_bf16_supported",
+    "is_amx_tile_supported": "torch.cpu:_is_amx_tile_supported",
     # What torch.save writes into a checkpoint to make a tensor again; the safe reader lets a pickle call these two alone.
     "rebuild_tensor": "torch._utils:_rebuild_tensor_v2",
     "rebuild_parameter": "torch._utils:_rebuild_parameter",
@@ -65,6 +68,12 @@ def storage_key(storage: Any) -> int:
 def stereo_files(pairs: Any) -> tuple[list[Any], list[Any]]:
     """Files of the images and of the disparities of a set of torchvision's. Indexing the set would read them all, by its own readers."""
     return pairs._images, pairs._disparities
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions that multiply bfloat16; without them it is many times slower than float32."""
+    return any(bool(__getattr__(name)()) for name in ("is_avx512_bf16_supported", "is_amx_tile_supported"))
 
 
 @cache

@@ -21,6 +21,13 @@ DEVICE = Annotated[
     ),
 ]
 
+PRECISION = Annotated[
+    str,
+    typer.Option(
+        help="float32 or bfloat16 for the convolutions, or auto: bfloat16 on processors that multiply it (AMX, AVX512-BF16)."
+    ),
+]
+
 TOPK = Annotated[
     str | None,
     typer.Option(

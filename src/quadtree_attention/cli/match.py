@@ -8,7 +8,7 @@ from typing import Annotated
 
 from ..errors import InputError
 from ..formats import ANIMATION_SUFFIXES, MATCH_SUFFIXES, PICTURE_SUFFIXES
-from .app import DEVICE, OVERWRITE, TOPK, app, numbers, typer
+from .app import DEVICE, OVERWRITE, PRECISION, TOPK, app, numbers, typer
 from .outputs import Outputs
 
 GEOMETRIES = ("none", "homography", "fundamental", "essential")
@@ -71,6 +71,7 @@ def match(
         bool, typer.Option(help="Move matches to a fraction of a pixel, by aligning the patches around them.")
     ] = True,
     topk: TOPK = None,
+    precision: PRECISION = "auto",
     overwrite: OVERWRITE = False,
     device: DEVICE = None,
 ) -> None:
@@ -94,7 +95,8 @@ def match(
 
         from ..predict.matching import Matcher
 
-        matcher = Matcher.from_pretrained(model, device=device, **({} if kept is None else {"topk": kept}))
+        options = {"precision": precision} | ({} if kept is None else {"topk": kept})
+        matcher = Matcher.from_pretrained(model, device=device, **options)
         matches = matcher.match(pixels0, pixels1, max_size=max_size, threshold=threshold, align=align, refine=refine)
         found = None if geometry == "none" else matches.geometry(geometry, intrinsics=cameras)
         if out is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from ..errors import InputError
-from .app import DEVICE, OVERWRITE, QUIET, TOPK, app, note, numbers, typer
+from .app import DEVICE, OVERWRITE, PRECISION, QUIET, TOPK, app, note, numbers, typer
 from .outputs import Outputs, remember
 from .progress import PairProgress
 
@@ -60,6 +60,7 @@ def match_folder(
         bool, typer.Option(help="Move matches to a fraction of a pixel, by aligning the patches around them.")
     ] = True,
     topk: TOPK = None,
+    precision: PRECISION = "auto",
     overwrite: OVERWRITE = False,
     quiet: QUIET = False,
     device: DEVICE = None,
@@ -78,7 +79,7 @@ def match_folder(
     from ..weights.registry import weights_identity
 
     kept = numbers(topk, "--topk")
-    options = {} if kept is None else {"topk": kept}
+    options = {"precision": precision} | ({} if kept is None else {"topk": kept})
     if pairs is None:
         names = [path.relative_to(folder).as_posix() for path in list_photographs(Path(folder))]
         chosen = all_pairs(names)
@@ -101,7 +102,7 @@ def match_folder(
             chosen,
             out,
             matcher=lambda: Matcher.from_pretrained(model, device=device, **options),
-            identity=lambda: {"model": weights_identity(model), "topk": kept},
+            identity=lambda: {"model": weights_identity(model), "topk": kept, "precision": precision},
             max_size=max_size,
             threshold=threshold,
             align=align,

@@ -284,3 +284,19 @@ def test_batch_norms_are_folded_outside_training(small):
     for got, want in zip(folded, model.backbone(x), strict=True):
         torch.testing.assert_close(got, want)
     assert len(seen) > 5
+
+
+def test_precision_is_of_the_backbone_outside_training(small, monkeypatch):
+    images = image(1, 1, 32, 48), image(1, 1, 32, 48, seed=1)
+    exact, short = (small(precision=kind).encode(*images) for kind in ("float32", "bfloat16"))
+    assert exact.fine0.dtype == exact.coarse0.dtype == short.coarse0.dtype == torch.float32
+    assert short.fine0.dtype == torch.bfloat16
+    assert 0 < (short.coarse0 - exact.coarse0).abs().max() < 0.05 * exact.coarse0.abs().max()
+    assert small(precision="bfloat16")(*images)["keypoints1"].dtype == torch.float32
+    assert small(precision="bfloat16").train().encode(*images).fine0.dtype == torch.float32
+    assert small(precision="bfloat16").double().encode(*images).fine0.dtype == torch.float64
+    for native, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr("quadtree_attention.models.loftr.model.multiplies_bfloat16", lambda native=native: native)
+        assert small(precision="auto").encode(*images).fine0.dtype == dtype
+    with pytest.raises(ValueError, match="precision is 'half', expected one of auto, float32, bfloat16"):
+        small(precision="half")

@@ -11,6 +11,7 @@ AttentionKind = Literal["quadtree_a", "quadtree_b", "linear", "sr", "full"]
 BlockKind = Literal["vit", "loftr"]
 PositionKind = Literal["sine", "sine_bug", "none"]
 MatchingKind = Literal["dual_softmax", "optimal_transport"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class LoFTRConfig:
         position: what is added to the coarse features before the transformer: LoFTR's "sine" encoding, "sine_bug", the
             one of its first released weights, whose frequencies fall too quickly, or "none", which cannot meet
             positions unseen in training.
+        precision: in which the backbone multiplies outside training: "float32", "bfloat16", or "auto", bfloat16 on CPUs whose instructions
+            multiply it (AMX, AVX512-BF16) and float32 elsewhere. A network of another dtype keeps its own.
         calibration: what turns all that is known of a refined match into the probability that it is right, the 6 numbers of
             `predict.confidence.probability`; () leaves the confidence as the network has it.
 
@@ -71,6 +74,7 @@ class LoFTRConfig:
     prefilter: bool = False
     respect_masks: bool = True
     position: PositionKind = "sine"
+    precision: Precision = "auto"
     calibration: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -82,6 +86,7 @@ class LoFTRConfig:
         _choice("block", self.block, get_args(BlockKind))
         _choice("position", self.position, get_args(PositionKind))
         _choice("matching", self.matching, get_args(MatchingKind))
+        _choice("precision", self.precision, get_args(Precision))
         if len(self.block_dims) != 3 or min(self.block_dims) < 1:
             raise InputError(f"block_dims is {self.block_dims}, expected 3 numbers: channels at 1/2, 1/4 and 1/8")
         counts = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...compat import multiplies_bfloat16
 from ...errors import InputError
 from .backbone import ResNetFPN
 from .config import LoFTRConfig
@@ -130,9 +132,17 @@ class LoFTR(nn.Module):
         """What the backbone finds in images ``[B, 1, H, W]``, whatever they are matched with."""
         _check_image("image", image)
         dtype = self.backbone.conv1.weight.dtype
-        coarse, fine = self.backbone(_padded(image.to(dtype)))
+        short = not self.training and dtype == torch.float32 and self._is_short(image.device)
+        with torch.autocast(image.device.type, torch.bfloat16) if short else nullcontext():
+            coarse, fine = self.backbone(_padded(image.to(dtype)))
         # Under autocast the maps are short floats; the residual stream of the transformer is not.
         return Maps(self._tokens(coarse.to(dtype)), fine)
+
+    def _is_short(self, device: torch.device) -> bool:
+        """Whether the backbone is to multiply in bfloat16."""
+        if self.config.precision == "auto":
+            return device.type == "cpu" and multiplies_bfloat16()
+        return self.config.precision == "bfloat16"
 
     def relate(self, maps0: Maps, maps1: Maps, mask0: Tensor | None = None, mask1: Tensor | None = None) -> Features:
         """The coarse transformer on what `describe` found in either image; masks bool ``[B, h, w]``, True = valid."""
