@@ -35,6 +35,7 @@ import cv2
 import numpy as np
 import torch
 
+from quadtree_attention import Matcher, Matches
 from quadtree_attention.data.images import read_image
 from quadtree_attention.data.matching.pairs import Pair
 from quadtree_attention.evaluation.lists import homography_list, stereo_list
@@ -42,7 +43,6 @@ from quadtree_attention.evaluation.matchers import MatchFunction, match_function
 from quadtree_attention.evaluation.predictions import predict
 from quadtree_attention.evaluation.protocols import PROTOCOLS, judge
 from quadtree_attention.evaluation.synthetic import SyntheticHomographies
-from quadtree_attention.predict.matching import Matcher, Matches
 from quadtree_attention.table import Table
 
 Kind = Literal["homography", "stereo"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from quadtree_attention import Matcher, Matches
 from quadtree_attention.__main__ import main
-from quadtree_attention.predict.matching import Matcher, Matches
 from quadtree_attention.weights import save
 
 

@@ -84,8 +84,8 @@ def _start(top: Path, out: Path) -> int:
     import quadtree_attention.cli.match_folder
     import quadtree_attention.data.lists
     import quadtree_attention.predict.colmap  # noqa: F401
+    from quadtree_attention import Matcher, Matches
     from quadtree_attention.__main__ import main
-    from quadtree_attention.predict.matching import Matcher, Matches
 
     child = os.fork()
     if child:

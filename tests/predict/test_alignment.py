@@ -116,7 +116,7 @@ def test_a_second_look_finds_more(swap):
     once, twice = (matcher.match(*images, align=align) for align in (False, True))
     assert right(twice, true) > 3 * right(once, true)
     assert right(twice, true) > 0.9 * len(twice)
-    assert twice.pixel == once.pixel == 1
+    assert twice.scale == once.scale == 1
 
 
 class Looks(torch.nn.Module):
@@ -132,12 +132,14 @@ class Looks(torch.nn.Module):
     def forward(self, *images_and_masks):
         self.given.append(images_and_masks)
         confidence = torch.full((len(self.points[0]),), self.confidences.pop(0))
-        return {"keypoints0": self.points[0], "keypoints1": self.points[1], "confidence": confidence}
+        owner = torch.zeros(len(confidence), dtype=torch.int64)
+        points0, points1 = self.points
+        return {"keypoints0": points0, "keypoints1": points1, "confidence": confidence, "batch_indexes": owner}
 
     def encode(self, *images_and_masks):
         return SimpleNamespace(coarse0=torch.ones(1), coarse1=torch.ones(1), given=images_and_masks)
 
-    def matches(self, features):
+    def matches(self, features, threshold):
         return self(*features.given)
 
 

@@ -14,13 +14,13 @@ import pycolmap
 import pytest
 from PIL import Image, ImageOps
 
+from quadtree_attention import Matches
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.lists import image_pairs
 from quadtree_attention.errors import InputError
 from quadtree_attention.predict import folder as folder_module
 from quadtree_attention.predict.folder import Tracks, all_pairs, match_folder
 from quadtree_attention.predict.match_store import MatchStore, PairMatches
-from quadtree_attention.predict.matching import Matches
 
 SIZE = (640, 480)
 FOCAL = 1.2 * 640  # what COLMAP guesses

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quadtree_attention.predict.matching import Matches
+from quadtree_attention import Matches
 from quadtree_attention.viz.drawing import BAR, GAP
 from quadtree_attention.viz.matches import OUTLIER, draw_matches
 

@@ -64,6 +64,12 @@ def match(
             help="Camera intrinsics for --geometry essential. Four numbers for both cameras, or eight: four for A, then four for B.",
         ),
     ] = None,
+    warped: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Draw A as B sees it to a .png, .jpg or .webp file. Needs --geometry homography."
+        ),
+    ] = None,
     align: Annotated[
         bool, typer.Option(help="If the images differ in scale or rotation, align them and match a second time.")
     ] = True,
@@ -78,6 +84,8 @@ def match(
     """Match two images: find points of A in B. Coordinates are pixels of the files."""
     start = time.perf_counter()
     cameras = _check_geometry(geometry, intrinsics)
+    if warped is not None and geometry != "homography":
+        raise InputError(f"--warped needs --geometry homography, got --geometry {geometry}")
     kept = numbers(topk, "--topk")
     _check_picture(picture, inliers_only, top, lines, layout, labels, geometry)
     if animation is not None and geometry != "homography":
@@ -86,6 +94,7 @@ def match(
         outputs.file("--out", out, MATCH_SUFFIXES)
         outputs.file("--picture", picture, PICTURE_SUFFIXES)
         outputs.file("--animation", animation, ANIMATION_SUFFIXES)
+        outputs.file("--warped", warped, PICTURE_SUFFIXES)
         from ..data.images import fitted_size, read_image
 
         pixels0 = read_image(image0)
@@ -125,6 +134,10 @@ def match(
                     f"no homography fits the {len(matches)} matches, expected images of one plane; leave --animation out"
                 )
             save_animation(blend_frames(pixels0, pixels1, found.model), animation)
+        if warped is not None and found is not None:
+            from ..viz.drawing import save_picture
+
+            save_picture(found.warp(pixels0, pixels1.shape[:2]), warped)
     inliers = "" if found is None else f"{found.inliers.sum()} inliers ({geometry}), "
     print(f"{len(matches)} matches, {inliers}{time.perf_counter() - start:.1f} s")
 

@@ -34,7 +34,7 @@ def stereo(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="tiny, or a file of weights.")] = "tiny",
+    model: Annotated[str, typer.Option(help="stereo_tiny, or a file of weights.")] = "stereo_tiny",
     out: Annotated[
         str | None,
         typer.Option(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, get_args, overload
+from typing import Any, ClassVar, Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ..errors import InputError, check_range
 from ..extras import require
 from .classifier import build_backbone
 from .keys import BACKBONE, Rule, convert_by
+from .pretrained import FromPretrained
 
 STRIDES = (4, 8, 16, 32)
 Norm = Literal["batch", "group"]
@@ -79,8 +80,10 @@ class SegmenterConfig:
         return {name: getattr(self, name) for name in names}
 
 
-class SemanticFPN(nn.Module):
+class SemanticFPN(FromPretrained, nn.Module):
     """A backbone, a feature pyramid (mmsegmentation's FPN, which torchvision's equals) and a head (its FPNHead)."""
+
+    kind: ClassVar = "segmenter"
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""What a matcher sees of two images: at first the whole of each, then the coarser one brought to the scale and the turn of the other.
+"""Aligns two images that differ in scale or rotation, so that the network matches them better.
 
 LoFTR compares cells of one size in both images, and learns from images that differ moderately. Where one shows things twice as large as the other,
-it finds few matches and places them badly. But even these tell how the images differ, and a second look at images that no longer do finds the rest.
-Where hardly any match has neighbours that agree with it, the images may be turned further than the network can see: then small copies are tried in
-quarter turns and at other scales, which takes as long as two looks.
+it finds few matches and places them badly. But even these tell how the images differ: the coarser image is resampled to the scale and rotation of
+the other, and a second look finds the rest. Where hardly any match has neighbours that agree with it, the rotation may be more than the network
+can bear: then small copies are tried in quarter turns and at other scales, which takes as long as two looks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..data.images import resize_longest, to_gray
 from ..extras import require
 from .refinement import support
 
-MIN_SCALE, MIN_TURN = 1.2, 10.0  # images that differ by less, the latter in degrees, are not looked at again
+MIN_SCALE, MIN_ROTATION = 1.2, 10.0  # images that differ by less, the latter in degrees, are not matched again
 MAX_SCALE = 8.0  # more is taken for a mistake
 MIN_SUPPORT = 8  # matches that agree with a change
 TOLERANCE = 0.03  # how far they may be from it, as a share of the longer side: parallax and perspective
@@ -32,7 +32,18 @@ LOST, FAINT = (
 TRIAL, ZOOM = 256, 2.0  # longer side of the copies that are tried, and how much smaller one of them is made
 SMALL = 48  # pixels that each side of such a copy must have
 
-Find = Callable[["View", "View"], tuple[np.ndarray, np.ndarray, np.ndarray]]
+Masks = tuple[np.ndarray | None, np.ndarray | None]  # of two images as given: bool [H, W], True = valid
+
+
+class Found(NamedTuple):
+    """Matches of two views: points ``[M, 2]`` in pixels of either, and confidences ``[M]``."""
+
+    points0: np.ndarray
+    points1: np.ndarray
+    confidence: np.ndarray
+
+
+Find = Callable[["View", "View"], Found]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +51,7 @@ class View:
     """An image as the network sees it.
 
     gray: float32 ``[H, W]`` in 0..1; to_given: ``[3, 3]``, its pixels (x, y) to those of the image as given; valid: bool ``[H, W]``, False
-    where it shows nothing of the image, None if there is no such place.
+    where it shows nothing of the image, or what is masked, None if there is no such place.
     """
 
     gray: np.ndarray
@@ -48,8 +59,8 @@ class View:
     valid: np.ndarray | None = None
 
     @property
-    def pixel(self) -> float:
-        """Pixels of the image as given that a pixel covers, along the axis in which these are more."""
+    def scale(self) -> float:
+        """Pixels of the image as given along one pixel, on the axis on which there are more."""
         return float(np.linalg.norm(self.to_given[:2, :2], 2))
 
     def given(self, points: np.ndarray) -> np.ndarray:
@@ -57,59 +68,66 @@ class View:
         return _moved(self.to_given, points).astype(np.float32)
 
 
+Views = tuple[View, View]
+
+
 class Look(NamedTuple):
-    """Two views, and the matches found in them: points ``[M, 2]`` in their pixels, confidence ``[M]``, and how well each is supported by others."""
+    """Two views, the matches found in them, and how well each is supported by others, ``[M]``."""
 
     view0: View
     view1: View
-    points0: np.ndarray
-    points1: np.ndarray
-    confidence: np.ndarray
+    found: Found
     support: np.ndarray
 
     @property
     def evidence(self) -> float:
         """What all matches say together: of two looks at the same images, the one with more is right."""
-        return float((self.confidence * self.support).sum())
+        return float((self.found.confidence * self.support).sum())
 
     @property
     def lost(self) -> bool:
         """Whether the matches hardly agree with each other."""
-        return self.evidence <= max(LOST * float(self.confidence.sum()), FAINT)
+        return self.evidence <= max(LOST * float(self.found.confidence.sum()), FAINT)
 
     def in_views(self, view0: View, view1: View) -> tuple[np.ndarray, np.ndarray]:
         """The points in pixels of other views of the same images."""
         return tuple(
             _moved(np.linalg.inv(other.to_given) @ mine.to_given, points)
-            for other, mine, points in ((view0, self.view0, self.points0), (view1, self.view1, self.points1))
+            for other, mine, points in (
+                (view0, self.view0, self.found.points0),
+                (view1, self.view1, self.found.points1),
+            )
         )  # type: ignore[return-value]  # two of them
 
 
-def best_look(images: tuple[np.ndarray, np.ndarray], views: tuple[View, View], find: Find) -> Look:
-    """Match two images, and again where the matches say that they differ in scale or turn, or do not agree at all; the look with most evidence.
+def best_look(
+    images: tuple[np.ndarray, np.ndarray], views: Views, find: Find, found: Found, masks: Masks = (None, None)
+) -> Look:
+    """Match two images again where the matches say that they differ in scale or rotation, or do not agree at all; the look with most evidence.
 
     Args:
         images: as given, ``[H, W, 3]`` uint8 each.
         views: the whole of each.
-        find: matches of two views: points ``[M, 2]`` of either, and confidences ``[M]``.
+        find: gives the matches of two views.
+        found: those of ``views``.
+        masks: of the images as given.
     """
-    look = _look(find, *views)
+    look = _supported(*views, found)
     for hint in (look, None):
         if hint is None:
             if not look.lost:
                 break
-            hint = _best(_look(find, *tried) for tried in _trials(views))
+            hint = _best(_supported(*tried, find(*tried)) for tried in _trials(views))
             if hint is None or hint.lost:
                 break
-        aligned = aligned_views(images, views, *hint.in_views(*views))
+        aligned = aligned_views(images, views, *hint.in_views(*views), masks)
         if aligned is not None:
-            look = max(look, _look(find, *aligned), key=lambda one: one.evidence)
+            look = max(look, _supported(*aligned, find(*aligned)), key=lambda one: one.evidence)
     return look
 
 
-def _look(find: Find, view0: View, view1: View) -> Look:
-    found = find(view0, view1)
-    return Look(view0, view1, *found, support(*found))
+def _supported(view0: View, view1: View, found: Found) -> Look:
+    return Look(view0, view1, found, support(*found))
 
 
 def _best(looks: Iterator[Look]) -> Look | None:
@@ -118,12 +136,12 @@ def _best(looks: Iterator[Look]) -> Look | None:
     for look in looks:
         if best is None or look.evidence > best.evidence:
             best = look
-        if best.evidence > 3 * LOST * float(best.confidence.sum()):
+        if best.evidence > 3 * LOST * float(best.found.confidence.sum()):
             break
     return best
 
 
-def _trials(views: tuple[View, View]) -> Iterator[tuple[View, View]]:
+def _trials(views: Views) -> Iterator[Views]:
     """Small copies of both views, the second one in quarter turns, and either of them smaller than the other."""
     for zoom0, zoom1 in ((1.0, 1.0), (1.0, ZOOM), (ZOOM, 1.0)):
         small = [_smaller(view, TRIAL / zoom) for view, zoom in zip(views, (zoom0, zoom1), strict=True)]
@@ -140,7 +158,7 @@ def _smaller(view: View, longest: float) -> View:
     across, down = width / size[0], height / size[1]
     to_view = np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]])
     gray = F.interpolate(torch.from_numpy(view.gray)[None, None], size[::-1], mode="bilinear", antialias=True)
-    return View(gray[0, 0].numpy(), view.to_given @ to_view)
+    return View(gray[0, 0].numpy(), view.to_given @ to_view, _nearest(view.valid, (size[1], size[0])))
 
 
 def _turned(view: View, turns: int) -> View:
@@ -152,30 +170,46 @@ def _turned(view: View, turns: int) -> View:
         2: np.array([[-1.0, 0, width - 1], [0, -1, height - 1], [0, 0, 1]]),
         3: np.array([[0.0, 1, 0], [-1, 0, height - 1], [0, 0, 1]]),
     }[turns]
-    return View(np.ascontiguousarray(np.rot90(view.gray, turns)), view.to_given @ to_view)
+    valid = None if view.valid is None else np.ascontiguousarray(np.rot90(view.valid, turns))
+    return View(np.ascontiguousarray(np.rot90(view.gray, turns)), view.to_given @ to_view, valid)
 
 
 def _moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
 
-def whole_view(image: np.ndarray, max_size: int, name: str = "image") -> View:
-    """All of an image ``[H, W, 3]`` uint8, shrunk until its longer side is at most ``max_size``; raises as `resize_longest`."""
+def _nearest(mask: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
+    """A mask ``[H, W]`` at another size (height, width); None stays None."""
+    if mask is None:
+        return None
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(size, mask.shape, strict=True)
+    )
+    return mask[rows[:, None], columns]
+
+
+def whole_view(image: np.ndarray, max_size: int, name: str = "image", mask: np.ndarray | None = None) -> View:
+    """All of an image ``[H, W, 3]`` uint8 and its mask, shrunk until its longer side is at most ``max_size``; raises as `resize_longest`."""
     resized, (across, down) = resize_longest(image, max_size, name)
     # Pixel centres are at integers: pixel x is (x + 0.5) / scale - 0.5 of the image.
     to_given = np.array([[1 / across, 0, 0.5 / across - 0.5], [0, 1 / down, 0.5 / down - 0.5], [0, 0, 1]])
-    return View(to_gray(resized), to_given)
+    return View(to_gray(resized), to_given, _nearest(mask, resized.shape[:2]))
 
 
 def aligned_views(
-    images: tuple[np.ndarray, np.ndarray], views: tuple[View, View], points0: np.ndarray, points1: np.ndarray
-) -> tuple[View, View] | None:
-    """Views of two images in which these have one scale and turn: the finer one's as it was, and what its frame shows of the other image.
+    images: tuple[np.ndarray, np.ndarray],
+    views: Views,
+    points0: np.ndarray,
+    points1: np.ndarray,
+    masks: Masks = (None, None),
+) -> Views | None:
+    """Views of two images with the same scale and rotation: the finer one's as it was, and what its frame shows of the other image.
 
     Args:
         images: as given, ``[H, W, 3]`` uint8 each.
         views: the whole of each.
         points0, points1: matches, pixels ``[M, 2]`` of the views.
+        masks: of the images as given.
 
     Returns:
         The views, or None: too few matches agree, or the images hardly differ.
@@ -183,16 +217,17 @@ def aligned_views(
     change = similarity(points0, points1, max(views[1].gray.shape))
     if change is None:
         return None
-    scale, turn = math.hypot(change[0, 0], change[1, 0]), math.degrees(math.atan2(change[1, 0], change[0, 0]))
-    if max(scale, 1 / scale) < MIN_SCALE and abs(turn) < MIN_TURN:
+    scale, rotation = math.hypot(change[0, 0], change[1, 0]), math.degrees(math.atan2(change[1, 0], change[0, 0]))
+    if max(scale, 1 / scale) < MIN_SCALE and abs(rotation) < MIN_ROTATION:
         return None
     if scale < 1:
-        return views[0], _view_through(images[1], views[1].to_given @ change, views[0].gray.shape)
-    return _view_through(images[0], views[0].to_given @ np.linalg.inv(change), views[1].gray.shape), views[1]
+        return views[0], _view_through(images[1], masks[1], views[1].to_given @ change, views[0].gray.shape)
+    inverse = np.linalg.inv(change)
+    return _view_through(images[0], masks[0], views[0].to_given @ inverse, views[1].gray.shape), views[1]
 
 
 def similarity(points0: np.ndarray, points1: np.ndarray, size: int) -> np.ndarray | None:
-    """The scale, turn and shift ``[3, 3]`` from image 0 to image 1 that most matches agree with, roughly; None if hardly any do.
+    """The scale, rotation and shift ``[3, 3]`` from image 0 to image 1 that most matches agree with, roughly; None if hardly any do.
 
     Args:
         points0, points1: pixels ``[M, 2]``.
@@ -215,14 +250,14 @@ def similarity(points0: np.ndarray, points1: np.ndarray, size: int) -> np.ndarra
     return np.vstack([found, [0, 0, 1]]) if 1 / MAX_SCALE < scale < MAX_SCALE else None
 
 
-def _view_through(image: np.ndarray, to_given: np.ndarray, size: tuple[int, ...]) -> View:
-    """What a frame of ``size`` (height, width) shows of an image."""
+def _view_through(image: np.ndarray, mask: np.ndarray | None, to_given: np.ndarray, size: tuple[int, ...]) -> View:
+    """What a frame of ``size`` (height, width) shows of an image and its mask."""
     cv2 = require("cv2", "vision")
     from ..data.warp import warped_view
 
     height, width = size
     seen = warped_view(image, to_given, (height, width), cv2.BORDER_CONSTANT)
-    everywhere = np.ones(image.shape[:2], np.uint8)
+    everywhere = np.ones(image.shape[:2], np.uint8) if mask is None else mask.astype(np.uint8)
     valid = cv2.warpPerspective(
         everywhere, to_given, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     ).astype(bool)

@@ -20,13 +20,13 @@ from ..extras import require
 from ..files import checked_suffix, write_text
 from ..formats import CLASSIFICATION_SUFFIXES
 from ..models.classifier import ClassifierConfig
-from ..weights.hub import HubMixin
-from .device import check_device
+from .base import Predictor
 from .finite import check_finite
+from .results import Result
 
 
 @dataclass(frozen=True, eq=False)
-class Classification:
+class Classification(Result):
     """What an image shows, likeliest first.
 
     labels: names of the classes; probabilities: float32 ``[K]``; indices: int64 ``[K]``, numbers of the classes.
@@ -40,12 +40,13 @@ class Classification:
         return len(self.labels)
 
 
-class Classifier(HubMixin):
+class Classifier(Predictor):
     """Says what an image shows, with a network of timm's.
 
     Args:
-        model: the network, ``[B, C, H, W]`` to logits ``[B, classes]``, with its `ClassifierConfig` as ``config``.
-        device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
+        model: the network, ``[B, C, H, W]`` to logits ``[B, classes]``, with its `ClassifierConfig` as ``config``. It stays as it is, and its
+            weights are shared.
+        device: where to run it, such as "cpu" or "cuda"; by default where it is. Another device takes a copy of the weights.
 
     Raises:
         ValueError: a network without a head for classes, such as a detector's backbone.
@@ -59,8 +60,7 @@ class Classifier(HubMixin):
             raise InputError(
                 f"this {config.model} has no classes, expected a classifier; it is the backbone of a detector or segmenter"
             )
-        self.device = check_device(device)
-        self.model = model.eval().to(self.device)
+        super().__init__(model, device)
         create_transform = require("timm.data", "classify").create_transform
         self._transform = create_transform(
             tuple(config.input_size),
@@ -81,15 +81,13 @@ class Classifier(HubMixin):
         cls, name_or_path: str | Path = "classify_tiny", *, device: str | torch.device | None = None
     ) -> Classifier:
         """Load weights: "classify_tiny" comes with the package; "quadtree_b0" .. "quadtree_b4" are downloaded once; a name of timm's; the path of a
-        file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME", a repository of the Hub, of this package or of timm.
+        file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME", a repository of the Hub, of this package or of timm. The device
+        is by default a CUDA GPU if there is one.
 
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights import load
-
-        checked = check_device(device)
-        return cls(load(name_or_path, "classifier"), checked)
+        return cls._loaded(name_or_path, "classifier", device)
 
     def classify(self, image: Any, *, top: int = 5) -> Classification:
         """The ``top`` likeliest classes of an image.

@@ -18,16 +18,16 @@ from ..extras import require
 from ..files import checked_suffix, write_text
 from ..formats import DETECTION_SUFFIXES
 from ..models.detection import DetectorConfig
-from ..weights.hub import HubMixin
-from .device import check_device
+from .base import Predictor
 from .finite import watch
+from .results import Result
 
 if TYPE_CHECKING:
     from ..models.detection.model import MaskRCNN, RetinaNet
 
 
 @dataclass(frozen=True, eq=False)
-class Detections:
+class Detections(Result):
     """What was found in an image, surest first.
 
     boxes: float32 ``[N, 4]``, x0, y0, x1, y1 in pixels of the image, from its left and upper edge; labels: names of the classes; scores: float32
@@ -77,19 +77,18 @@ class Detections:
         return out
 
 
-class Detector(HubMixin):
+class Detector(Predictor):
     """Finds what is in an image: boxes, and with a Mask R-CNN masks.
 
     Args:
-        model: the network, see `models.detection.model`.
-        device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
+        model: the network, see `models.detection.model`. It stays as it is, and its weights are shared.
+        device: where to run it, such as "cpu" or "cuda"; by default where it is. Another device takes a copy of the weights.
     """
 
     model: RetinaNet | MaskRCNN
 
     def __init__(self, model: RetinaNet | MaskRCNN, device: str | torch.device | None = None) -> None:
-        self.device = check_device(device)
-        self.model = model.eval().to(self.device)
+        super().__init__(model, device)
         # Boxes whose scores are not numbers are below every threshold: what is found does not show them.
         for name in ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor"):
             if name in dict(self.model.named_modules()):
@@ -105,15 +104,12 @@ class Detector(HubMixin):
         cls, name_or_path: str | Path = "detect_tiny", *, device: str | torch.device | None = None
     ) -> Detector:
         """Load weights: "detect_tiny" comes with the package; "retinanet_quadtree_b0" .. "mask_rcnn_quadtree_b4_1x" are downloaded once; the path
-        of a file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME".
+        of a file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME". The device is by default a CUDA GPU if there is one.
 
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights import load
-
-        checked = check_device(device)
-        return cls(load(name_or_path, "detector"), checked)
+        return cls._loaded(name_or_path, "detector", device)
 
     def detect(self, image: Any, *, score: float | None = None) -> Detections:
         """What is in an image.

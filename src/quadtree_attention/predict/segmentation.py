@@ -19,15 +19,15 @@ from ..extras import require
 from ..files import atomic_write, checked_suffix
 from ..formats import MASK_SUFFIXES
 from ..models.segmentation import SegmenterConfig, SemanticFPN
-from ..weights.hub import HubMixin
-from .device import check_device
+from .base import Predictor
 from .finite import check_finite
+from .results import Result
 
 NUMBERS = 2**26  # logits at the image's own size that are in memory at one time
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class Segmentation(Result):
     """A class for each pixel of an image.
 
     labels: uint8 ``[H, W]``, numbers of classes; probabilities: float32 ``[H, W]``, of these classes; names: of all classes, by number.
@@ -63,19 +63,15 @@ def class_colors(names: Sequence[str]) -> np.ndarray:
     return np.rint(255 * np.array([(0, 0, 0)] * first + colors).reshape(-1, 3)).astype(np.uint8)
 
 
-class Segmenter(HubMixin):
+class Segmenter(Predictor):
     """Says what each pixel of an image shows.
 
     Args:
-        model: the network.
-        device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
+        model: the network. It stays as it is, and its weights are shared.
+        device: where to run it, such as "cpu" or "cuda"; by default where it is. Another device takes a copy of the weights.
     """
 
     model: SemanticFPN
-
-    def __init__(self, model: SemanticFPN, device: str | torch.device | None = None) -> None:
-        self.device = check_device(device)
-        self.model = model.eval().to(self.device)
 
     @property
     def config(self) -> SegmenterConfig:
@@ -86,15 +82,13 @@ class Segmenter(HubMixin):
     def from_pretrained(
         cls, name_or_path: str | Path = "segment_tiny", *, device: str | torch.device | None = None
     ) -> Segmenter:
-        """Load weights: a name of `quadtree models`; the path of a file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME".
+        """Load weights: a name of `quadtree models`; the path of a file, or of a folder of `save_pretrained`; or "hf-hub:OWNER/NAME". The
+        device is by default a CUDA GPU if there is one.
 
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights import load
-
-        checked = check_device(device)
-        return cls(load(name_or_path, "segmenter"), checked)
+        return cls._loaded(name_or_path, "segmenter", device)
 
     def segment(self, image: Any) -> Segmentation:
         """The likeliest class of each pixel.

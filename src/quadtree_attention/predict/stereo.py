@@ -16,20 +16,20 @@ from ..data.images import read_image, resize_longest
 from ..data.stereo.calibration import StereoCamera
 from ..errors import InputError
 from ..extras import require
-from ..files import atomic_write
+from ..files import atomic_write, checked_suffix
 from ..formats import DISPARITY_SUFFIXES
 from ..models.sttr import STTR
 from ..models.sttr.exact import exact_disparity
-from ..weights.hub import HubMixin
-from .device import check_device
+from .base import Predictor
 from .finite import check_finite
+from .results import Result
 from .stereo_rows import check_rows
 
 PNG_SCALE = 256  # KITTI's: values of the file a pixel of disparity; 0 is unknown
 
 
 @dataclass(frozen=True, eq=False)
-class Stereo:
+class Stereo(Result):
     """Disparity of one view of a rectified pair, all float32 ``[H, W]``.
 
     disparity: in pixels of the image as given: left x - disparity = right x. occlusion: 0..1, whether the other view does not show the
@@ -87,9 +87,7 @@ class Stereo:
 
     def save_points(self, path: str | Path, image: Any, camera: StereoCamera) -> None:
         """Write `points` to a binary .ply, whole or not at all."""
-        path = Path(path)
-        if path.suffix.lower() != ".ply":
-            raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected .ply")
+        checked_suffix(path, (".ply",))
         places, colors = self.points(image, camera)
         names = ("x", "y", "z", "red", "green", "blue")
         rows = np.empty(len(places), [(name, "<f4" if name in "xyz" else "u1") for name in names])
@@ -101,33 +99,26 @@ class Stereo:
             temporary.write_bytes(("\n".join([*head, "end_header"]) + "\n").encode() + rows.tobytes())
 
 
-class StereoMatcher(HubMixin):
+class StereoMatcher(Predictor):
     """Disparity of rectified pairs with an `STTR`.
 
     Args:
-        model: the network.
-        device: where to run it, such as "cpu" or "cuda"; by default a CUDA GPU if there is one.
+        model: the network. It stays as it is, and its weights are shared.
+        device: where to run it, such as "cpu" or "cuda"; by default where it is. Another device takes a copy of the weights.
     """
 
     model: STTR
 
-    def __init__(self, model: STTR, device: str | torch.device | None = None) -> None:
-        self.device = check_device(device)
-        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
-
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = "tiny", *, device: str | torch.device | None = None
+        cls, name_or_path: str | Path = "stereo_tiny", *, device: str | torch.device | None = None
     ) -> StereoMatcher:
-        """Load weights: "tiny" comes with the package; or the path of a file.
+        """Load weights: "stereo_tiny" comes with the package; or the path of a file. The device is by default a CUDA GPU if there is one.
 
         Raises:
             ValueError, OSError: an unknown name, a file that cannot be read, weights that do not fit.
         """
-        from ..weights import load
-
-        checked = check_device(device)
-        return cls(load(name_or_path, "stereo"), checked)
+        return cls._loaded(name_or_path, "stereo", device, channels_last=True)
 
     def match(
         self,
@@ -209,11 +200,9 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _save(path: str | Path, values: np.ndarray, name: str) -> None:
-    path = Path(path)
-    if path.suffix.lower() not in DISPARITY_SUFFIXES:
-        raise InputError(f"{path}: unknown suffix {path.suffix!r}, expected {' or '.join(DISPARITY_SUFFIXES)}")
+    suffix = checked_suffix(path, DISPARITY_SUFFIXES)
     with atomic_write(path) as temporary:
-        _WRITERS[path.suffix.lower()](temporary, values, name)
+        _WRITERS[suffix](temporary, values, name)
 
 
 def _write_npy(path: Path, values: np.ndarray, name: str) -> None:

@@ -13,7 +13,7 @@ from ..files import printable
 from .drawing import BACKGROUND, BAR, FAINT, GAP, INK, confidence_colors, shrunk, unit
 
 if TYPE_CHECKING:
-    from ..predict.matching import Matches
+    from ..predict.matches import Matches
 
 OUTLIER = (255, 110, 40)  # told from the scale of confidence by the colour-blind too
 Lines = Literal["normal", "thin", "none"]

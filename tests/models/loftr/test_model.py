@@ -45,6 +45,53 @@ def test_output_has_the_documented_form(small):
     assert (order.diff() > 0).all()
 
 
+class TestDict:
+    """The interface of kornia.feature.LoFTR."""
+
+    pair = image(2, 1, 64, 48), image(2, 1, 40, 56, seed=1)
+
+    def test_gives_what_the_images_give(self, small):
+        model = small()
+        data = dict(zip(("image0", "image1"), self.pair, strict=True))
+        found = model({**data, "dataset_name": ["a", "b"], "mask0": None})
+        assert set(found) == {"keypoints0", "keypoints1", "confidence", "batch_indexes"}
+        for key, value in model(*self.pair).items():
+            assert torch.equal(found[key], value)
+        assert set(data) == {"image0", "image1"}  # kornia puts more into it
+
+    @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
+    def test_masks_of_any_dtype(self, small, dtype):
+        model = small()
+        mask0, mask1 = torch.ones(2, 64, 48, dtype=dtype), torch.ones(2, 5, 7, dtype=dtype)
+        mask0[:, 32:] = 0
+        mask1[:, :, 3:] = 0
+        data = dict(zip(("image0", "image1", "mask0", "mask1"), (*self.pair, mask0, mask1), strict=True))
+        found, want = model(data), model(*self.pair, mask0.bool(), mask1.bool())
+        assert len(want["confidence"])
+        for key, value in want.items():
+            assert torch.equal(found[key], value)
+
+    def test_what_is_missing_or_too_much_is_named(self, small):
+        image0, image1 = self.pair
+        with pytest.raises(ValueError, match="the dict has no image1, only image0"):
+            small()({"image0": image0})
+        with pytest.raises(ValueError, match="expected all of them in the dict"):
+            small()({"image0": image0, "image1": image1}, image1)
+        with pytest.raises(ValueError, match="image1 is missing"):
+            small()(image0)
+
+
+def test_threshold_of_one_call(small):
+    model = small()
+    pair = image(2, 1, 64, 48), image(2, 1, 40, 56, seed=1)
+    everything = model(*pair)["confidence"]
+    middle = float(everything.median())
+    sure = model(*pair, threshold=middle)["confidence"]
+    assert torch.equal(sure, everything[everything > middle])
+    assert 0 < len(sure) < len(everything)
+    assert model.config.threshold == 0
+
+
 def test_keypoints_are_x_then_y(small):
     model = small()
     features = model.encode(image(1, 1, 16, 80), image(1, 1, 80, 16))

@@ -8,7 +8,7 @@ image a dict of boxes, labels, scores ``[N]``, surest first, and masks bool ``[N
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,15 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ...nn.base import sum_dtype
+from ..pretrained import FromPretrained
 from .config import DetectorConfig
 from .parts import AlignedRoIAlign, Anchors, ClippedBoxCoder, Preparation, Pyramid, group_norm
 
 
-class RetinaNet(detection.RetinaNet):
+class RetinaNet(FromPretrained, detection.RetinaNet):
     """RetinaNet (arXiv 1708.02002) over a backbone of timm's."""
+
+    kind: ClassVar = "detector"
 
     def __init__(self, config: DetectorConfig) -> None:
         backbone = Pyramid(config)
@@ -65,8 +68,10 @@ class RetinaNet(detection.RetinaNet):
         return super().postprocess_detections({**head_outputs, "cls_logits": levels}, anchors, image_shapes)
 
 
-class MaskRCNN(detection.MaskRCNN):
+class MaskRCNN(FromPretrained, detection.MaskRCNN):
     """Mask R-CNN (arXiv 1703.06870) over a backbone of timm's."""
+
+    kind: ClassVar = "detector"
 
     def __init__(self, config: DetectorConfig) -> None:
         backbone = Pyramid(config)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ...compat import multiplies_bfloat16
 from ...errors import InputError
+from ..pretrained import FromPretrained
 from .backbone import ResNetFPN
 from .config import LoFTRConfig
 from .matching import (
@@ -59,12 +61,14 @@ class Features:
     mask1: Tensor | None = None
 
 
-class LoFTR(nn.Module):
+class LoFTR(FromPretrained, nn.Module):
     """Detector-free matching of two images (LoFTR, Sun et al., CVPR 2021), with quadtree or another attention at 1/8.
 
     Args:
         config: see `LoFTRConfig`; `LOFTR_PRESETS` has some.
     """
+
+    kind: ClassVar = "matcher"
 
     def __init__(self, config: LoFTRConfig) -> None:
         super().__init__()
@@ -76,14 +80,34 @@ class LoFTR(nn.Module):
         self.windows = FineWindows(config.d_model, config.d_fine, config.fine_window)
         self.fine = fine_transformer(config)
 
+    @overload
     def forward(
-        self, image0: Tensor, image1: Tensor, mask0: Tensor | None = None, mask1: Tensor | None = None
+        self,
+        image0: Tensor,
+        image1: Tensor,
+        mask0: Tensor | None = ...,
+        mask1: Tensor | None = ...,
+        *,
+        threshold: float | None = ...,
+    ) -> dict[str, Tensor]: ...
+    @overload
+    def forward(self, image0: Mapping[str, Any], *, threshold: float | None = ...) -> dict[str, Tensor]: ...
+    def forward(
+        self,
+        image0: Tensor | Mapping[str, Any],
+        image1: Tensor | None = None,
+        mask0: Tensor | None = None,
+        mask1: Tensor | None = None,
+        *,
+        threshold: float | None = None,
     ) -> dict[str, Tensor]:
         """Match pairs of images.
 
         Args:
-            image0, image1: ``[B, 1, H, W]`` in 0..1, each of any size.
+            image0, image1: ``[B, 1, H, W]`` in 0..1, each of any size. In place of both, and of the masks, a dict as `kornia.feature.LoFTR`
+                takes it: "image0", "image1" and, if there are any, "mask0" and "mask1", whose dtype may be any, 0 = padding.
             mask0, mask1: bool, True = valid, ``[B, H, W]`` or ``[B, ceil(H / 8), ceil(W / 8)]``, told by their shape.
+            threshold: least confidence of a match; by default the configuration's.
 
         Returns:
             dict of ``keypoints0``, ``keypoints1`` ``[M, 2]`` (x, y) in pixels, ``confidence`` ``[M]`` and
@@ -92,13 +116,20 @@ class LoFTR(nn.Module):
         Raises:
             ValueError: images or masks of another form.
         """
-        return self.matches(self.encode(image0, image1, mask0, mask1))
+        if isinstance(image0, Mapping):
+            image0, image1, mask0, mask1 = _from_dict(image0, (image1, mask0, mask1))
+        if image1 is None:
+            raise InputError("image1 is missing, expected two batches of images, or a dict with image0 and image1")
+        return self.matches(self.encode(image0, image1, mask0, mask1), threshold)
 
-    def matches(self, features: Features) -> dict[str, Tensor]:
-        """What `forward` returns, of what `encode` has found; the confidences of all pairs of cells are never held at once."""
+    def matches(self, features: Features, threshold: float | None = None) -> dict[str, Tensor]:
+        """What `forward` returns, from what `encode` has found; the confidences of all pairs of cells are never held at once."""
         dustbin = self.bin_score if self.config.matching == "optimal_transport" else None
-        prefilter = self.config.prefilter and not self.training
-        config = replace(self.config, prefilter=prefilter)
+        config = replace(
+            self.config,
+            prefilter=self.config.prefilter and not self.training,
+            threshold=self.config.threshold if threshold is None else threshold,
+        )
         b, i, j, score = coarse_matches(
             features.coarse0, features.coarse1, features.mask0, features.mask1, config, dustbin
         )
@@ -113,7 +144,7 @@ class LoFTR(nn.Module):
     def encode(
         self, image0: Tensor, image1: Tensor, mask0: Tensor | None = None, mask1: Tensor | None = None
     ) -> Features:
-        """Backbone, position encoding and coarse transformer; arguments as of `forward`."""
+        """Backbone, position encoding and coarse transformer; arguments as in `forward`."""
         _check_image("image0", image0)
         _check_image("image1", image1)
         if image0.shape[0] != image1.shape[0]:
@@ -219,6 +250,19 @@ class LoFTR(nn.Module):
             return tokens
         bug = self.config.position == "sine_bug"
         return tokens + sine_encoding(height, width, channels, bug=bug, device=coarse.device).to(coarse.dtype)
+
+
+def _from_dict(
+    data: Mapping[str, Any], others: tuple[Tensor | None, ...]
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Images and masks of kornia's dict; other keys are left alone, as in kornia."""
+    if any(other is not None for other in others):
+        raise InputError("got a dict and further images or masks, expected all of them in the dict")
+    for name in ("image0", "image1"):
+        if name not in data:
+            raise InputError(f"the dict has no {name}, only {', '.join(map(str, data))}; expected image0 and image1")
+    mask0, mask1 = (None if data.get(name) is None else data[name].bool() for name in ("mask0", "mask1"))
+    return data["image0"], data["image1"], mask0, mask1
 
 
 def _pixels(token: Tensor, coarse: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ..pretrained import FromPretrained
 from .assignment import optimal_transport, regress, spread
 from .config import STTRConfig
 from .context import ContextAdjustment
@@ -37,12 +38,14 @@ class StereoOutput(NamedTuple):
     fine: Fine | None = None
 
 
-class STTR(nn.Module):
+class STTR(FromPretrained, nn.Module):
     """Stereo by attention along rows (STTR, Li et al., ICCV 2021), full or quadtree; images of any size, no largest disparity.
 
     Args:
         config: see `STTRConfig`; `STTR_PRESETS` has some.
     """
+
+    kind: ClassVar = "stereo"
 
     def __init__(self, config: STTRConfig) -> None:
         super().__init__()
