@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from quadtree_attention.predict import refinement
 from quadtree_attention.predict.refinement import refine, support
+from quadtree_attention.predict.refinement_cpu import CpuSteps
+from quadtree_attention.predict.refinement_torch import TorchSteps
 
 
 def texture(height: int = 240, width: int = 320, seed: int = 0) -> np.ndarray:
@@ -123,8 +124,8 @@ def test_the_kernels_do_what_pytorch_does(height):
     picture, other, points0, points1 = scene(noise=2, wrong=40)
     picture, other = picture[:height], other[: height + 20]
     weights = np.random.default_rng(3).uniform(0.2, 1, len(points0))
-    numba, torch_steps = refinement._Steps(picture, other), refinement._TorchSteps(picture, other, "cpu")
-    field, same = (steps.field(points0, points1, weights, 28.0, 6.0, 2.0) for steps in (numba, torch_steps))
+    numba, torch_steps = CpuSteps(picture, other), TorchSteps(picture, other, "cpu")
+    field, same = (steps.local_maps(points0, points1, weights, 28.0, 6.0, 2.0) for steps in (numba, torch_steps))
     np.testing.assert_allclose(field, same, rtol=1e-9, atol=1e-9)
     corners, same = (steps.distinctive(points0) for steps in (numba, torch_steps))
     np.testing.assert_array_equal(corners, same)

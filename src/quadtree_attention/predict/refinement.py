@@ -1,46 +1,32 @@
-"""Matches brought to a fraction of a pixel, without training: patches of grey around them are aligned.
+"""Refines matches to a fraction of a pixel, without training: aligns the grey patches around them.
 
-LoFTR places a match to one or two pixels. What is around it says more. Its neighbours tell how the surface lies, an affine map from image 0 to
-image 1 (`local_maps`); a point that stands where little can be seen moves to the most distinctive pixel of its cell (`distinctive`); its patch is
-looked for near where the neighbours expect it, and aligned by Lucas and Kanade's method with gain and bias fitted (`align`; inverse compositional:
-Baker and Matthews, IJCV 2004). A prior of a pixel around the start holds a match along an edge, or wherever else the patch tells nothing. All of this
-is done twice: refined matches tell the maps better.
+LoFTR places a match to one or two pixels. What is around it says more. Its neighbours tell how the surface lies: an affine map from image 0 to
+image 1 (`local_maps`). A point on a plain surface moves to the most distinctive pixel of its cell (`distinctive`). Its patch is searched
+for near where the neighbours expect it, and aligned by Lucas and Kanade's method with gain and bias fitted (`align`; inverse compositional:
+Baker and Matthews, IJCV 2004). A prior of one pixel around the start holds a match along an edge, or wherever else the patch tells nothing. All of
+this is done twice: refined matches give better maps.
 
-Translations alone, without the maps, make matches worse. On a CPU this takes some tens of microseconds a match in Numba, elsewhere it is PyTorch.
+Translations alone, without the maps, make matches worse.
+
+This file says what is done in which order. `refinement_torch` defines the three steps in PyTorch, for any device; `refinement_cpu` runs them on
+a CPU by the kernels of `refinement_kernels`, in some tens of microseconds a match.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from ..ops.threads import run
+from .refinement_torch import TorchSteps
 
-RADIUS, ROUNDS = 28.0, 6  # pixels around a match within which others are its neighbours; rounds of robust fitting
-FIRST, LAST = 6.0, 2.0  # pixels that neighbours may be off, in the first round and in the last
-RADIUS_AGAIN, FIRST_AGAIN, LAST_AGAIN = 20.0, 3.0, 1.0  # the same, of matches that have been aligned
-STIFFNESS = 0.0025  # weight of slopes of the identity, over squared radii
-REACH, CORNER, FACTOR = (
-    3,
-    0.01,
-    2.0,
-)  # pixels that a point may move in image 0, how distinctive the place must be, and how much more than the old one
-PATCH, SPREAD = 6, 3.0  # half of a patch's side, and the standard deviation of its weights
-SEARCH, SEARCH_AGAIN = 3, 1  # pixels around the start that are looked at
-PULL = 0.002  # likeness that a squared pixel's way from the start costs
-STEPS = 6  # of Lucas and Kanade
-PRIOR, NOISE = (
-    1.0,
-    0.05,
-)  # standard deviation of the start, and one over the number of pixels of a patch whose noise is independent
-FLAT = 1e-5  # variance of grey below which a patch shows nothing
+RADIUS = 28.0  # pixels around a match within which others are its neighbours
+FIRST, LAST = 6.0, 2.0  # pixels that neighbours may be off, in the first round of robust fitting and in the last
+RADIUS_AGAIN, FIRST_AGAIN, LAST_AGAIN = 20.0, 3.0, 1.0  # the same, for matches that have been aligned
+SEARCH, SEARCH_AGAIN = 3, 1  # pixels around the start that are searched
 ALIKE = 0.6  # patches less alike than this say nothing about the place
-NEAR = 3.0  # pixels from where its neighbours expect it at which a match begins where they do
+NEAR = 3.0  # pixels from where its neighbours expect it within which a match begins where they do
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +63,14 @@ def refine(
         confidence: ``[M]``, above 0.
         device: where to compute; on a CPU, in Numba.
     """
-    steps = _Steps(gray0, gray1) if torch.device(device).type == "cpu" else _TorchSteps(gray0, gray1, device)
+    from .refinement_cpu import CpuSteps  # loads Numba
+
+    steps = CpuSteps(gray0, gray1) if torch.device(device).type == "cpu" else TorchSteps(gray0, gray1, device)
     start0, start1 = (np.ascontiguousarray(points, np.float64) for points in (points0, points1))
     if not len(start0):
         return Refined(start0, start1, np.zeros(0), np.zeros(0), *(np.zeros((0, 2)) for _ in range(3)))
     weights = np.ascontiguousarray(confidence, np.float64)
-    field = first = steps.field(start0, start1, weights, RADIUS, FIRST, LAST)
+    field = first = steps.local_maps(start0, start1, weights, RADIUS, FIRST, LAST)
     expected, stray = field[:, 4:6], field[:, 6]
     begin = np.where(stray[:, None] < NEAR, expected, start1)
     moved0 = steps.distinctive(start0)
@@ -92,11 +80,11 @@ def refine(
     sure = likeness > ALIKE
     moved0, moved1 = np.where(sure[:, None], moved0, start0), np.where(sure[:, None], moved1, start1)
     weights = _weights(likeness, sure & (stray < NEAR))
-    field = steps.field(moved0, moved1, weights, RADIUS_AGAIN, FIRST_AGAIN, LAST_AGAIN)
+    field = steps.local_maps(moved0, moved1, weights, RADIUS_AGAIN, FIRST_AGAIN, LAST_AGAIN)
     again1, likeness, deviation = steps.align(moved0, moved1, field[:, :4], SEARCH_AGAIN)
     sure = likeness > ALIKE
     again1 = np.where(sure[:, None], again1, moved1)
-    field = steps.field(moved0, again1, _weights(likeness, sure), RADIUS_AGAIN, FIRST_AGAIN, LAST_AGAIN)
+    field = steps.local_maps(moved0, again1, _weights(likeness, sure), RADIUS_AGAIN, FIRST_AGAIN, LAST_AGAIN)
     agreeing, others = (np.stack([first[:, k], field[:, k]], 1) for k in (7, 8))
     return Refined(
         moved0,
@@ -117,8 +105,10 @@ def support(points0: np.ndarray, points1: np.ndarray, confidence: np.ndarray) ->
     """
     if not len(points0):
         return np.zeros(0)
+    from .refinement_cpu import local_maps_on_cpu
+
     start, end, weights = (np.ascontiguousarray(x, np.float64) for x in (points0, points1, confidence))
-    field = _field(start, end, weights, RADIUS, FIRST, LAST)
+    field = local_maps_on_cpu(start, end, weights, RADIUS, FIRST, LAST)
     return field[:, 7] / _full()[0]
 
 
@@ -130,285 +120,3 @@ def _full() -> np.ndarray:
 
 def _weights(likeness: np.ndarray, sure: np.ndarray) -> np.ndarray:
     return np.where(sure, np.maximum(likeness, 0) ** 4, 1e-3)
-
-
-class _Steps:
-    """The three steps on a CPU; arrays in, arrays out."""
-
-    def __init__(self, gray0: np.ndarray, gray1: np.ndarray) -> None:
-        self.gray0, self.gray1 = (np.ascontiguousarray(gray, np.float32) for gray in (gray0, gray1))
-
-    def field(
-        self, points0: np.ndarray, points1: np.ndarray, weights: np.ndarray, radius: float, first: float, last: float
-    ) -> np.ndarray:
-        """See `local_maps`."""
-        return _field(points0, points1, weights, radius, first, last)
-
-    def distinctive(self, points: np.ndarray) -> np.ndarray:
-        """See `distinctive`."""
-        from .refinement_kernels import corner_rows
-
-        out = np.empty_like(points)
-        run(
-            lambda start, stop: corner_rows(
-                start, stop, self.gray0, points, REACH, np.float32(CORNER), np.float32(FACTOR), out
-            ),
-            len(out),
-        )
-        return out
-
-    def align(
-        self, points0: np.ndarray, points1: np.ndarray, maps: np.ndarray, search: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """See `align`."""
-        from .refinement_kernels import align_rows
-
-        moved, quality = np.empty_like(points1), np.empty_like(points1)
-        images, starts = (self.gray0, self.gray1), (points0, points1, np.ascontiguousarray(maps))
-        options = window().numpy(), search, PULL, STEPS, PRIOR, NOISE, np.float32(FLAT)
-        run(partial(_call, align_rows, *images, *starts, *options, moved, quality), len(moved))
-        return moved, quality[:, 0], quality[:, 1]
-
-
-def _field(
-    points0: np.ndarray, points1: np.ndarray, weights: np.ndarray, radius: float, first: float, last: float
-) -> np.ndarray:
-    """`local_maps` in Numba."""
-    from .refinement_kernels import field_rows
-
-    out = np.empty((len(points0), 9))
-    inputs = points0, points1, weights, *_buckets(points0, radius), radius, ROUNDS, first, last, STIFFNESS
-    run(partial(_call, field_rows, *inputs, out), len(out))
-    return out
-
-
-def _call(kernel, *rest_and_range) -> None:
-    *rest, start, stop = rest_and_range
-    kernel(start, stop, *rest)
-
-
-def _buckets(points: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
-    """Rows of points by squares of ``radius`` pixels: starts ``[squares + 1]`` in the order ``[M]``, squares a line, the first one's corner."""
-    corner = points.min(0)
-    place = ((points - corner) // radius).astype(np.int64)
-    columns, lines = place.max(0) + 1
-    square = place[:, 1] * columns + place[:, 0]
-    counts = np.bincount(square, minlength=columns * lines)
-    return np.concatenate([[0], counts.cumsum()]), np.argsort(square, kind="stable"), int(columns), corner
-
-
-class _TorchSteps:
-    """The same on any device."""
-
-    def __init__(self, gray0: np.ndarray, gray1: np.ndarray, device: torch.device | str) -> None:
-        self.device = device
-        self.gray0, self.gray1 = (
-            torch.from_numpy(np.ascontiguousarray(gray, np.float32)).to(device) for gray in (gray0, gray1)
-        )
-
-    def field(self, points0, points1, weights, radius, first, last):
-        """See `local_maps`."""
-        return local_maps(*self._there(points0, points1, weights), radius, first, last).double().cpu().numpy()
-
-    def distinctive(self, points):
-        """See `distinctive`."""
-        return distinctive(self.gray0, *self._there(points)).double().cpu().numpy()
-
-    def align(self, points0, points1, maps, search):
-        """See `align`."""
-        found = align(self.gray0, self.gray1, *self._there(points0, points1, maps), search)
-        return tuple(part.double().cpu().numpy() for part in found)
-
-    def _there(self, *arrays: np.ndarray) -> list[Tensor]:
-        exact = torch.float32 if torch.device(self.device).type == "mps" else torch.float64  # which has no better
-        return [torch.from_numpy(np.ascontiguousarray(array)).to(self.device, exact) for array in arrays]
-
-
-def local_maps(points0: Tensor, points1: Tensor, weights: Tensor, radius: float, first: float, last: float) -> Tensor:
-    """The affine map from image 0 to image 1 around each match that its neighbours agree with.
-
-    Least squares over the matches within ``radius``, by their weights and a Gaussian, again and again with the weights of those that are off falling
-    (Geman and McClure's function). It starts from what is off like the match itself, so that of two surfaces it finds the match's own, and then
-    narrows from ``first`` to ``last`` pixels, so that a match which is wrong on its own gives in to the others.
-
-    Args:
-        points0, points1: pixels ``[M, 2]``; weights: ``[M]``.
-
-    Returns:
-        ``[M, 9]``: the map's matrix, row by row (4), where it sends the match's point of image 0 (2), how far that is from its point of image 1, the
-        sum of the weights of the other matches that agree with it, and of all others.
-    """
-    return torch.cat(
-        [
-            _maps_of(rows, points0, points1, weights, radius, first, last)
-            for rows in torch.arange(len(points0)).split(256)
-        ]
-    )
-
-
-def _maps_of(
-    rows: Tensor, points0: Tensor, points1: Tensor, weights: Tensor, radius: float, first: float, last: float
-) -> Tensor:
-    rows = rows.to(points0.device)
-    away = points0 - points0[rows, None]  # [R, M, 2]
-    flow = points1 - points0
-    flow = flow - flow[rows, None]  # [R, M, 2]
-    squared = away.square().sum(2)
-    base = weights * (-2 * squared / radius**2).exp() * (squared <= radius**2)
-    slope, shift = away.new_zeros(len(rows), 2, 2), away.new_zeros(len(rows), 2)
-    for turn in range(ROUNDS):
-        scale = first * (last / first) ** (turn / (ROUNDS - 1))
-        rest = flow - (away @ slope.transpose(1, 2) + shift[:, None])
-        share = 1 + rest.square().sum(2) / scale**2
-        weight = (base / (share if turn == 0 else share.square()))[..., None]
-        total = weight.sum(1) + 1e-6  # [R, 1]
-        middle, drift = (weight * away).sum(1) / total, (weight * flow).sum(1) / total
-        moments = (weight * away).transpose(1, 2) @ away - total[..., None] * middle[:, :, None] * middle[:, None]
-        moments = moments + STIFFNESS * radius**2 * torch.eye(2).to(moments)
-        mixed = (weight * flow).transpose(1, 2) @ away - total[..., None] * drift[:, :, None] * middle[:, None]
-        slope = torch.linalg.solve(moments, mixed.transpose(1, 2)).transpose(1, 2)
-        shift = drift - (slope @ middle[..., None]).squeeze(2)
-    matrix = (slope + torch.eye(2).to(slope)).flatten(1)
-    other = torch.arange(len(points0), device=rows.device) != rows[:, None]
-    sums = torch.stack([(weight[..., 0] * other).sum(1), (base * other).sum(1)], 1)
-    return torch.cat([matrix, points1[rows] + shift, shift.norm(dim=1, keepdim=True), sums], 1)
-
-
-def distinctive(image: Tensor, points: Tensor) -> Tensor:
-    """The pixel within 3 of each point whose surroundings differ most in all directions; the point itself where nothing can be seen, or little more.
-
-    How much they do is the smaller eigenvalue of the structure tensor over 5x5 pixels (Shi and Tomasi, CVPR 1994).
-
-    Args:
-        image: float32 ``[H, W]``; points: pixels ``[M, 2]``.
-    """
-    height, width = image.shape
-    across, down = torch.zeros_like(image), torch.zeros_like(image)
-    across[:, 1:-1], down[1:-1] = image[:, 2:] - image[:, :-2], image[2:] - image[:-2]
-    products = torch.stack([across * across, across * down, down * down])[:, None]
-    xx, xy, yy = F.conv2d(products, torch.ones(1, 1, 5, 5).to(image), padding=2).squeeze(1)
-    value = (xx + yy) / 2 - (((xx - yy) / 2).square() + xy.square()).sqrt()
-    allowed = torch.zeros_like(value, dtype=torch.bool)
-    allowed[3 : height - 3, 3 : width - 3] = True
-    value = F.pad(value.masked_fill(~allowed, -1), [REACH] * 4, value=-1)
-    offset = torch.arange(2 * REACH + 1, device=image.device)
-    left, top = points.round().long().unbind(1)
-    inside = (left >= 0) & (left < width) & (top >= 0) & (top < height)
-    left, top = left * inside, top * inside
-    around = value[(top[:, None] + offset)[:, :, None], (left[:, None] + offset)[:, None]].flatten(1)  # [M, 49]
-    best, place = around.max(1)
-    own = around[:, around.shape[1] // 2].clamp(min=0)
-    there = torch.stack([left + place % len(offset), top + place // len(offset)], 1) - REACH
-    better = inside & (best > (FACTOR * own).clamp(min=CORNER))
-    return torch.where(better[:, None], there.to(points), points)
-
-
-def align(
-    image0: Tensor, image1: Tensor, points0: Tensor, points1: Tensor, maps: Tensor, search: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the patches around points of image 0 are in image 1.
-
-    Args:
-        image0, image1: float32 ``[H, W]``.
-        points0, points1: pixels ``[M, 2]``, the latter to begin with; maps: ``[M, 4]``, matrices from image 0 to image 1.
-        search: pixels of image 0 around the start of which the best is where Lucas and Kanade's method begins.
-
-    Returns:
-        Pixels of image 1 ``[M, 2]``; correlation of the patches ``[M]``, 0 where that of image 0 is flat; standard deviation of the place ``[M]``.
-    """
-    parts = [
-        _align(image0, image1, start, end, matrix, search)
-        for start, end, matrix in zip(*(x.split(1024) for x in (points0, points1, maps)), strict=True)
-    ]
-    moved, likeness, deviation = (torch.cat(part) for part in zip(*parts, strict=True))
-    return moved, likeness, deviation
-
-
-def _align(
-    image0: Tensor, image1: Tensor, points0: Tensor, points1: Tensor, maps: Tensor, search: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    weights = window().to(image0.device)
-    reach = PATCH + search + 2
-    wide, grid = _square(reach, points0), _square(PATCH, points0)
-    matrix = maps.unflatten(1, (2, 2))
-    right, below = points0.new_tensor([1.0, 0.0]), points0.new_tensor([0.0, 1.0])
-    places = points0[:, None, None] + grid  # [M, N, N, 2]
-    patch = _sampled(image0, places)
-    patch = patch - (weights * patch).sum((1, 2), keepdim=True)
-    across = (_sampled(image0, places + right) - _sampled(image0, places - right)) / 2
-    down = (_sampled(image0, places + below) - _sampled(image0, places - below)) / 2
-    slopes = torch.stack([across, down], 1).flatten(2)  # [M, 2, N * N]
-    flat, weight = patch.flatten(1), weights.flatten()
-    power = (weight * flat * flat).sum(1)  # [M]
-    told = power >= FLAT
-    safe = power.clamp(min=FLAT)
-    mean, mixed = (weight * slopes).sum(2), (weight * slopes * flat[:, None]).sum(2)  # [M, 2]
-    tensor = (weight * slopes) @ slopes.transpose(1, 2) - mean[:, :, None] * mean[:, None]
-    tensor = (
-        (tensor - mixed[:, :, None] * mixed[:, None] / safe[:, None, None]).double()
-        if points0.dtype == torch.float64
-        else tensor
-    )
-    there = _sampled(image1, points1[:, None, None] + wide @ matrix[:, None].transpose(2, 3))  # [M, S, S]
-    side = 2 * PATCH + 1
-    seen = (
-        there[:, 2:-2, 2:-2].unfold(1, side, 1).unfold(2, side, 1).flatten(3)
-    )  # [M, 2 search + 1, 2 search + 1, N * N]
-    total, squares = (seen * weight).sum(3), (seen * seen * weight).sum(3)
-    product = (seen * (weight * flat)[:, None, None]).sum(3)
-    way = _square(search, points0)
-    spread = (squares - total.square()).clamp(min=0) + FLAT
-    value = product / (safe[:, None, None] * spread).sqrt() - PULL * way.square().sum(2).to(product)
-    shift = way.flatten(0, 1)[value.flatten(1).argmax(1)]  # [M, 2]
-    eye = torch.eye(2).to(tensor)
-    for step in range(STEPS + 1):
-        seen = _between(there, grid + shift[:, None, None] + reach).flatten(1)
-        seen = seen - (weight * seen).sum(1, keepdim=True)
-        spread, product = (weight * seen * seen).sum(1) + FLAT, (weight * seen * flat).sum(1)
-        rest = (product / spread)[:, None] * seen - flat
-        error = (weight * rest * rest).sum(1).to(tensor)
-        hold = NOISE * error / PRIOR**2 + 1e-7
-        held = tensor + hold[:, None, None] * eye
-        if step < STEPS:
-            pull = (weight * slopes * rest[:, None]).sum(2).to(tensor) + hold[:, None] * shift.to(tensor)
-            move = torch.linalg.solve(held, pull)
-            shift = (shift - move / move.norm(dim=1, keepdim=True).clamp(min=1)).clamp(-search - 1, search + 1)
-    likeness = (product / (safe * spread).sqrt()).to(tensor)
-    deviation = (NOISE * error * held.diagonal(dim1=1, dim2=2).sum(1) / (2 * torch.linalg.det(held))).sqrt()
-    moved = points1 + (matrix @ shift[..., None]).squeeze(2)
-    return (
-        torch.where(told[:, None], moved, points1),
-        torch.where(told, likeness, torch.zeros_like(likeness)),
-        torch.where(told, deviation, torch.full_like(deviation, PRIOR)),
-    )
-
-
-def _square(radius: int, like: Tensor) -> Tensor:
-    """Places (x, y) around a point, ``[2 radius + 1, 2 radius + 1, 2]``."""
-    side = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
-    y, x = torch.meshgrid(side, side, indexing="ij")
-    return torch.stack([x, y], 2)
-
-
-def _sampled(image: Tensor, places: Tensor) -> Tensor:
-    """An image ``[H, W]`` at places ``[M, h, w, 2]``, between its pixels, its edges going on."""
-    return _between(image.expand(len(places), *image.shape), places)
-
-
-def _between(images: Tensor, places: Tensor) -> Tensor:
-    """Images ``[M, H, W]``, each at its places ``[M, h, w, 2]``."""
-    height, width = images.shape[1:]
-    x, y = places[..., 0].clamp(0, width - 1), places[..., 1].clamp(0, height - 1)
-    left, top = x.long().clamp(max=width - 2), y.long().clamp(max=height - 2)
-    fx, fy = (x - left).to(images), (y - top).to(images)
-    own = torch.arange(len(images), device=images.device)[:, None, None]
-    upper = torch.lerp(images[own, top, left], images[own, top, left + 1], fx)
-    lower = torch.lerp(images[own, top + 1, left], images[own, top + 1, left + 1], fx)
-    return torch.lerp(upper, lower, fy)
-
-
-def window() -> Tensor:
-    """Weights of a patch, float32 ``[N, N]``; they add up to 1."""
-    squared = torch.arange(-PATCH, PATCH + 1, dtype=torch.float64).square()
-    weights = (-(squared[:, None] + squared) / (2 * SPREAD**2)).exp()
-    return (weights / weights.sum()).float()

@@ -1,7 +1,7 @@
-"""Numba kernels of `refinement`: the field of matches around each match, and the alignment of the patches of a match.
+"""Numba kernels of `refinement_cpu`: the affine map around each match, distinctive points, and the alignment of patches.
 
-A row is a match. Rows share no results, so any number of threads gives the same numbers. What each step is for is said in refinement.py, whose
-PyTorch functions these are tested against; all constants are handed in from there.
+A row is a match. Rows share no results, so any number of threads gives the same numbers. `refinement_torch` has the same steps in PyTorch: these are
+tested against them, and their constants are passed in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _jit = partial(compiled, fastmath=FAST)
 def field_rows(
     start, stop, points0, points1, weights, starts, order, columns, corner, radius, rounds, first, last, stiffness, out
 ):
-    """Fill rows of ``out`` ``[M, 9]``, see `refinement.local_maps`.
+    """Fill rows of ``out`` ``[M, 9]``, see `refinement_torch.local_maps`.
 
     starts, order: matches by buckets of ``radius`` pixels, ``columns`` of them in a row from ``corner``, as `_buckets` makes them.
     """
