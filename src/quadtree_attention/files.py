@@ -116,8 +116,7 @@ def walk(folder: str | Path) -> list[Path]:
 
 
 def list_photographs(folder: str | Path) -> list[Path]:
-    """The photographs among the files that `walk` finds, by their suffix. Those of kinds that are not read, such as .heic, are told of in an
-    InputWarning.
+    """The photographs among the files that `walk` finds, by their suffix. An InputWarning counts those of kinds that cannot be read, such as .heic.
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such folder.
@@ -130,15 +129,19 @@ def list_photographs(folder: str | Path) -> list[Path]:
         raise NotADirectoryError(f"{folder} is a file, expected a folder of photographs")
     files = walk(folder)
     others = Counter(path.suffix.lower() for path in files if path.suffix.lower() in PHOTO_SUFFIXES)
+    found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+    if others and not found:
+        raise InputError(
+            f"{folder} holds only photographs of kinds that cannot be read: {kinds}; convert them to .jpg or .png"
+        )
     if others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         warnings.warn(
             InputWarning(
                 f"{folder}: photographs of kinds that cannot be read are left out: {kinds}; convert them to .jpg or .png"
             ),
             stacklevel=2,
         )
-    found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
         raise InputError(f"{folder} holds no photographs ({', '.join(IMAGE_SUFFIXES)}) in it or below")
     return found

@@ -49,6 +49,25 @@ def test_pictures_with_options(photos, tmp_path):
         assert image.n_frames > 5
 
 
+def test_warped_shows_a_as_b_sees_it(photos, tmp_path, capsys):
+    arguments = ["match", *photos, "--geometry", "homography", "--warped", str(tmp_path / "w.png")]
+    assert main(arguments) == 0
+    first, second, warped = (np.asarray(Image.open(path)).astype(int) for path in (*photos, tmp_path / "w.png"))
+    assert warped.shape == second.shape
+    error, before = abs(warped - second)[10:-10, 30:100], abs(first[:, :100] - second[:, :100])[10:-10, 30:]
+    assert error.mean() < 0.3 * before.mean()
+    assert main([*arguments[:3], "--warped", str(tmp_path / "x.png")]) == 2
+    assert "--warped needs --geometry homography, got --geometry none" in capsys.readouterr().err
+
+
+def test_quiet(photos, tmp_path, capsys):
+    """No notes on stderr, such as the one on few grey levels."""
+    Image.fromarray(np.uint16(np.linspace(0, 4095, 64 * 64)).reshape(64, 64)).save(tmp_path / "deep.png")
+    for options, said in (([], True), (["-q"], False)):
+        assert main(["match", str(tmp_path / "deep.png"), photos[1], *options]) == 0
+        assert ("were stretched" in capsys.readouterr().err) is said
+
+
 def test_kinds_of_images(photo, tmp_path):
     grey = photo.mean(2).astype(np.uint8)
     exif = Image.Exif()

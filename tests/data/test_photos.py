@@ -47,6 +47,16 @@ def test_photographs_of_kinds_that_are_not_read_are_counted(tmp_path, photo):
     assert [path.name for path in found] == ["a.png", "b.jfif"]
 
 
+def test_a_folder_of_such_photographs_alone_is_one_error(tmp_path, recwarn):
+    for name in ("c.HEIC", "d.heic"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        ValueError, match=r"holds only photographs of kinds that cannot be read: 2 \.heic; convert them"
+    ):
+        list_photographs(tmp_path)
+    assert not recwarn.list
+
+
 def test_list_says_what_is_wrong(tmp_path, photo):
     with pytest.raises(FileNotFoundError, match="does not exist, expected a folder"):
         list_photographs(tmp_path / "missing")

@@ -157,15 +157,15 @@ class TestMatcher:
 
     def test_one_look_if_told_so_or_if_nothing_differs(self, photo):
         for points1, options in ((self.twice, {"align": False}), (self.points, {})):
-            network = Looks(self.points, points1, 0.5)
-            Matcher(network, "cpu").match(photo, photo, refine=False, **options)
-            assert len(network.given) == 1
+            matcher = Matcher(Looks(self.points, points1, 0.5))
+            matcher.match(photo, photo, refine=False, **options)
+            assert len(matcher.model.given) == 1
 
     @pytest.mark.parametrize("pad_to", [None, 192])
     def test_what_is_not_shown_is_masked(self, photo, pad_to):
-        network = Looks(self.points, self.twice, 0.5, 0.6)
-        Matcher(network, "cpu").match(photo, photo, pad_to=pad_to, refine=False)
-        gray, _, mask, other = network.given[1]
+        matcher = Matcher(Looks(self.points, self.twice, 0.5, 0.6))
+        matcher.match(photo, photo, pad_to=pad_to, refine=False)
+        gray, _, mask, other = matcher.model.given[1]
         assert gray.shape[2:] == mask.shape[1:]
         shown = mask[0, :120, :160]
         assert not shown[:, :49].any()

@@ -6,7 +6,10 @@ of what a short command costs.
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +31,7 @@ def run(arguments: list[str]) -> int:
         InputError, OSError, MissingPackageError: a user's mistake, in one line.
     """
     try:
-        with warnings.catch_warnings():
-            action: Literal["ignore", "default"] = "ignore" if {"-q", "--quiet"} & set(arguments) else "default"
-            warnings.filterwarnings(action, category=UserWarning, module="quadtree_attention")
-            _show_as_notes()
+        with warnings.catch_warnings(), _notes(quiet=bool({"-q", "--quiet"} & set(arguments))):
             status = app(args=arguments, prog_name="quadtree", standalone_mode=False)
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's, whichever version of it typer brings
@@ -47,6 +47,22 @@ def run(arguments: list[str]) -> int:
     if status == 130:
         raise KeyboardInterrupt
     return status or 0
+
+
+@contextmanager
+def _notes(quiet: bool) -> Iterator[None]:
+    """Show warnings of this package as notes; with ``quiet``, neither them nor what it logs, and no progress of downloads."""
+    action: Literal["ignore", "default"] = "ignore" if quiet else "default"
+    warnings.filterwarnings(action, category=UserWarning, module="quadtree_attention")
+    _show_as_notes()
+    logger = logging.getLogger("quadtree_attention")
+    before = logger.level
+    if quiet:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _show_as_notes() -> None:

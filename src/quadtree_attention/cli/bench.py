@@ -7,7 +7,7 @@ from typing import Annotated
 from ..errors import InputError
 from ..extras import require
 from ..formats import CHART_SUFFIXES
-from .app import OVERWRITE, app, numbers, typer
+from .app import OVERWRITE, QUIET, app, numbers, typer
 from .outputs import Outputs
 
 
@@ -36,6 +36,7 @@ def bench(
     ] = None,
     chart: Annotated[str | None, typer.Option(metavar="FILE", help="Plot it to a .png, .svg or .pdf file.")] = None,
     overwrite: OVERWRITE = False,
+    quiet: QUIET = False,
 ) -> None:
     """Measure attention on this machine's CPU: time, memory, and how both grow with the number of tokens."""
     from ..bench import cpu as benchmark

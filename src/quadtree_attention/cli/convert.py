@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from .app import OVERWRITE, app, typer
+from .app import OVERWRITE, QUIET, app, typer
 from .outputs import Outputs
 
 
@@ -22,6 +22,7 @@ def convert(
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store parameters as float16, in half the space.")] = False,
     overwrite: OVERWRITE = False,
+    quiet: QUIET = False,
 ) -> None:
     """Convert a checkpoint to a .safetensors file that also holds its configuration."""
     with Outputs([checkpoint], overwrite=overwrite) as outputs:

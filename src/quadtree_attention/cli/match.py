@@ -8,7 +8,7 @@ from typing import Annotated
 
 from ..errors import InputError
 from ..formats import ANIMATION_SUFFIXES, MATCH_SUFFIXES, PICTURE_SUFFIXES
-from .app import DEVICE, OVERWRITE, PRECISION, TOPK, app, numbers, typer
+from .app import DEVICE, OVERWRITE, PRECISION, QUIET, TOPK, app, numbers, typer
 from .outputs import Outputs
 
 GEOMETRIES = ("none", "homography", "fundamental", "essential")
@@ -79,6 +79,7 @@ def match(
     topk: TOPK = None,
     precision: PRECISION = "auto",
     overwrite: OVERWRITE = False,
+    quiet: QUIET = False,
     device: DEVICE = None,
 ) -> None:
     """Match two images: find points of A in B. Coordinates are pixels of the files."""

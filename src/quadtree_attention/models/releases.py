@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -123,7 +124,8 @@ def downloaded(row: Pretrained) -> Path:
     if url is not None and not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path))  # under another name until it is whole
+            progress = logging.getLogger("quadtree_attention").isEnabledFor(logging.WARNING)
+            torch.hub.download_url_to_file(url, str(path), progress=progress)  # under another name until it is whole
         except (URLError, OSError) as error:
             reason = getattr(error, "reason", None) or error
             raise OSError(f"cannot download {row.name} ({reason}); fetch {url} by hand and put it at {path}") from None
