@@ -1,4 +1,4 @@
-"""What all attention modules share: projections, checks, heads, masks."""
+"""The base class of the attention modules: projections, checks, heads, masks."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class QuadtreeAttention(Attention):
         self.value = value
         self.backend = backend
         self.level_weights = nn.Parameter(torch.randn(levels)) if variant == "b" else None
-        # Annotated here, since TorchScript reads annotations of classes and knows no Any.
+        # Annotated here, because TorchScript reads the annotations of classes and does not know Any.
         self.lepe: Any = (  # one nn.Conv2d a level
             nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1, groups=dim) for _ in range(levels)) if lepe else None
         )
@@ -141,9 +141,7 @@ class QuadtreeAttention(Attention):
         if self.value_branches is not None:
             pooled = value.permute(0, 3, 1, 2)
             for level in range(self.levels - 2, -1, -1):
-                for index, branch in enumerate(
-                    self.value_branches
-                ):  # TorchScript knows no other way to choose a module
+                for index, branch in enumerate(self.value_branches):  # TorchScript has no other way to choose a module
                     if index == level:
                         for place, part in enumerate(branch):
                             pooled = part(_even(pooled) if place == 2 else pooled)
@@ -219,7 +217,7 @@ def _halved(x: Tensor, down: nn.Conv2d) -> Tensor:
         return down(_even(x))
     sizes = [
         (side + 1) // 2 for side in x.shape[-2:]
-    ]  # spelt as the operator spells them, so that free sizes are seen to be the same
+    ]  # written as the operator writes them, so that the exporter sees that free sizes are equal
     for axis, size in zip((2, 3), sizes, strict=True):
         x = stretch(x, axis, 2 * size)
     x = down(x)
@@ -236,7 +234,7 @@ def _even(x: Tensor) -> Tensor:
 def _add_to_children(x: Tensor, fine: Tensor) -> Tensor:
     """``[B, ceil(H/2), ceil(W/2), dim]``, each copied to its children, plus ``fine`` ``[B, H, W, dim]``."""
     height, width = fine.shape[1:3]
-    if torch.compiler.is_exporting():  # asks no questions about free sizes
+    if torch.compiler.is_exporting():  # has no conditions on free sizes
         for axis, size in ((1, height), (2, width)):
             x = x.index_select(axis, torch.arange(size, device=x.device) // 2)
         return fine + x

@@ -38,7 +38,7 @@ class SpatialReductionAttention(Attention):
     """Keys and values come from the context pooled to a fixed grid (PVTv2's linear spatial reduction, arXiv 2106.13797).
 
     Args:
-        dim, num_heads, qkv_bias, proj_bias: as `Attention`.
+        dim, num_heads, qkv_bias, proj_bias: as in `Attention`.
         pool: cells of the fixed grid along each axis; 8 in the paper's comparison.
     """
 

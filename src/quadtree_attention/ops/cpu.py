@@ -33,8 +33,8 @@ def attend(
     levels = len(query.tokens)
     q, k, v = ([x.to(work).contiguous() for x in tree.tokens] for tree in (query, key, value))
     weights = torch.ones(levels, dtype=work, device=q[0].device) if level_weights is None else level_weights.to(work)
-    # The first call of a torch.library op imports torch's compiler, which takes two seconds; a command that matches two photographs
-    # does without.
+    # The first call of a torch.library op imports torch's compiler, which takes two seconds; a command that matches two photographs can
+    # do without.
     function = forward if is_plain(*q, *k, *v, weights) else forward_op
     out, kept, _ = function(q, k, v, key.valid or [], [*topk, 0], variant == "a", weights)
     if query.valid is not None:
@@ -81,7 +81,7 @@ def _forward_levels(q, k, v, valid, variant_a, weight, scale, out, kept, share) 
 
 
 def fine_level(q, k, v, mask, kept, share, above, variant_a, weight, scale, out, next_kept, next_share) -> Tensor:
-    """One finer level: fills out, and next_kept and next_share unless they have no room for any (the last level)."""
+    """Run one finer level: fill out, and also next_kept and next_share, except at the last level, where they are empty."""
     arrays = _arrays(kept, share, above)
     task = partial(
         _call, kernels.fine_forward, q.shape[1], variant_a, *_arrays(q, k, v), *mask, *arrays,
@@ -195,7 +195,7 @@ forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _root_forward(q, k, v, valid, kept, share, variant_a, weight, scale) -> Tensor:
-    """Message of the coarsest level times its weight; fills kept[0] and share[0] if there is a next level."""
+    """Compute the message of the coarsest level times its weight; fill kept[0] and share[0] if there is a next level."""
     heads = q.shape[1]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     out = v.new_empty(*q.shape[:2], v.shape[-1])
@@ -215,7 +215,7 @@ def _root_rows(score: Tensor, heads: int, valid: list[Tensor], variant_a: bool, 
 
 
 def _root_backward(grad, q, k, v, valid, kept, grad_share, variant_a, weight, scale, grad_q, grad_k, grad_v) -> Tensor:
-    """Adds to grad_q, grad_k, grad_v of the coarsest level; returns the gradient of its weight."""
+    """Add to grad_q, grad_k and grad_v of the coarsest level, and return the gradient of its weight."""
     heads = q.shape[1]
     q, k, v, grad, kept, grad_share = (x.flatten(0, 1) for x in (q, k, v, grad, kept, grad_share))
     grad_q, grad_k, grad_v = (x.view(-1, *x.shape[2:]) for x in (grad_q, grad_k, grad_v))
@@ -227,7 +227,7 @@ def _root_backward(grad, q, k, v, valid, kept, grad_share, variant_a, weight, sc
         pull = torch.bmm(grad[:, rows], v.transpose(1, 2))
         message_score = score
         if variant_a and kept.shape[-1]:
-            # Kept keys have no part in this message; what comes back to their score is from the next level.
+            # Kept keys have no part in this message; the gradient of their score comes from the next level.
             place = torch.where(kept[:, rows] >= 0, kept[:, rows], score.shape[-1]).long()
             pull = torch.cat([pull, pull[..., :1]], -1).scatter_(-1, place, grad_share[:, rows])[..., :-1]
             message_score = torch.cat([score, score[..., :1]], -1).scatter_(-1, place, 0)[..., :-1]

@@ -1,8 +1,8 @@
-"""Products of small blocks in explicit vectors, for the Numba kernels: four queries, or two, with their listed keys, sums kept in registers.
+"""Products of small blocks in explicit vectors, for the Numba kernels: four queries, or two, times their listed keys.
 
-LLVM vectorises only inner loops, and so adds up each of the dot products by itself and writes every sum back to memory; here a block's sums stay in
-registers, and sixteen dot products are added up together. Vectors have `LANES` numbers, 16 of float32 or 8 of float64, which LLVM splits as
-the machine needs. `dim` must be a multiple of LANES; all positions are counted in numbers from the start of an array, which must be contiguous.
+LLVM vectorises only inner loops: it reduces each dot product on its own and writes every sum back to memory. Here the sums of a block stay in
+registers, and sixteen dot products are reduced together. A vector has `LANES` numbers, 16 of float32 or 8 of float64, which LLVM splits as
+the machine needs. `dim` must be a multiple of LANES. Positions count numbers from the start of an array, which must be contiguous.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _sum_rows(rows, weight, weight_step, y, y_at, dim, token, count, out, out_at
 
 
 def _scatter_rows(rows, weight, weight_step, x, x_at, dim, token, count, out, out_at):
-    """``out[token[j]] += sum over i of weight[i, j] * x[i]`` for rows of one vector; count at least 1. Places as of `_sum_rows`."""
+    """``out[token[j]] += sum over i of weight[i, j] * x[i]`` for rows of one vector; count at least 1. Positions as in `_sum_rows`."""
 
     def codegen(context, builder, signature, args):
         block = _Block(context, builder, signature, args)
@@ -194,7 +194,7 @@ def _dots(rows, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_ste
 
 
 def _added_up(block, sums):
-    """The totals of 16 vectors as 4 vectors of 4: halves of two vectors are brought together and added, until one number is left of each."""
+    """Reduce 16 vectors to their totals, as 4 vectors of 4: add halves of two vectors at a time until one number of each is left."""
     if block.lanes == 8:
         # Within the two halves of 4 lanes, as shuffles that cost one step each; then half to half.
         sums = _halved(block, sums, [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15])

@@ -1,4 +1,4 @@
-"""How kernels are compiled, and kept on disk: in Numba's own cache, made to notice changed and damaged files."""
+"""Compiles kernels and keeps them on disk, in Numba's own cache, which here notices changed and damaged files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from numba.core import event
 
 from ..compat import CompileResultCacheImpl, FunctionCache, numba_dumps
 
-# What kernels are made of, beside the file that they stand in.
+# Files that kernels depend on, besides the one that defines them.
 SOURCES = ("cpu_kernels.py", "cpu_blocks.py", "cpu_cache.py")
 
 
 def compiled(function: Callable, *, fastmath: bool | set[str] = False) -> Callable:
-    """Compiled when first called, and kept beside its file, or else in the user's cache folder (or in NUMBA_CACHE_DIR).
+    """Compile a function when it is first called, and keep the result beside its file, or else in the user's cache folder (or in NUMBA_CACHE_DIR).
 
-    It lets other threads run meanwhile, and looks at no bounds.
+    The compiled function releases the GIL and checks no bounds.
     """
     kernel: Any = numba.njit(nogil=True, fastmath=fastmath, error_model="numpy", boundscheck=False)(function)
     with contextlib.suppress(RuntimeError, OSError):  # no folder to write to: every process then compiles for itself
@@ -32,7 +32,7 @@ def compiled(function: Callable, *, fastmath: bool | set[str] = False) -> Callab
 
 
 class _Notice(event.Listener):
-    """Says once that kernels are being compiled; those that are found in the cache are silent."""
+    """Log once that kernels are being compiled; kernels found in the cache say nothing."""
 
     def on_start(self, started: event.Event) -> None:
         if started.data["dispatcher"].py_func.__module__.partition(".")[0] == __name__.partition(".")[0]:
@@ -47,13 +47,13 @@ event.register("numba:compile", _Notice())
 
 @cache
 def _sources() -> bytes:
-    """A digest of the files of `SOURCES`. Numba looks at the file that a function stands in alone."""
+    """A digest of the files in `SOURCES`. Numba itself looks only at the file that defines a function."""
     digests = (hashlib.sha256((Path(__file__).parent / name).read_bytes()).digest() for name in SOURCES)
     return b"".join(digests)
 
 
 class _Checked(CompileResultCacheImpl):
-    """Machine code with a digest, for a few wrong bits in it would end the process or give wrong numbers."""
+    """Machine code with a digest: a few wrong bits would crash the process or give wrong numbers."""
 
     def reduce(self, compiled: Any) -> tuple[bytes, bytes]:
         code = numba_dumps(super().reduce(compiled))
@@ -67,7 +67,7 @@ class _Checked(CompileResultCacheImpl):
 
 
 class KernelCache(FunctionCache):
-    """The compiled forms of a kernel. What cannot be read is compiled again; what cannot be written is left in memory."""
+    """The compiled versions of a kernel. One that cannot be read is compiled again; one that cannot be written stays in memory only."""
 
     _impl_class = _Checked
 
@@ -105,5 +105,5 @@ def _line(problem: Exception) -> str:
 
 @cache
 def _log(text: str) -> None:
-    """Each is said once."""
+    """Log a line; each line only once."""
     logging.getLogger("quadtree_attention").warning(text)

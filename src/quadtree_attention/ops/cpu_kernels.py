@@ -1,11 +1,11 @@
 """Numba kernels for the CPU: each finer level is one fused step that never stores gathered keys or values.
 
 Layout: tree order with heads in front, ``[B * heads, N, dim]``; the children of a key are then neighbours in memory. Kernels are plain nogil
-functions over a range of rows (a row is one parent with its F queries, or one head), driven by a small thread pool of our own; rows do not share
-results, so any number of threads gives the same numbers. They work on the list of a row's valid candidates, four keys and four queries at a time.
+functions over a range of rows (a row is one parent with its F queries, or one head), run by threads.py. Rows share no results, so any number of
+threads gives the same numbers. Kernels work on the list of a row's valid candidates, four keys and four queries at a time.
 
-This file is long because forward and backward of a level share their layout and their loops, and are changed together.
-The files that kernels are made of are listed in cpu_cache.py, which compiles them again when one of these has changed.
+This file is long because forward and backward of a level share their layout and their loops, and change together.
+cpu_cache.py lists the files that kernels depend on, and compiles the kernels again when one of these has changed.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def _softmax_row(row, count):
 
 @_jit
 def _bar(score, count, keep):
-    """A number that at least ``keep`` scores reach, and few more do: by halving the range, with counts that LLVM vectorises."""
+    """Find a number that at least ``keep`` scores reach, and few more: by bisection, with counts that LLVM vectorises."""
     low, high = score[0], score[0]
     for j in range(1, count):
         low = min(low, score[j])
@@ -295,9 +295,9 @@ def _bar(score, count, keep):
 
 @_jit
 def _select_few(score, count, keep, best, place):
-    """`_select` of few: the place of each is the number of those before it, counted without a branch."""
+    """`_select` for few scores: the rank of each is the number of scores before it, counted without a branch."""
     for c in range(keep):
-        place[c] = 0  # scores that are no numbers leave places out
+        place[c] = 0  # NaN scores leave some places unfilled
     for j in range(np.int32(count)):
         s = score[j]
         rank = np.int32(0)
@@ -448,9 +448,7 @@ def fine_backward(
             for i in range(children):
                 if variant_a:
                     _sibling_softmax(score, siblings, slot, share, head, parent, i, count)
-                    for c in range(
-                        keep
-                    ):  # their share of this message was left out, what comes back is from the next level
+                    for c in range(keep):  # not part of this message; the gradient comes from the next level
                         kept_token = next_kept[head, first + i, c]
                         if kept_token < 0:
                             break

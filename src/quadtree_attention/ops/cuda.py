@@ -114,7 +114,7 @@ def _(grad, q, k, v, valid, kept, share, lse, topk, variant_a, weights):
 
 
 def queries_by_key(kept: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """Where each key was kept: positions in ``kept`` [B, heads, N, K], key by key, and where each key's part of them begins.
+    """List where each key was kept: positions in ``kept`` [B, heads, N, K], key by key, and where each key's part begins.
 
     Returns entries ``[B * heads * N * K]`` (those of -1 at the end) and first ``[B * heads * keys + 1]``. Within a key, positions ascend.
     """
@@ -210,19 +210,19 @@ class _Level:
         self.sorted = max(2, _power(counts[level]))
 
     def candidates(self, kept: list[Tensor], share: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The lists that the level above handed on, and their scores; any tensor where the kernel reads none."""
+        """The lists that the level above passed on, and their scores; any tensor where the kernel reads none."""
         if self.level == 0:
             return self.valid, self.valid
         return kept[self.level - 1], share[self.level - 1] if self.variant_a else self.valid
 
     def handed_on(self, kept: list[Tensor], share: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """What this level hands on, or the gradient of it; any tensor where there is none."""
+        """What this level passes on, or the gradient of it; any tensor where there is nothing."""
         if self.last:
             return self.valid, self.valid
         return kept[self.level], share[self.level] if self.variant_a else self.valid
 
     def its(self, per_query: list[Tensor]) -> Tensor:
-        """This level's entry of a list that only levels with one softmax have one in."""
+        """This level's entry in a list that has entries only for levels with one softmax."""
         return per_query[self.level] if self.has_lse else self.valid
 
     def launch(self, kernel, groups: int, *arguments, **constants) -> None:
@@ -241,7 +241,7 @@ def _levels(q, k, v, valid, topk: list[int], variant_a: bool) -> list[_Level]:
 
 def _precision() -> str:
     """How the kernels multiply float32: in TensorFloat-32 only where torch's own setting allows it, and on NVIDIA's hardware."""
-    # The older getters raise once somebody has used the newer setting; this one knows of both.
+    # The older getters raise once the newer setting has been used; this one handles both.
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if allowed and not torch.version.hip else "ieee"
 

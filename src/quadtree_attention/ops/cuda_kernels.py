@@ -5,7 +5,7 @@ candidates the F children of each key that this query kept, F * K places in all;
 and the candidates are all keys. Candidates are taken CB places at a time, so that nothing but the result of a level is ever stored.
 
 Per batch entry and head: q [nq, D], k [nk, D], v [nk, DV], kept [groups, K] int32 with -1 for none. Scores and sums are float32. All index
-arithmetic inside a head is 32-bit unless WIDE. ``keep`` is KEEP once more, as a number that loops over it are not unrolled for.
+arithmetic inside a head is 32-bit unless WIDE. ``keep`` equals KEEP, but is not a constant, so that loops over it are not unrolled.
 """
 
 import triton

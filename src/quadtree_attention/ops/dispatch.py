@@ -1,4 +1,4 @@
-"""Which backend runs a call: each says whether it can, and why not."""
+"""Chooses the backend that runs a call: each says whether it can, and if not, why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HAS_NUMBA = importlib.util.find_spec("numba") is not None
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 CUDA_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CUDA_DIM = 256  # channels of a head
-CUDA_KEEP = 1024  # keys that a level hands on
+CUDA_KEEP = 1024  # keys that a level passes on
 _warned: set[str] = set()
 
 
@@ -91,7 +91,7 @@ def choose(backend: Backend | None, query: Tensor, value: Tensor, keep: int) -> 
                 backend = best
             elif not torch.compiler.is_exporting():
                 _warn_once(reason)
-    if is_transformed():  # whichever was asked for: plain operations have every derivative
+    if is_transformed():  # whichever backend was asked for: plain operations have every derivative
         backend = "reference"
     if backend == "cpu":
         from .cpu import attend

@@ -1,4 +1,4 @@
-"""quadtree_attention(): checks its arguments, builds the levels, runs a backend, and brings the result back to the grid."""
+"""quadtree_attention(): checks the arguments, builds the levels, runs a backend, and lays the result out on the grid."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def quadtree_attention(
             how many levels unless another one is a sequence), or a sequence of such tensors, coarse to fine, every grid ceil(half) of the next
             finer one. The grid has 1, 2 or 3 axes and any size. Key and value share grids; the query's may differ; ``value`` may have another
             ``dim``.
-        topk: how many keys each level hands on to the next: ``levels - 1`` numbers or one for all; clamped to how many there are. Ties go to
+        topk: how many keys each level passes on to the next: ``levels - 1`` numbers or one for all; clamped to how many there are. Ties go to
             the lower index in tree order.
         levels: number of levels; needed with single tensors (if ``topk`` is a sequence, ``len(topk) + 1`` is the default).
-        variant: "b" normalises each level by itself and adds up the levels' messages (equations 5 and 6); "a" hands a key's score down to
+        variant: "b" normalises each level by itself and adds up the levels' messages (equations 5 and 6); "a" passes a key's score down to
             its children, and all scores of a query add up to 1 (equations 3 and 4).
         level_weights: ``[levels]``, multiplies each level's message; for "b" only. None means ones.
         query_mask, key_mask: bool ``[B, *grid]`` of the finest level, True = valid. Invalid keys are never attended, invalid queries give
@@ -145,7 +145,7 @@ def _as_levels(
     levels: int | None,
     topk: int | Sequence[int],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], int]:
-    """Levels given of each, and how many there are to be; a single tensor is the finest level alone."""
+    """The levels given for each input, and how many there will be; a single tensor is the finest level alone."""
     given = {"query": query, "key": key, "value": value}
     lists = {name: [x] if isinstance(x, Tensor) else list(x) for name, x in given.items()}
     for name, pyramid in lists.items():

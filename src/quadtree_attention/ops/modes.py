@@ -1,4 +1,4 @@
-"""What PyTorch is doing around a call: running it as it stands, compiling it, tracing it, or transforming it for other derivatives."""
+"""Tells how PyTorch runs a call: eagerly, compiled, traced, or transformed for other derivatives."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..compat import (
 
 
 def is_transformed(*gradients: Tensor) -> bool:
-    """Whether more than values and one backward pass is asked for: torch.func (grad, vmap, jvp, ...) or forward-mode derivatives.
+    """Whether the call needs more than values and one backward pass: torch.func (grad, vmap, jvp, ...) or forward-mode derivatives.
 
-    Kernels know nothing of these. Reference operations, which do, must then run, whether or not a tensor at hand takes part.
-    gradients: that a backward pass is given, which may be many at once (``is_grads_batched``).
+    Kernels do not support these. The reference operations do, and must then run, even if none of the tensors takes part.
+    gradients: those given to a backward pass, which may be many at once (``is_grads_batched``).
     """
     return (
         peek_interpreter_stack() is not None
@@ -27,17 +27,17 @@ def is_transformed(*gradients: Tensor) -> bool:
 
 
 def is_free() -> bool:
-    """Whether tensors at hand may stand for others: then no branch may hang on their values."""
+    """Whether tensors may stand for others, as when tracing: then no branch may depend on their values."""
     return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed()
 
 
 def is_eager(*tensors: Tensor) -> bool:
-    """Whether all are ordinary CPU tensors of floats, with no compiling, tracing or function transform under way."""
+    """Whether all are ordinary float tensors on the CPU, without compiling, tracing or function transforms."""
     if is_free() or len_torch_dispatch_stack():
         return False
     return all(type(x) is Tensor and x.device.type == "cpu" and x.is_floating_point() for x in tensors)
 
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether nothing but values is asked for: `is_eager`, and no gradient."""
+    """Whether the call needs values only: `is_eager`, and no gradient."""
     return is_eager(*tensors) and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))

@@ -73,7 +73,7 @@ def gradients(
     level_weights: Tensor,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
     """Gradients of the levels of query, key and value and of the level weights, as a backend's backward pass gives them, but with every
-    derivative of their own. ``valid`` is the keys'; an empty list means that all are."""
+    derivative of their own. ``valid`` is the keys'; an empty list means that all keys are valid."""
     levels = len(query)
     children = query[1].shape[2] // query[0].shape[2] if levels > 1 else 2
     grids = [(1,) * (children.bit_length() - 1)] * levels  # only the number of axes counts here
@@ -117,7 +117,7 @@ def _fine_level(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each query attends to the children of the keys that its parent kept.
 
-    kept, share: ``[B, H, N / children, K]``. Returns as `_root_level`.
+    kept, share: ``[B, H, N / children, K]``. Returns the same as `_root_level`.
     """
     batch, heads, _, dim = q.shape
     q = q.unflatten(2, (-1, children))  # [B, H, parents, F, dim]
@@ -166,7 +166,7 @@ def _in_blocks(
     numbers_per_row: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``block(*sliced, *whole)`` over slices of dim 2 and concatenate; exporting takes one slice, so that sizes stay free."""
-    # What has no values needs no memory; what is recorded is to hold for other sizes; transforms know no recomputing.
+    # Meta tensors need no memory; recorded graphs must hold for other sizes; transforms do not support recomputing.
     if sliced[0].is_meta or (is_free() and not torch.compiler.is_compiling()):
         return block(*sliced, *whole)
     rows = sliced[0].shape[2]
@@ -199,15 +199,11 @@ def _select(scores: Tensor, valid: Tensor | None, keep: int | torch.SymInt) -> T
     if valid is not None:
         scores = scores.masked_fill(~valid, -torch.inf)
     if is_free() or scores.is_meta or not scores.numel():
-        if (
-            torch.onnx.is_in_onnx_export()
-        ):  # it knows no stable sort, but becomes a TopK, in which ties go to the lower place
+        if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort, but its TopK gives ties to the lower place
             value, place = scores.sort(dim=-1, descending=True)
         else:
             value, place = scores.sort(dim=-1, descending=True, stable=True)
-        first = torch.arange(
-            keep, device=place.device
-        )  # a slice would tie exported graphs to keep being below the count
+        first = torch.arange(keep, device=place.device)  # a slice would limit exported graphs to keep < count
         value, place = value.index_select(-1, first), place.index_select(-1, first)
     else:
         value, place = _top(scores, keep)

@@ -1,6 +1,6 @@
 """The operator as one node of TorchScript's graphs: what `torch.jit.trace` and `torch.jit.script` record, with all sizes free.
 
-Such a graph runs, and loads from a file, in Python processes that have imported quadtree_attention, as with torchvision's operators.
+As with torchvision's operators, such a graph runs, and loads from a file, only in Python processes that have imported quadtree_attention.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _attention(
     backend: str | None,
     return_candidates: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """`quadtree_attention`, with lists of one tensor for those whose levels are to be averaged."""
+    """`quadtree_attention`, with a list of one tensor where levels are to be averaged from it."""
     from .functional import quadtree_attention
 
     def given(x: list[Tensor]) -> Tensor | list[Tensor]:

@@ -1,7 +1,7 @@
-"""Nogil kernels on as many threads as torch uses: on torch's own where they can be had, else on a small pool of ours.
+"""Runs nogil kernels on as many threads as torch uses: on torch's own threads where they are available, else on a small pool.
 
 torch's OpenMP threads keep a core busy for milliseconds after each parallel operation, waiting for the next one. A second pool has to share the
-cores with them and loses a third of its speed; their own team starts at once. A forked process has lost that team, so it gets a pool.
+cores with them and loses a third of its speed; torch's own threads start at once. A forked process has lost them, so it gets a pool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process, threads, ex
 def run(task: Callable[[int, int], None], rows: int, *, chunks_per_thread: int = 4) -> None:
     """Call ``task(start, stop)`` on ranges that together cover ``range(rows)``, on ``torch.get_num_threads()`` threads.
 
-    Which range runs where must not matter to the result: rows must not share what they write. Exceptions are raised here.
+    Which range runs where must not matter to the result: rows must not share what they write. Exceptions are raised in the caller.
     """
     threads = torch.get_num_threads()
     chunks = min(rows, threads * chunks_per_thread)

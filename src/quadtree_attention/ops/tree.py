@@ -20,8 +20,8 @@ from ..errors import InputError
 from .memory import contiguous, empty
 from .modes import is_eager, is_transformed
 
-FEW = 2**16  # rows of which many lists are kept: a backbone needs ten for each size of image
-GATHERED = 2**21  # tokens times heads up to which the way into tree order is kept as a list of rows
+FEW = 2**16  # lists of rows that are cached: a backbone needs ten for each image size
+GATHERED = 2**21  # tokens times heads up to which the order is cached as a list of rows
 
 
 def level_grids(grid: Sequence[int], levels: int) -> list[tuple[int, ...]]:
@@ -67,7 +67,7 @@ def to_tree(x: Tensor, root_grid: Sequence[int], level: int) -> Tensor:
 
 
 def _by_rows(x: Tensor) -> bool:
-    """Whether ``x`` can be reordered as rows of ``dim`` numbers: in 2-D and 3-D five times as fast as permuted copies."""
+    """Whether ``x`` can be reordered as rows of ``dim`` numbers, which in 2-D and 3-D is five times as fast as permuted copies."""
     return is_eager(x) and x.is_contiguous() and x[:1, ..., 0].numel() <= GATHERED
 
 
@@ -113,7 +113,7 @@ _few_rows, _many_rows = lru_cache(maxsize=128)(_make_rows), lru_cache(maxsize=8)
 
 
 def stretch(x: Tensor, axis: int, size: int) -> Tensor:
-    """Pad the end of an axis with zeros; unlike F.pad it asks no questions about free sizes, so that exported graphs hold for all."""
+    """Pad the end of an axis with zeros; unlike F.pad, it has no conditions on free sizes, so exported graphs hold for all of them."""
     place = torch.arange(size, device=x.device)
     inside = (place < x.shape[axis]).reshape(-1, *[1] * (x.dim() - axis - 1))
     x = x.index_select(axis, place.clamp(max=x.shape[axis] - 1))
@@ -198,7 +198,7 @@ def build_valid(
 
 
 def build_tree(levels: Sequence[Tensor], grids: Sequence[tuple[int, ...]], valid: list[Tensor] | None) -> Tree:
-    """Bring tokens into tree order.
+    """Lay out tokens in tree order.
 
     levels: either the finest level alone (coarser ones are then averaged) or one ``[B, *grid_l, heads, dim]`` a level, coarse to fine.
     """
@@ -217,7 +217,7 @@ def build_tree(levels: Sequence[Tensor], grids: Sequence[tuple[int, ...]], valid
 class _Pyramid(torch.autograd.Function):
     """``count`` levels, coarse to fine, of means of ``children`` consecutive tokens; ``x`` ``[B, heads, N, dim]`` is the last of them.
 
-    As `pool` level by level, but what comes back to all levels is added up in one pass each.
+    The same as `pool` level by level, but the backward pass sums the gradients of all levels in one pass each.
     """
 
     @staticmethod
