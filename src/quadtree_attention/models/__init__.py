@@ -1,8 +1,8 @@
-"""Networks built on the operator; each room has its frozen config dataclass beside it.
+"""Networks built on the operator, each with its frozen config dataclass beside it.
 
-Importing this package registers the backbones in timm: at once where timm is loaded, and otherwise when it is. Importing timm here would be plainer,
-but takes a second, and so would every `quadtree match`, whose network lies in this package and needs none of timm. timm itself has no way
-to name models that it does not know yet, such as entry points: hence a finder, which is there until timm is loaded.
+Importing this package registers the backbones in timm: at once if timm is loaded, otherwise as soon as it is. Importing timm here would be
+simpler, but takes a second, and every `quadtree match` would pay for it, whose network needs none of timm. timm has no entry points for models of
+other packages: hence an import hook, which removes itself once timm is loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 class _WithBackbones(MetaPathFinder):
-    """Finds timm as the other finders do. Whoever loads what it finds gets the backbones too; whoever only looks gets nothing."""
+    """Finds timm as the other finders do, and registers the backbones when it is loaded; only looking for it loads nothing."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "timm":

@@ -1,4 +1,4 @@
-"""Reading checkpoint files of others without running what may be pickled in them, and the weights that they hold."""
+"""Reads checkpoint files from anywhere without running code that may be pickled in them, and finds the weights in them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..compat import PythonUnpickler, rebuild_parameter, rebuild_tensor, storage
 from ..errors import InputError
 from ..extras import require
 
-# Of files of torch.save's, "checkpoints" here; .bin is how older repositories of the Hub have them.
+# Of files of torch.save, called checkpoints here; older repositories of the Hub have .bin.
 CHECKPOINT_SUFFIXES = (".ckpt", ".pth", ".pt", ".pth.tar", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", *CHECKPOINT_SUFFIXES)
 
-# What torch, pickle and zipfile raise on bytes that are not what they should be; pickle's documentation names no complete list.
+# What torch, pickle and zipfile raise for damaged files; pickle's documentation has no complete list.
 _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -38,16 +38,16 @@ _DAMAGED = (
     ValueError,
     ArithmeticError,
     AssertionError,
-    RuntimeError,  # torch's own, with what Python derives from it, such as RecursionError
+    RuntimeError,  # torch's own, and its subclasses, such as RecursionError
 )
-_BOMB = 20  # times its size on the disk that a zipped file may have in memory; torch.save does not compress
+_BOMB = 20  # largest ratio of a zipped file's size in memory to that on disk; torch.save does not compress
 
-# Where a checkpoint has its weights; averaged ones first, as timm has it.
+# Where a checkpoint has its weights; averaged ones first, as in timm.
 _HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 class _Rebuild:
-    """A function that a pickle may call, and not change."""
+    """A function that a pickle may call, but not change."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -59,7 +59,7 @@ class _Rebuild:
         pass
 
 
-# All that a pickled tensor needs. Storage types are resolved by torch.load itself.
+# All that a pickled tensor needs. torch.load itself resolves storage types.
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(rebuild_tensor),
@@ -69,7 +69,7 @@ _ALLOWED = {
 
 
 class _Placeholder:
-    """Stands for an object of any other class: takes all that unpickling does to it, and does nothing."""
+    """Stands for an object of any other class: accepts whatever unpickling does to it, and does nothing."""
 
     dump_patches = False  # torch asks for it where a pickled module comes with its source; True would write a file
 
@@ -93,14 +93,14 @@ class _Placeholder:
 
 
 class _TensorUnpickler(PythonUnpickler):
-    """Unpickler that knows tensors and plain containers; everything else becomes a `_Placeholder`."""
+    """Unpickler for tensors and plain containers; everything else becomes a `_Placeholder`."""
 
     def find_class(self, module: str, name: str) -> Any:
         return _ALLOWED.get((module, name), _Placeholder)
 
 
 class _StorageUnpickler(PythonUnpickler):
-    """Unpickler that makes nothing, and notes which records are to be storages, and of how many bytes."""
+    """Unpickler that builds nothing, and notes which records are storages, and their sizes in bytes."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="utf-8")
@@ -132,17 +132,17 @@ _TENSORS_ONLY = SimpleNamespace(
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether it is named as a .safetensors file."""
+    """Whether the name is that of a .safetensors file."""
     return path.name.lower().endswith(".safetensors")
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether it is named as a checkpoint of torch.save's."""
+    """Whether the name is that of a file of torch.save."""
     return path.name.lower().endswith(CHECKPOINT_SUFFIXES)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint of torch.save's, or of a .safetensors file, on the CPU; nothing pickled in it is ever run.
+    """Read a checkpoint of torch.save, or a .safetensors file, to the CPU. Code pickled in it never runs.
 
     Lightning checkpoints hold other objects besides the weights: whatever is not a tensor, a number, a string or a
     plain container is replaced by a placeholder.
@@ -178,7 +178,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         if error.filename is not None:
             raise
-        raise _unreadable(path, error) from None  # a place that is not in the file
+        raise _unreadable(path, error) from None  # an offset outside the file
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected a state_dict or a checkpoint with one")
     return dict(content)
@@ -190,7 +190,7 @@ def _unreadable(path: Path, error: object) -> InputError:
 
 
 def _check_sizes(path: Path) -> None:
-    """Make sure that each storage of a zipped checkpoint has as many bytes as its pickle says: torch would read on behind its end."""
+    """Check that each storage of a zipped checkpoint has as many bytes as its pickle says: torch would read beyond its end."""
     with zipfile.ZipFile(path) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         twice = [name for name, count in Counter(info.filename for info in archive.infolist()).items() if count > 1]
@@ -219,9 +219,9 @@ def names_in(content: Mapping[str, Any]) -> list[str]:
 
 
 def weights_in(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of a checkpoint, as read: averaged ones if it has some, without what wrappers put in front of names.
+    """The weights in a checkpoint, as read: averaged ones if there are any, without the prefixes that wrappers add to names.
 
-    These are torch.compile's "_orig_mod." and the "module." of DataParallel, DistributedDataParallel and AveragedModel.
+    These are "_orig_mod." from torch.compile, and "module." from DataParallel, DistributedDataParallel and AveragedModel.
 
     Raises:
         ValueError: there are none, or two of the same name.
@@ -252,7 +252,7 @@ def weights_in(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """In what the names and shapes of two sets of weights differ, in words; empty if they do not."""
+    """Say how the names and shapes of two sets of weights differ; empty if they do not."""
     want, have = shapes(wanted), shapes(given)
     missing, unexpected = want.keys() - have.keys(), have.keys() - want.keys()
     differ = sorted(key for key in want.keys() & have.keys() if want[key] != have[key])

@@ -1,4 +1,4 @@
-"""A network with the names of its classes and the way to prepare an image for it."""
+"""A classifier's configuration: network, names of the classes, and how images are prepared."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..errors import InputError
 from ..extras import require
 from ..nn.base import Attention
 
-# What networks of timm's raise when they are built with options that do not fit them.
+# What timm's networks raise when they are built with options that do not fit them.
 _MISFIT = (TypeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """All that is needed to make a classifier again, but for its weights.
+    """Everything that defines a classifier, except its weights.
 
-    model: any name of timm's, such as "quadtree_b0"; options: further arguments of it; labels: names of the classes; input_size: (channels,
-    height, width); mean, std: of each channel, in 0..1; interpolation: of the resize; crop_pct: the share of the shorter side that is seen.
+    model: any name in timm, such as "quadtree_b0"; options: its further arguments; labels: names of the classes; input_size: (channels,
+    height, width); mean, std: of each channel, in 0..1; interpolation: of the resize; crop_pct: the share of the shorter side that is cropped.
     """
 
     model: str
@@ -53,12 +53,12 @@ def imagenet_labels() -> list[str]:
 
 
 def knows_backbone(name: str) -> bool:
-    """Whether timm, ours among its models, makes a network of that name; "hf-hub:OWNER/NAME" and "local-dir:FOLDER" count as known."""
+    """Whether timm, with our models, has a network of that name; "hf-hub:OWNER/NAME" and "local-dir:FOLDER" count as known."""
     return ":" in name or _timm().is_model(name.partition(".")[0])
 
 
 def build_backbone(name: str, **options: Any) -> Any:
-    """A network of timm's by name, with what is wrong said in one line: an `nn.Module` that has what timm gives its models, such as feature_info."""
+    """Build a network of timm by name, with one-line errors: an `nn.Module` with timm's attributes, such as feature_info."""
     timm = _timm()
     if not knows_backbone(name):
         ours = ", ".join(timm.list_models("quadtree*"))
@@ -75,7 +75,7 @@ def build_backbone(name: str, **options: Any) -> Any:
 
 
 def level_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The vectors by which variant "b" weighs its levels."""
+    """The parameters by which variant "b" weighs its levels."""
     found = (getattr(module, "level_weights", None) for module in model.modules() if isinstance(module, Attention))
     return [weights for weights in found if weights is not None]
 
@@ -89,5 +89,5 @@ def _timm() -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists, which is all that YAML and JSON have, as tuples, which is what timm expects."""
+    """Turn the lists of YAML and JSON into tuples, which timm expects."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,6 +1,6 @@
-"""Names of the published checkpoints to ours.
+"""Renames the weights of published checkpoints.
 
-Each family of checkpoints is a table of rules, and is chosen if every key of the checkpoint matches one of them. A
+Each family of checkpoints is a table of rules. A family is chosen if every key of the checkpoint matches one of its rules. A
 new family is one more table in `FAMILIES`.
 """
 
@@ -18,7 +18,7 @@ from .checkpoint import weights_in
 
 @dataclass(frozen=True)
 class Rule:
-    """From one published name, or several of a kind, to ours.
+    """Maps one published name, or several of a kind, to ours.
 
     pattern: regular expression of the whole published key.
     name: our key, a template of the pattern's groups; None drops the key.
@@ -30,7 +30,7 @@ class Rule:
     change: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     def under(self, published: str, ours: str) -> Rule:
-        """The rule for the same module inside another, whose names go in front: a pattern and a template."""
+        """The rule for the same module inside another: a pattern and a template that go in front of its names."""
         return Rule(published + self.pattern, None if self.name is None else ours + self.name, self.change)
 
 
@@ -113,7 +113,7 @@ BRANCH = re.compile(r"(.*\bvalue_branches\.)(\d+)(\..*)")
 
 
 def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring published weights into our names.
+    """Rename published weights to our names.
 
     Takes the state_dict of a whole LoFTR, with quadtree or with LoFTR's own linear attention, of its
     `LocalFeatureTransformer` alone, of a single attention module, or of the operator `QTAttB` alone; also a Lightning
@@ -122,7 +122,7 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     `QuadtreeAttention`, the part of the latter that the operator has parameters for, or `QuadtreeTransformer`.
 
     Args:
-        state_dict: keys as published, left as it is.
+        state_dict: keys as published; not changed.
 
     Returns:
         dict of our keys; tensors share memory with the given ones.
@@ -135,7 +135,7 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for family in FAMILIES:
         matched, unknown = _matched(family, state)
         if family in (CLASSIFIER, DETECTOR) and not any("block" in key for key in matched):
-            unknown = list(state)  # heads alone could be anybody's
+            unknown = list(state)  # heads alone are too common to identify a checkpoint
         if not unknown:
             return _renamed(state, matched)
         unknown_of_family.append(unknown)
@@ -145,10 +145,10 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_by(family: Sequence[Rule], state_dict: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """As `convert_published`, by the rules of one family alone; ``what`` names it.
+    """Rename by the rules of one family alone; ``what`` names it in errors. See `convert_published`.
 
     Raises:
-        ValueError: keys that no rule of it is for.
+        ValueError: keys that match none of its rules.
     """
     state = _weights(state_dict)
     matched, unknown = _matched(family, state)
@@ -199,7 +199,7 @@ def _renamed(state: Mapping[str, Tensor], matched: Mapping[str, tuple[re.Match[s
 
 
 def _branches_coarse_to_fine(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the order of value branches round: the published list begins with the finest, ours with the coarsest."""
+    """Reverse the value branches: the published list begins with the finest, ours with the coarsest."""
     last: dict[str, int] = {}
     for key in state:
         if match := BRANCH.fullmatch(key):

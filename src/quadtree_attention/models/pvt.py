@@ -1,7 +1,7 @@
-"""PVTv2 with quadtree attention: timm's `PyramidVisionTransformerV2` with its attention exchanged, in timm as quadtree_b0 .. quadtree_b4.
+"""PVTv2 with quadtree attention: timm's `PyramidVisionTransformerV2` with another attention, in timm as quadtree_b0 .. quadtree_b4.
 
-``timm.create_model("quadtree_b0", ...)`` takes all that timm's PVTv2 takes (num_classes, in_chans, features_only, drop_path_rate, depths, ...)
-but for the spatial reduction, and in its place the options of `QuadtreeTransformer`.
+``timm.create_model("quadtree_b0", ...)`` takes all options of timm's PVTv2 (num_classes, in_chans, features_only, drop_path_rate, depths, ...)
+except those of spatial reduction, and also those of `QuadtreeTransformer`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ LEVELS = (4, 3, 2, 1)
 WHOLE, STRIP = (
     2**21,
     2**19,
-)  # numbers of hidden maps that are held whole, and of a strip of larger ones: measured at 448 and 896 pixels
+)  # largest size of a hidden map that is computed whole, and size of a strip of larger ones: measured at 448 and 896 pixels
 
 
 @register_notrace_module  # a leaf of torch.fx's graphs
 class BlockAttention(QuadtreeAttention):
-    """`QuadtreeAttention` as timm's blocks call it, and with the dropout that they end in."""
+    """`QuadtreeAttention` with the call that timm's blocks use, and their final dropout."""
 
     def __init__(self, dim: int, num_heads: int, *, proj_drop: float = 0.0, **options: Any) -> None:
         super().__init__(dim, num_heads, **options)
@@ -54,9 +54,9 @@ class BlockAttention(QuadtreeAttention):
 
 @register_notrace_module
 class Mlp(MlpWithDepthwiseConv):
-    """timm's MLP, which works in strips of rows where that saves memory and time: on a CPU, without gradients.
+    """timm's MLP, computed in strips of rows where that saves memory and time: on a CPU, without gradients.
 
-    The hidden maps of the first stages are larger than the caches, and fetching fresh memory for them takes longer than the arithmetic.
+    The hidden maps of the first stages are larger than the caches, and allocating them takes longer than the arithmetic.
     """
 
     def forward(self, x: Tensor, feat_size: list[int]) -> Tensor:
@@ -76,7 +76,7 @@ class Mlp(MlpWithDepthwiseConv):
         """`whole`, in strips where that is faster."""
         height, width = feat_size
         row = width * self.fc1.out_features
-        # One buffer, filled in place, needs layers that do nothing else.
+        # One buffer, filled in place, works only if the layers do nothing else.
         plain = type(self.fc1) is type(self.fc2) is nn.Linear and not torch.is_autocast_enabled("cpu")
         if height * row <= WHOLE or self.training or not plain or not is_plain(x, self.fc1.weight):
             return self.whole(x, feat_size)
@@ -98,7 +98,7 @@ class Mlp(MlpWithDepthwiseConv):
 
 @register_notrace_module
 class PatchEmbed(OverlapPatchEmbed):
-    """timm's first layer, which says what is wrong with an image."""
+    """timm's first layer, with clear errors for bad images."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, ceil(H/4), ceil(W/4), dim]``."""
@@ -124,14 +124,14 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
     Takes images ``[B, in_chans, H, W]`` of any size.
 
     Args:
-        levels: of each stage's tree, one number a stage.
-        topk: keys kept at each level but the last, coarse to fine: one number for all, or a list for the deepest tree, of which a shallower one
-            takes the first; more than that is of no effect, as published. Published: 8 for classification, 32 for detection and segmentation.
+        levels: of the tree in each stage, one number per stage.
+        topk: keys kept at each level but the last, coarse to fine: one number for all, or a list for the deepest tree; shallower trees take its
+            first entries, and further ones have no effect, as published. Published: 8 for classification, 32 for detection and segmentation.
         variant: "b"; or "a", which has neither value branches nor LePE.
         value_act: activation of the value branches: "gelu" (published for classification) or "relu" (detection, segmentation).
-        value, lepe: as `QuadtreeAttention`; None: "conv" and True for variant "b", as published, "pool" and False for "a".
+        value, lepe: as in `QuadtreeAttention`; None: "conv" and True for variant "b", as published, "pool" and False for "a".
         backend: backend of the operator; None picks the best.
-        arguments: as timm's PVTv2.
+        arguments: those of timm's PVTv2.
 
     Raises:
         ValueError: options that do not fit together.
@@ -194,19 +194,19 @@ class QuadtreeTransformer(PyramidVisionTransformerV2):
                     qkv_bias=qkv_bias,
                     backend=backend,
                 ).to(device=device, dtype=dtype)
-                block.mlp.__class__ = Mlp  # the same parts, called otherwise
+                block.mlp.__class__ = Mlp  # the same parts, called differently
         self.patch_embed.apply(self._init_weights)
         self.stages.apply(self._init_weights)
 
     def _init_weights(self, m: nn.Module) -> None:
         super()._init_weights(m)
-        if isinstance(m, QuadtreeAttention):  # 1x1 convolutions in the published code, and drawn as such
+        if isinstance(m, QuadtreeAttention):  # 1x1 convolutions in the published code, and initialised as such
             for linear in (m.q_proj, m.k_proj, m.v_proj):
                 nn.init.normal_(linear.weight, std=math.sqrt(2 / m.dim))
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights for ``model`` in timm's names: of this network as they are, published ones converted; of detectors, the backbone.
+    """Weights for ``model`` in timm's names. Published weights are converted; from detectors, the backbone is taken.
 
     Raises:
         ValueError: weights of another network, or of another size.
@@ -246,7 +246,7 @@ def _create(name: str, pretrained: bool, /, **kwargs: Any) -> nn.Module:
         and not cfg.hf_hub_id
         and (cfg.file or cfg.url)
     ):
-        # Read here, since timm's reader refuses checkpoints that hold more than tensors.
+        # Read here, because timm's reader refuses checkpoints that hold more than tensors.
         overlay["state_dict"] = read_checkpoint(cfg.file or downloaded(PUBLISHED[name]))
     model: Any = build_model_with_cfg(  # with features_only timm's wrapper, else a QuadtreeTransformer
         partial(

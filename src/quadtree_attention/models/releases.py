@@ -1,4 +1,4 @@
-"""The checkpoints published with the paper: what they are, where they are, and how to get them."""
+"""The checkpoints published with the paper: names, addresses, and downloading."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.error import URLError
 
 import torch
 
-EMBEDDED = Path(__file__).parents[1] / "weights" / "embedded"  # of what comes in the package
+EMBEDDED = Path(__file__).parents[1] / "weights" / "embedded"  # weights that come with the package
 _RELEASES = "https://github.com/Tangshitao/QuadTreeAttention/releases/download/"
 _FEATURE_MATCH, _CLS = f"{_RELEASES}QuadTreeAttention_feature_match", f"{_RELEASES}QuadTreeAttention_cls"
 _DETECTION, _MASK_RCNN = f"{_RELEASES}QuadTreeAttention_detection", f"{_RELEASES}QuadTreeAttention_maskrcnn"
@@ -24,8 +24,8 @@ Task = Literal["matching", "stereo", "classification", "detection", "segmentatio
 class Pretrained:
     """One row of the table of weights.
 
-    task: what it is for; what: one line; licence: of the weights; megabytes: size of the file, of a download by its float32 weights alone;
-    url: None if the weights come with the package.
+    task: what it is for; what: a description in one line; licence: of the weights; megabytes: size of the file, for downloads of the float32 weights
+    alone; url: None if the weights come with the package.
     """
 
     name: str

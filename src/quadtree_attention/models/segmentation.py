@@ -1,4 +1,4 @@
-"""Semantic FPN, the semantic branch of Panoptic FPN (Kirillov et al., arXiv 1901.02446), over any backbone of timm's that has maps at 1/4 to 1/32."""
+"""Semantic FPN, the semantic branch of Panoptic FPN (Kirillov et al., arXiv 1901.02446), over any timm backbone with maps at 1/4 to 1/32."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ NORMS = get_args(Norm)
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """All that is needed to make a segmenter again, but for its weights.
+    """Everything that defines a segmenter, except its weights.
 
-    backbone: any name of timm's, such as "quadtree_b0"; options: further arguments of it; labels: names of the classes, at most 255;
-    neck_channels, head_channels: widths of the pyramid and of the head; norm: of the head, "batch" (published) or "group" (Panoptic FPN's);
-    dropout: of whole maps, before the last layer; mean, std: of each channel, in 0..1, RGB; long_side, short_side: images are brought to the
-    largest size that exceeds neither, larger or smaller than they are; divisor: sides are then stretched up to its next multiple.
+    backbone: any name in timm, such as "quadtree_b0"; options: its further arguments; labels: names of the classes, at most 255;
+    neck_channels, head_channels: widths of the pyramid and of the head; norm: of the head, "batch" (published) or "group" (as in Panoptic FPN);
+    dropout: of whole maps, before the last layer; mean, std: of each channel, in 0..1, RGB; long_side, short_side: images are scaled up or down to
+    the largest size that exceeds neither; divisor: each side is then stretched to the next multiple of it.
     """
 
     backbone: str
@@ -70,12 +70,12 @@ class SegmenterConfig:
         return SemanticFPN(self)
 
     def sizes_for(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) that an image of that size is brought to, and then to: `data.recognition.masks.fitted_sizes`."""
+        """(height, width) to which an image is first scaled, and then stretched; see `data.recognition.masks.fitted_sizes`."""
         return fitted_sizes(height, width, self.long_side, self.short_side, self.divisor)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an image goes through before the network: the arguments of `data.recognition.masks.preprocess`."""
+        """How an image is prepared for the network: the arguments of `data.recognition.masks.preprocess`."""
         names = ("mean", "std", "long_side", "short_side", "divisor")
         return {name: getattr(self, name) for name in names}
 
@@ -114,8 +114,8 @@ class SemanticFPN(FromPretrained, nn.Module):
         """Logits of each pixel.
 
         Args:
-            images: normalised, ``[B, C, H, W]``; or a list of ``[C, H, W]`` of any sizes. Images of one size run together, nothing is ever
-                padded, so that each gets what it would get alone.
+            images: normalised, ``[B, C, H, W]``; or a list of ``[C, H, W]`` of any sizes. Images of one size run together. Nothing is
+                padded, so each image gets the same result as alone.
 
         Returns:
             ``[B, classes, H, W]``; or a list of ``[classes, H, W]``.
@@ -138,7 +138,7 @@ class SemanticFPN(FromPretrained, nn.Module):
 
 
 class SemanticHead(nn.Module):
-    """Each map of the pyramid brought to 1/4 by 3x3 convolutions and doublings; their sum to logits by a 1x1 convolution."""
+    """Upsamples each map of the pyramid to 1/4 by 3x3 convolutions and doublings; a 1x1 convolution turns their sum into logits."""
 
     def __init__(self, in_channels: int, channels: int, classes: int, norm: Norm, dropout: float) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class SemanticHead(nn.Module):
         nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]  # convolutions may lack one
 
     def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """Maps ``[B, C, H/s, W/s]`` to logits ``[B, classes, H/4, W/4]``; sides are rounded up, and doubled maps brought to the finest's size."""
+        """Maps ``[B, C, H/s, W/s]`` to logits ``[B, classes, H/4, W/4]``; sides are rounded up, and doubled maps resized to the finest one's size."""
         total: Any = 0
         for x, scale in zip(maps.values(), self.scales, strict=True):
             x = scale(x)
@@ -172,7 +172,7 @@ class SemanticHead(nn.Module):
 
 
 def semantic_fpn(backbone: str, labels: Sequence[str] = ADE20K_LABELS, **options: Any) -> SegmenterConfig:
-    """The published configuration over a backbone: of quadtree backbones with ReLU in the value branches and K = 32.
+    """The published configuration over a backbone: quadtree backbones have ReLU in the value branches and K = 32.
 
     labels: names of the classes; options: of the backbone.
     """
@@ -204,7 +204,7 @@ SEMANTIC_FPN = (  # mmsegmentation's EncoderDecoder of a backbone, FPN and FPNHe
 
 
 def convert_segmenter(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Bring the weights of a Semantic FPN with a quadtree backbone, in mmsegmentation's names, into ours.
+    """Rename the weights of a Semantic FPN with a quadtree backbone from mmsegmentation's names to ours.
 
     Takes a state_dict, or a checkpoint that has one under "state_dict". The result fits `SemanticFPN`; tensors share memory with the given ones.
 

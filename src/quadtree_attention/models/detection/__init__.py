@@ -1,4 +1,4 @@
-"""Detectors: torchvision's RetinaNet and Mask R-CNN over any backbone of timm's."""
+"""Detectors: torchvision's RetinaNet and Mask R-CNN over any timm backbone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["BACKBONES", "DETECTORS", "DetectorConfig", "build_detector", "coco_d
 
 
 def build_detector(config: DetectorConfig) -> RetinaNet | MaskRCNN:
-    """A network of that configuration, with random weights: `RetinaNet` or `MaskRCNN` of `models.detection.model`.
+    """Build a network with random weights: `RetinaNet` or `MaskRCNN` of `models.detection.model`.
 
     Raises:
         ValueError: a backbone that timm does not know, or that lacks a map; options that do not fit.

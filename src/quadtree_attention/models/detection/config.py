@@ -1,4 +1,4 @@
-"""What a detector is made of, and the detectors of the paper's comparison by name."""
+"""The configuration of a detector, and the detectors of the paper's comparison by name."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ BACKBONES = (
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """All that is needed to make a detector again, but for its weights. The defaults are those of the published detectors.
+    """Everything that defines a detector, except its weights. The defaults are those of the published detectors.
 
-    detector: "retinanet" or "mask_rcnn"; backbone: any name of timm's that gives maps at 1/8, 1/16, 1/32 (and 1/4 for Mask R-CNN); labels: names
-    of the classes, in their order; category_ids: the number of each class in COCO files, by default 1, 2, ...; options: further
-    arguments of the backbone.
+    detector: "retinanet" or "mask_rcnn"; backbone: any name in timm of a network with maps at 1/8, 1/16, 1/32 (and 1/4 for Mask R-CNN); labels: names
+    of the classes, in order; category_ids: the number of each class in COCO files, by default 1, 2, ...; options: further arguments of the backbone.
     channels: of the feature pyramid and of the heads; convs: 3x3 convolutions in RetinaNet's heads before the last; norm: "none", or "group"
-    for GroupNorm in pyramid and heads, to train from scratch; frozen_norm: batch norms of the backbone stay as they are;
-    extra_levels: of RetinaNet's pyramid above 1/32, up to 2; anchor_scale: sides of the smallest anchors in steps of the map (published: 4 for
+    for GroupNorm in pyramid and heads, to train from scratch; frozen_norm: freeze the batch norms of the backbone;
+    extra_levels: of RetinaNet's pyramid above 1/32, up to 2; anchor_scale: sides of the smallest anchors in strides of the map (published: 4 for
     RetinaNet, 8 for Mask R-CNN); features: width of Mask R-CNN's box head.
     min_size, max_size: images are scaled until the shorter side has min_size pixels, or the longer one max_size; mean, std: of each channel
-    (RGB), in 0..1; score_threshold, nms_threshold, max_detections: of results; candidates: anchors kept a level before suppression.
+    (RGB), in 0..1; score_threshold, nms_threshold, max_detections: of results; candidates: anchors kept per level before suppression.
     """
 
     detector: DetectorKind
@@ -84,10 +83,10 @@ class DetectorConfig:
 
 
 def detector_config(name: str, labels: Sequence[str], **changes: Any) -> DetectorConfig:
-    """The configuration of that name, such as "retinanet_quadtree_b2" or "mask_rcnn_pvt_v2_b1", for other classes.
+    """The configuration for a name such as "retinanet_quadtree_b2" or "mask_rcnn_pvt_v2_b1", with other classes.
 
-    Quadtree backbones have K=32 and ReLU in the value branches, as published for detection; they and PVTv2 learn with drop path; batch norms of
-    others are frozen.
+    Quadtree backbones have K=32 and ReLU in the value branches, as published for detection. They and PVTv2 train with drop path; other backbones
+    have their batch norms frozen.
 
     Raises:
         ValueError: not the name of a detector and a backbone.
@@ -107,7 +106,7 @@ def detector_config(name: str, labels: Sequence[str], **changes: Any) -> Detecto
 
 
 def coco_detector_config(name: str, **changes: Any) -> DetectorConfig:
-    """As `detector_config`, for the 80 classes of COCO, whose numbers in COCO's files go up to 90."""
+    """The same as `detector_config`, for the 80 classes of COCO, whose numbers in COCO's files go up to 90."""
     weights = require("torchvision.models.detection", "detect").RetinaNet_ResNet50_FPN_Weights.COCO_V1
     names = weights.meta["categories"]  # at their numbers; those that COCO left out are N/A, 0 is the background
     ids = [number for number, label in enumerate(names) if number and label != "N/A"]

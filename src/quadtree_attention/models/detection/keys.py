@@ -1,4 +1,4 @@
-"""Names of mmdetection's (2.x) RetinaNet and Mask R-CNN to ours."""
+"""Renames the weights of mmdetection's (2.x) RetinaNet and Mask R-CNN."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _CONVS = r"\.(?P<n>\d+)\.conv" + _WB
 
 
 def _background_first(rows: Tensor) -> Tensor:
-    """Rows of classes with the background's, which is the last as published, in front."""
+    """Move the background's row, which is published as the last one, to the front."""
     return rows.roll(1, 0)
 
 
 def _with_background(count: int) -> Any:
-    """Adds ``count`` rows of zeros in front: the unused background rows that torchvision expects."""
+    """Add ``count`` rows of zeros in front: the unused background rows that torchvision expects."""
     return lambda rows: F.pad(rows, (*(0, 0) * (rows.dim() - 1), count, 0))
 
 
 def _neck(levels: int) -> tuple[Rule, ...]:
-    """Of the pyramid; convolutions beyond the backbone's ``levels`` make further maps."""
+    """The pyramid's weights; convolutions beyond the backbone's ``levels`` make further maps."""
     return (
         Rule(r"neck\.lateral_convs" + _CONVS, r"backbone.fpn.inner_blocks.\g<n>.0.\g<end>"),
         *(
@@ -70,12 +70,12 @@ MASK_RCNN = (
 
 
 def convert_detector(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Bring the weights of a detector of mmdetection's (2.x) into our names.
+    """Rename the weights of a detector of mmdetection (2.x).
 
     Its backbone may be the published quadtree one, PVTv2, or a ResNet.
 
     Args:
-        state_dict: keys as published, or a checkpoint that has them under "state_dict"; left as it is.
+        state_dict: keys as published, or a checkpoint that has them under "state_dict"; not changed.
 
     Returns:
         "retinanet" or "mask_rcnn", and the weights for the network of `DetectorConfig`.
@@ -105,5 +105,5 @@ def _body(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def flat_stages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as timm has them with features_only, where the stages are modules of their own."""
+    """Rename as timm does with features_only, where the stages are separate modules."""
     return {re.sub(r"^stages\.(\d+)\.", r"stages_\1.", key): value for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet and Mask R-CNN, which do what the published detectors do.
+"""torchvision's RetinaNet and Mask R-CNN, changed to compute what the published detectors compute.
 
 Both take a list of images ``[3, H, W]`` in 0..1, of any sizes; in training also targets, dicts of boxes ``[N, 4]`` (x0, y0, x1, y1 in pixels), labels
 int64 ``[N]``, 0 for the first class, and for Mask R-CNN masks ``[N, H, W]``, and return a dict of losses; otherwise they return for each
@@ -24,7 +24,7 @@ from .parts import AlignedRoIAlign, Anchors, ClippedBoxCoder, Preparation, Pyram
 
 
 class RetinaNet(FromPretrained, detection.RetinaNet):
-    """RetinaNet (arXiv 1708.02002) over a backbone of timm's."""
+    """RetinaNet (arXiv 1708.02002) over a timm backbone."""
 
     kind: ClassVar = "detector"
 
@@ -53,9 +53,9 @@ class RetinaNet(FromPretrained, detection.RetinaNet):
     def postprocess_detections(
         self, head_outputs: dict[str, list[Tensor]], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """As torchvision's, but the candidates of a level are those anchors whose best class is surest, with all their classes.
+        """As in torchvision, but the candidates of a level are the anchors with the highest score of any class, with all their classes.
 
-        torchvision counts each class of an anchor as a candidate of its own.
+        torchvision counts each class of an anchor as a separate candidate.
         """
         levels = []
         for logits in head_outputs["cls_logits"]:  # [B, anchors, classes]
@@ -69,7 +69,7 @@ class RetinaNet(FromPretrained, detection.RetinaNet):
 
 
 class MaskRCNN(FromPretrained, detection.MaskRCNN):
-    """Mask R-CNN (arXiv 1703.06870) over a backbone of timm's."""
+    """Mask R-CNN (arXiv 1703.06870) over a timm backbone."""
 
     kind: ClassVar = "detector"
 
@@ -99,7 +99,7 @@ class MaskRCNN(FromPretrained, detection.MaskRCNN):
         self.transform = _preparation(config)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Losses, or what was found; see the top of this file."""
+        """Losses in training, else detections; see the top of this file."""
         if targets is not None:
             targets = [{**target, "labels": target["labels"] + 1} for target in targets]
         out = super().forward(images, targets)

@@ -1,4 +1,4 @@
-"""What the published detectors (mmdetection 2.13) do otherwise than torchvision, as parts for torchvision's detectors."""
+"""Parts for torchvision's detectors, where the published ones (mmdetection 2.13) differ from it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ..classifier import build_backbone
 from .config import DetectorConfig
 
 MASK_THRESHOLD = 0.5
-FINEST_BOX = 56  # boxes of less than twice this size, in pixels, look at the finest map
+FINEST_BOX = 56  # boxes of less than twice this size, in pixels, use the finest map
 
 
 class ExtraLevels(ExtraFPNBlock):
-    """Further maps at half the size each, by strided convolutions: the first from the backbone's last map, without ReLU between them.
+    """Adds coarser maps, each half the size, by strided convolutions: the first from the backbone's last map, without ReLU between them.
 
-    torchvision's takes the pyramid's last map where that has as many channels as the backbone's, and has a ReLU before P7.
+    torchvision starts from the pyramid's last map if it has as many channels as the backbone's, and has a ReLU before P7.
     """
 
     def __init__(self, in_channels: int, out_channels: int, levels: int) -> None:
@@ -49,9 +49,9 @@ class ExtraLevels(ExtraFPNBlock):
 
 
 class Pyramid(nn.Module):
-    """A backbone of timm's and torchvision's feature pyramid on it.
+    """A timm backbone with torchvision's feature pyramid.
 
-    images ``[B, 3, H, W]`` to a dict of maps ``[B, channels, H/s, W/s]`` (rounded up), fine to coarse, s in ``strides``.
+    Maps images ``[B, 3, H, W]`` to a dict of maps ``[B, channels, H/s, W/s]`` (rounded up), fine to coarse, s in ``strides``.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -84,8 +84,8 @@ class Pyramid(nn.Module):
 class Anchors(AnchorGenerator):
     """Anchors around multiples of the published strides, of exact sizes.
 
-    torchvision rounds their corners, and divides the image's size by the map's, which is not the stride once a map was rounded up. The order is the
-    same: row by row, then aspect ratio, then size.
+    torchvision rounds their corners, and divides the image's size by the map's, which is not the stride where a map's size was rounded up. The
+    order is the same: row by row, then aspect ratio, then size.
     """
 
     def __init__(self, strides: Sequence[int], scale: float, octaves: int) -> None:
@@ -116,7 +116,7 @@ class Anchors(AnchorGenerator):
 
 
 class ClippedBoxCoder(BoxCoder):
-    """torchvision's box coder, which also keeps boxes from shrinking beyond 16/1000 of the anchor, and places them in float32 or better."""
+    """torchvision's box coder, except that boxes cannot shrink below 16/1000 of the anchor, and are decoded in float32 or better."""
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Codes ``[N, 4 * classes]`` and boxes ``[N, 4]`` to ``[N, 4 * classes]``."""
@@ -132,7 +132,7 @@ class ClippedBoxCoder(BoxCoder):
 class AlignedRoIAlign(MultiScaleRoIAlign):
     """RoIAlign with pixel centres at halves (aligned) and as many samples as a bin has pixels; the map is chosen by the size of the box.
 
-    torchvision's is not aligned. Equation 1 of the FPN paper, with 224 pixels at stride 16.
+    torchvision's is not aligned. The map follows equation 1 of the FPN paper, with 224 pixels at stride 16.
     """
 
     def __init__(self, strides: Sequence[int], output_size: int) -> None:
@@ -157,7 +157,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
 
 
 class Preparation(GeneralizedRCNNTransform):
-    """torchvision's preparation of images, with sizes rounded and masks pasted as published. In training it leaves sizes alone: the data scales."""
+    """torchvision's transform, with sizes rounded and masks pasted as published. It does not resize in training, where the data loader does."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         if self.training:
@@ -182,14 +182,14 @@ class Preparation(GeneralizedRCNNTransform):
 
 
 def scaled_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """(height, width) with the shorter side at ``min_size``, or the longer at ``max_size`` if that is less; to the nearest pixel."""
+    """(height, width) scaled so that the shorter side is ``min_size``, or the longer one ``max_size`` if that is smaller; rounded."""
     factor = min(min_size / min(size), max_size / max(size))
     height, width = (max(int(side * factor + 0.5), 1) for side in size)
     return height, width
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks as seen inside their boxes to masks of the whole image, sampled at pixel centres.
+    """Paste masks, given inside their boxes, into the whole image, sampled at pixel centres.
 
     Args:
         masks: ``[N, M, M]`` in 0..1.
@@ -215,7 +215,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def group_norm(config: DetectorConfig) -> type[nn.Module] | None:
-    """The norm layer of pyramid and heads, as torchvision wants it."""
+    """The norm layer of pyramid and heads, in the form that torchvision takes."""
     return None if config.norm == "none" else EightGroups
 
 

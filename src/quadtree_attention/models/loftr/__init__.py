@@ -1,4 +1,4 @@
-"""LoFTR: detector-free matching of two images, with its coarse attention by choice."""
+"""LoFTR: detector-free matching of two images, with a choice of coarse attention."""
 
 from .config import LOFTR_PRESETS, LoFTRConfig
 from .model import Features, LoFTR

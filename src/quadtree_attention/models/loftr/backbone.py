@@ -94,7 +94,7 @@ def _normed(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
 
 
 def _upsampled(coarse: Tensor, lateral: Tensor) -> Tensor:
-    """``lateral`` plus ``coarse`` brought to its size."""
+    """``lateral`` plus ``coarse``, upsampled to the same size."""
     return _added(F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=True), lateral)
 
 

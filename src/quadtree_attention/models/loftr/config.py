@@ -1,4 +1,4 @@
-"""What a LoFTR is made of, and the presets."""
+"""The configuration of a LoFTR, and the presets."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class LoFTRConfig:
         sr_pool: side of the grid that spatial reduction pools keys and values to.
         fine_heads, fine_layers: of the linear-attention transformer on the windows.
         fine_window: side of the windows at 1/2, odd.
-        threshold: matches need a confidence above it.
-        border: cells of 1/8 along the edges of each image in which no match is accepted.
-        matching: confidences by a "dual_softmax", or by "optimal_transport" with dustbins, LoFTR's other published way.
+        threshold: least confidence of a match.
+        border: width, in cells of 1/8, of the margin of each image in which no match is accepted.
+        matching: confidences from a "dual_softmax", or from "optimal_transport" with dustbins, the other method that LoFTR published.
         temperature: of the dual softmax.
         sinkhorn_iterations: of optimal transport.
-        prefilter: with optimal transport, leave out cells whose largest share lies in a dustbin, but not in training.
+        prefilter: with optimal transport, outside of training, drop cells whose largest share lies in a dustbin.
         respect_masks: whether attention leaves masked cells out; False repeats the published quadtree model, where only
             the matching step does.
         position: what is added to the coarse features before the transformer: LoFTR's "sine" encoding, "sine_bug", the
             one of its first released weights, whose frequencies fall too quickly, or "none", which cannot meet
             positions unseen in training.
-        precision: in which the backbone multiplies outside training: "float32", "bfloat16", or "auto", bfloat16 on CPUs whose instructions
-            multiply it (AMX, AVX512-BF16) and float32 elsewhere. A network of another dtype keeps its own.
-        calibration: what turns all that is known of a refined match into the probability that it is right, the 6 numbers of
-            `predict.confidence.probability`; () leaves the confidence as the network has it.
+        precision: of the backbone's convolutions outside training: "float32", "bfloat16", or "auto": bfloat16 on CPUs with instructions for
+            it (AMX, AVX512-BF16), else float32. A network of another dtype keeps its own.
+        calibration: the 6 coefficients by which `predict.confidence.probability` computes how likely a refined match is right;
+            () keeps the network's own confidence.
 
     Raises:
         ValueError: values that do not fit together.
@@ -78,7 +78,7 @@ class LoFTRConfig:
     calibration: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        # Lists, as JSON has them, are taken for tuples.
+        # JSON has lists where these are tuples.
         object.__setattr__(self, "block_dims", tuple(self.block_dims))
         object.__setattr__(self, "topk", tuple(self.topk))
         object.__setattr__(self, "calibration", tuple(self.calibration))

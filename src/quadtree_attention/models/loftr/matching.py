@@ -21,10 +21,10 @@ def dual_softmax(
         feat0, feat1: ``[B, L, C]`` and ``[B, S, C]``.
         temperature: divides the similarities.
         mask0, mask1: bool ``[B, L]`` and ``[B, S]``, True = valid. Pairs of a valid and a masked token get 0; pairs of
-            two masked ones get 1 / (L * S), as published: `select_matches` leaves them out.
+            two masked ones get 1 / (L * S), as published: `select_matches` ignores them.
 
     Returns:
-        ``[B, L, S]`` in float32, or in float64 for float64 features; autocast does not touch it.
+        ``[B, L, S]`` in float32, or in float64 for float64 features, under autocast too.
     """
     with full_precision(feat0):
         similarity = dot_products(feat0, feat1, feat0.shape[-1] * temperature)
@@ -38,7 +38,7 @@ def dual_softmax(
 
 
 def dot_products(feat0: Tensor, feat1: Tensor, divisor: float) -> Tensor:
-    """Products ``[B, L, S]`` of features ``[B, L, C]`` and ``[B, S, C]`` over a number, in float32 or better, whatever autocast says."""
+    """Products ``[B, L, S]`` of features ``[B, L, C]`` and ``[B, S, C]`` over a number, in float32 or better, under autocast too."""
     with full_precision(feat0):
         return (sum_dtype(feat0) * (1 / divisor)) @ sum_dtype(feat1).transpose(1, 2)
 
@@ -48,15 +48,15 @@ def log_optimal_transport(
 ) -> Tensor:
     """Entropy-regularised optimal transport with a dustbin at either end, in log space (SuperGlue, Sarlin et al., CVPR 2020, section 3.2).
 
-    Each row and each column has a share of 1 to give; the dustbins have room for all of the other side. Sums are in float32 or better,
-    whatever autocast says.
+    Each row and each column has a mass of 1 to give; a dustbin can take all of the other side. Sums are in float32 or better, under
+    autocast too.
 
     Args:
         scores: ``[..., L, S]``.
         dustbin: score of having no match, a number.
         iterations: of Sinkhorn's algorithm; it ends with the columns, whose shares then add up to 1.
-        mask0, mask1: bool ``[..., L]`` and ``[..., S]``, True = valid. The result for the valid part is that of the valid part alone (the
-            published code lets padded cells have a share, which with few iterations is not quite the same).
+        mask0, mask1: bool ``[..., L]`` and ``[..., S]``, True = valid. Masked tokens do not change the result for the others (in the
+            published code they have a share, which with few iterations is not quite the same).
 
     Returns:
         Logarithms of shares ``[..., L + 1, S + 1]``; the last row and column are the dustbins.
@@ -79,7 +79,7 @@ def log_optimal_transport(
 
 
 def shares(scores: Tensor, length: int, mask: Tensor | None, other: Tensor | None, others: int) -> Tensor:
-    """Logarithms of what each of ``length`` tokens has to give, and of what the dustbin beside them has, ``[..., length + 1]``."""
+    """Logarithms of the mass of each of ``length`` tokens, and of their dustbin's, ``[..., length + 1]``."""
     one = scores.new_zeros(length) if mask is None else torch.where(mask, 0.0, MASKED).to(scores)
     room = scores.new_tensor(others) if other is None else other.sum(-1, keepdim=True).to(scores).clamp(min=1)
     room = room.log().expand(*one.shape[:-1], 1) if one.dim() >= room.dim() else room.log()
@@ -101,7 +101,7 @@ def select_matches(
 
     Args:
         confidence: ``[B, L, S]`` with ``L = prod(grid0)``, ``S = prod(grid1)``.
-        threshold: the confidence must be above it.
+        threshold: least confidence.
         border: cells left out along each edge; with masks, along the edges of the valid extent.
         mask0, mask1: bool ``[B, *grid]``, True = valid.
 
@@ -191,7 +191,7 @@ class FineWindows(nn.Module):
             b, token: ``[M]``, image in the batch and row-major cell of the coarse map.
 
         Returns:
-            ``[M, window * window, d_fine]``; zeros stand for what lies outside the map before the merge.
+            ``[M, window * window, d_fine]``; outside the map, features are zero before the merge.
         """
         width = coarse.shape[2]
         stride = fine.shape[-1] // width
@@ -211,7 +211,7 @@ def _within(place: Tensor, size: int) -> Tensor:
 
 
 def heat_map(windows0: Tensor, windows1: Tensor) -> Tensor:
-    """How likely the centre of each window of image 0 lies in each place of the window of image 1 (LoFTR, section 3.4).
+    """How likely the centre of each window of image 0 lies at each position in the window of image 1 (LoFTR, section 3.4).
 
     Args:
         windows0, windows1: ``[M, window * window, C]``.
@@ -243,6 +243,6 @@ def expected_position(heat: Tensor) -> Tensor:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """Context in which autocast leaves operations on the device of ``x`` alone."""
+    """Context without autocast on the device of ``x``."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

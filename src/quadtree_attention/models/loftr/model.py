@@ -166,7 +166,7 @@ class LoFTR(FromPretrained, nn.Module):
         short = not self.training and dtype == torch.float32 and self._is_short(image.device)
         with torch.autocast(image.device.type, torch.bfloat16) if short else nullcontext():
             coarse, fine = self.backbone(_padded(image.to(dtype)))
-        # Under autocast the maps are short floats; the residual stream of the transformer is not.
+        # Under autocast the maps are in half precision; the residual stream of the transformer is not.
         return Maps(self._tokens(coarse.to(dtype)), fine)
 
     def _is_short(self, device: torch.device) -> bool:
@@ -186,7 +186,7 @@ class LoFTR(FromPretrained, nn.Module):
         return self.without_dustbins(self.assignment(features))
 
     def assignment(self, features: Features) -> Tensor:
-        """As `confidence`; with optimal transport the dustbins too, ``[B, h0 * w0 + 1, h1 * w1 + 1]``.
+        """The same as `confidence`; with optimal transport, with the dustbins, ``[B, h0 * w0 + 1, h1 * w1 + 1]``.
 
         See `dual_softmax` and `log_optimal_transport`.
         """
@@ -201,7 +201,7 @@ class LoFTR(FromPretrained, nn.Module):
         return log_optimal_transport(similarity, self.bin_score, self.config.sinkhorn_iterations, mask0, mask1).exp()
 
     def without_dustbins(self, assignment: Tensor) -> Tensor:
-        """The confidences in what `assignment` gives, less those that ``prefilter`` leaves out."""
+        """The confidences in the result of `assignment`, 0 where ``prefilter`` drops a cell."""
         if self.config.matching == "dual_softmax":
             return assignment
         confidence = assignment[:, :-1, :-1]
@@ -237,7 +237,7 @@ class LoFTR(FromPretrained, nn.Module):
         return torch.cat([expected_position(self.heat(features, *part)) for part in parts])
 
     def heat(self, features: Features, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """What `refine` takes the mean of: a heat map over each window, ``[M, fine_window**2]``."""
+        """The heat map over each window whose mean `refine` takes, ``[M, fine_window**2]``."""
         windows0 = self.windows(features.fine0, features.coarse0, b, i)
         windows1 = self.windows(features.fine1, features.coarse1, b, j)
         return heat_map(*self.fine(windows0, windows1))
@@ -266,7 +266,7 @@ def _from_dict(
 
 
 def _pixels(token: Tensor, coarse: Tensor) -> Tensor:
-    """Pixel (x, y) ``[M, 2]`` of row-major cells ``[M]`` of ``coarse`` ``[B, h, w, C]``."""
+    """The pixels (x, y) ``[M, 2]`` of row-major cells ``[M]`` of ``coarse`` ``[B, h, w, C]``."""
     width = coarse.shape[2]
     return torch.stack([token % width, token // width], 1) * STRIDE
 
@@ -274,7 +274,7 @@ def _pixels(token: Tensor, coarse: Tensor) -> Tensor:
 def _padded(image: Tensor) -> Tensor:
     """Repeat the last row and column until height and width are multiples of 8.
 
-    Less than a cell is added: every cell of the result has its top left pixel in the image, none needs a mask.
+    This adds less than a cell: the top left pixel of every cell lies in the image, so no cell needs a mask.
     """
     height, width = image.shape[-2:]
     if height % STRIDE == 0 and width % STRIDE == 0:

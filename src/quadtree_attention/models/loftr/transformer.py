@@ -1,4 +1,4 @@
-"""The transformers of LoFTR: self- and cross-attention between the features of two images, in turns."""
+"""The transformers of LoFTR: alternating self- and cross-attention between the features of two images."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ConvMlp(nn.Module):
         nn.init.zeros_(self.dwconv.bias)  # type: ignore[arg-type]  # convolutions may lack one
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``[B, H, W, dim]`` to the same; ``mask`` bool ``[B, H, W]``: invalid tokens are as those beyond the edge."""
+        """``[B, H, W, dim]`` to the same; ``mask`` bool ``[B, H, W]``: invalid tokens count as zero padding."""
         x = F.relu(self.fc1(x), inplace=True)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)

@@ -11,16 +11,16 @@ from torch import Tensor
 from ...nn.base import sum_dtype
 from ..loftr.matching import log_optimal_transport
 
-NEVER = -1e9  # score of a pair that cannot be
-SURE = 0.5  # share of a token near its peak from which on it says where the match is
+NEVER = -1e9  # score of a pair that is not allowed
+SURE = 0.5  # least share near its peak with which a token is matched
 
 
 class Assignment(NamedTuple):
     """Where each token of the left image is in the right one.
 
-    disparity: ``[B, h, w]`` in tokens, the expectation over the peak and its two neighbours; of a token that is not sure, the smaller of
-        those of its nearest matched neighbours in the row, for what is hidden is behind.
-    confidence: ``[B, h, w]`` in 0..1, the share of the token that lies there; 1 less it is its occlusion.
+    disparity: ``[B, h, w]`` in tokens, the expectation over the peak and its two neighbours. An uncertain token takes the smaller disparity of its
+        nearest matched neighbours in the row, because hidden surfaces lie behind.
+    confidence: ``[B, h, w]`` in 0..1, the share of the token that lies there; its occlusion is 1 - confidence.
     """
 
     disparity: Tensor
@@ -30,14 +30,14 @@ class Assignment(NamedTuple):
 def optimal_transport(scores: Tensor, dustbin: Tensor, iterations: int, *, causal: bool = True) -> Tensor:
     """Entropy-regularised optimal transport with a dustbin at either end, in log space.
 
-    Each left and each right token has a share of 1 to give; the dustbins take all that has no match. Sums are in float32 or better,
-    whatever autocast says.
+    Each left and each right token has a mass of 1 to give; the dustbins take all that has no match. Sums are in float32 or better, under
+    autocast too.
 
     Args:
         scores: ``[..., w, w]``, left by right.
         dustbin: score of having no match, a number.
-        iterations: of Sinkhorn's algorithm; it ends with the left ones, whose shares then add up to 1.
-        causal: whether only pairs with x_right <= x_left can be.
+        iterations: of Sinkhorn's algorithm; it ends with the left tokens, whose shares then add up to 1.
+        causal: whether only pairs with x_right <= x_left are allowed.
 
     Returns:
         Logarithms of shares, ``[..., w + 1, w + 1]``; the last row and column are the dustbins.
@@ -63,9 +63,9 @@ def regress(shares: Tensor) -> Assignment:
 
 
 def spread(x: Tensor, size: tuple[int, int], stride: int, edge: float) -> Tensor:
-    """Tokens ``[B, h, w]`` to pixels ``[B, H, W]``: bilinear between token centres, but nearest where that differs by more than ``edge``.
+    """Upsample tokens ``[B, h, w]`` to pixels ``[B, H, W]``: bilinear between token centres, but nearest where the two differ by more than ``edge``.
 
-    Surfaces become smooth, and the step between two of them stays a step: nothing is put in the air between them.
+    So surfaces are smooth, and a step between two of them stays a step, without depths in between.
     """
     grid = [tokens * stride for tokens in x.shape[1:]]
     smooth = F.interpolate(x[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
@@ -78,7 +78,7 @@ def spread(x: Tensor, size: tuple[int, int], stride: int, edge: float) -> Tensor
 def fill_from_behind(disparity: Tensor, known: Tensor) -> Tensor:
     """Give each unknown token of ``[B, h, w]`` the smaller disparity of its nearest known neighbours in the row; 0 in rows without any.
 
-    No gradient flows through what is given.
+    No gradient flows through these disparities.
     """
     width = disparity.shape[-1]
     place = torch.arange(width, device=disparity.device).expand_as(disparity)

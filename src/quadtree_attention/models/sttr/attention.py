@@ -1,4 +1,4 @@
-"""Attention along the rows of an image, full or quadtree, with positions."""
+"""Attention along the rows of an image, full or quadtree, with position encodings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RowProjections(nn.Module):
     def scores(self, query: Tensor, key: Tensor, sign: int) -> Tensor:
         """Content and position: ``q_i k_j + q_i r_ij + s_ij k_j``, r and s the projected sines of i - j (STTR, section 3.2).
 
-        query, key: projected, ``[B, W, heads, d]``; sign: -1 turns distances round. Returns ``[B, heads, W, W]``.
+        query, key: projected, ``[B, W, heads, d]``; sign: -1 negates distances. Returns ``[B, heads, W, W]``.
         """
         query, key = query.transpose(1, 2) * query.shape[-1] ** -0.5, key.transpose(1, 2)
         scores = query @ key.transpose(-1, -2)
@@ -50,7 +50,7 @@ class RowProjections(nn.Module):
 class RowAttention(RowProjections):
     """Multi-head attention of the tokens of a row to those of the same or another row of as many tokens.
 
-    The output projection starts at zero: a new network passes its features on as they are.
+    The output projection starts at zero: a new network passes its features on unchanged.
     """
 
     def __init__(self, config: STTRConfig) -> None:
@@ -66,9 +66,9 @@ class RowAttention(RowProjections):
             self.level_weights = nn.Parameter(self.proj.weight.new_zeros(config.levels))
 
     def forward(self, x: Tensor, context: Tensor, sign: int = 1) -> Tensor:
-        """Attend from ``x`` to ``context``, both ``[..., W, dim]``, to the same; every row by itself.
+        """Attend from ``x`` to ``context``, both ``[..., W, dim]``; every row by itself. Returns ``[..., W, dim]``.
 
-        sign: -1 turns distances round, so that the way from right to left looks like that from left to right.
+        sign: -1 negates distances, so that attention from right to left has the same distances as from left to right.
         """
         query, key, value = (
             self.heads(proj(y)).flatten(0, -4)

@@ -1,4 +1,4 @@
-"""What an STTR is made of, and the presets."""
+"""The configuration of an STTR, and the presets."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class STTRConfig:
         stage_dims: channels of the residual stages at 1/4 and 1/8.
         blocks_per_stage: residual blocks in each.
         pool_dim: channels of each of the four branches of the pyramid of averages, at 1/16.
-        growth, dense_layers: new channels of a layer, and layers of a dense block.
+        growth, dense_layers: channels that each layer of a dense block adds, and its number of layers.
         dim: channels of a token.
-        resolution: pixels of the image a pixel of the feature map: 1 as in STTR, 4 as in its light version, whose ``dim`` is
+        resolution: image pixels per pixel of the feature map: 1 as in STTR, 4 as in its light version, whose ``dim`` is
             ``growth * dense_layers``.
         stride: pixels from one token to the next, in rows and columns; a multiple of ``resolution``.
         num_heads: of the transformer.
         num_layers: pairs of a self- and a cross-attention layer.
         attention: attention along the rows; the last cross-attention, which becomes the assignment, is full in any case.
         levels, topk: of quadtree attention; ``levels - 1`` entries, coarse to fine.
-        position: "rotary" turns half of the channels of queries and keys by their place in the row, at each level after pooling;
-            "relative" is STTR's own sum of content and position terms, for "full" attention only; "none" leaves rows without order.
+        position: "rotary" rotates half of the channels of queries and keys by their position in the row, at each level after pooling;
+            "relative" is STTR's own sum of content and position terms, for "full" attention only; "none" adds no position.
         mlp_ratio: channels of the convolutional MLP after each self-attention, `ConvMlp` on all tokens of an image, as a multiple of
-            ``dim``: what tells rows of each other; STTR has none: 0.
+            ``dim``; the only exchange between rows. 0, as in STTR: none.
         sinkhorn_iterations: of the optimal transport.
-        fine_dim: channels of fine matching at 1/2, which STTR does not have, see `FineMatching`; 0: none. Needs ``resolution`` 4.
-        fine_reach: pixels of 1/2 that it looks to either side.
-        context_blocks, context_dim, context_expansion: of the adjustment at full resolution; without blocks it finds occlusion alone.
-        context_limit: largest correction of disparity by it in pixels, outside of training; 0: none, and no time for it; None: any.
+        fine_dim: channels of fine matching at 1/2, see `FineMatching`; 0, as in STTR: none. Needs ``resolution`` 4.
+        fine_reach: pixels of 1/2 that fine matching searches to either side.
+        context_blocks, context_dim, context_expansion: of context adjustment at full resolution; without blocks it only finds occlusion.
+        context_limit: largest correction of disparity in pixels that it makes outside of training; 0: none, and it takes no time; None: any.
 
     Raises:
         ValueError: values that do not fit together.
@@ -69,7 +69,7 @@ class STTRConfig:
     context_limit: float | None = None
 
     def __post_init__(self) -> None:
-        # Lists, as JSON has them, are taken for tuples.
+        # JSON has lists where these are tuples.
         for name in ("stem_dims", "stage_dims", "topk"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, kind in (("attention", AttentionKind), ("position", PositionKind), ("resolution", ResolutionKind)):

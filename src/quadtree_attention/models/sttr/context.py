@@ -11,10 +11,10 @@ from .config import STTRConfig
 
 
 class ContextAdjustment(nn.Module):
-    """A residual on disparity, and occlusion anew, from either and the image.
+    """Predicts a residual on disparity, and new occlusion, from both and the image.
 
-    As published, but that disparity is corrected by occlusion too, and comes in units of four tokens about its mean, not of its standard
-    deviation: how far a step between two surfaces is from being one does not depend on what else the image shows.
+    As published, except for two things. Occlusion takes part in correcting disparity. And disparity is centred and divided by four tokens, not by
+    its standard deviation, so that a step between two surfaces looks the same whatever else the image shows.
     """
 
     def __init__(self, config: STTRConfig) -> None:
@@ -33,7 +33,7 @@ class ContextAdjustment(nn.Module):
         )
         self.leave = nn.Conv2d(dim, 1, 3, padding=1) if config.context_blocks else None
         if self.leave is not None:
-            for parameter in self.leave.parameters():  # starts from the disparity as it comes
+            for parameter in self.leave.parameters():  # starts without a correction
                 nn.init.zeros_(parameter)
         self.occlusion = nn.Sequential(
             weight_norm(nn.Conv2d(4, dim, 3, padding=1)),

@@ -1,9 +1,9 @@
-"""The last step of stereo, outside of the network: exact disparity at full resolution, among those that the network leaves open.
+"""The last step of stereo, after the network: exact disparity at full resolution, within a short range that the network gives for each pixel.
 
-The network knows what is where from afar; to a pixel it is not exact, and rows are alone. Semi-global matching (Hirschmueller, PAMI 2008) is exact,
-but among all disparities it takes what looks alike for what is the same. So each pixel has a short range of disparities, from the network's
-hypotheses; costs of census and colour are added up along eight directions in it, a left-right check takes out what does not agree, and that is
-filled from behind.
+The network knows roughly where things are, but is not exact to a pixel, and treats each row alone. Semi-global matching (Hirschmueller, PAMI 2008) is
+exact, but among all disparities it confuses things that look alike. So each pixel gets a short range of disparities around the network's
+hypotheses. Within it, costs of census and colour are aggregated along eight directions. A left-right check removes disparities that disagree, and
+the gaps are filled from the surface behind.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from .fine import CELL
 from .model import StereoOutput
 
 REACH = 2  # pixels of the network's image beyond the hypotheses, either way
-LIKELY = 0.03  # share from which on a hypothesis of fine matching counts
-WIDEST = 96  # disparities of a pixel at most; those next to the network's best are kept
+LIKELY = 0.03  # least share with which a hypothesis of fine matching counts
+WIDEST = 96  # most disparities of a pixel; those next to the network's best are kept
 
 # Costs are whole numbers of this many parts. A pixel's cost is in 0..2, of a token in 0..10; sums over eight directions fit into 16 bits.
 PARTS, TOKEN_PARTS = 500, 100
 BITS, COLORS = (
     12.0,
     80.0,
-)  # different bits of the census, and grey levels of the three channels together, at which a cost has come to 0.63
+)  # different bits of the census, and grey levels of the three channels together, at which a cost is 0.63
 STEP, JUMP, EDGE = 0.6, 4.0, 30.0
 TOKEN_STEP, TOKEN_JUMP, TOKEN_MOST = 2.0, 24.0, 10.0
 TOLERANCE = 1.5  # pixels by which both views may differ
-SPECK = 0.0012  # share of the image below which what hangs together is a mistake
-SURE = 8.0  # margin, of 8 directions, from which on there is no doubt
+SPECK = 0.0012  # share of the image below which a connected region is a mistake
+SURE = 8.0  # margin, over 8 directions, above which there is no doubt
 
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (-1, 1), (1, -1))
 
@@ -44,8 +44,9 @@ _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (-1, 1), (1, 
 class Exact(NamedTuple):
     """Maps ``[H, W]`` of the left view.
 
-    disparity: float32, in pixels of the images. hidden: bool, whether the disparities put a pixel out of the right image or behind something there.
-    sure: float32 in 0..1, by how much its disparity is better than others; 0 where both views do not agree.
+    disparity: float32, in pixels of the images.
+    hidden: bool, whether the disparities place a pixel outside the right image, or behind something there.
+    sure: float32 in 0..1, how much better its disparity is than others; 0 where the two views disagree.
     """
 
     disparity: np.ndarray
@@ -54,13 +55,13 @@ class Exact(NamedTuple):
 
 
 def exact_disparity(left: np.ndarray, right: np.ndarray, found: StereoOutput, stride: int, scale: float = 1.0) -> Exact:
-    """Disparity to parts of a pixel, from what the network found.
+    """Find disparity to a fraction of a pixel, starting from what the network found.
 
     Args:
         left, right: uint8 ``[H, W, 3]``.
         found: the network's output for this pair, alone in its batch.
-        stride: pixels of its image a token.
-        scale: pixels of these images one of the network's.
+        stride: pixels of the network's image per token.
+        scale: pixels of these images per pixel of the network's image.
     """
     greys = [_grey(image) for image in (left, right)]
     tokens = agreed_tokens(found.shares[0], greys[0], stride * scale) * stride
@@ -84,7 +85,7 @@ def exact_disparity(left: np.ndarray, right: np.ndarray, found: StereoOutput, st
 
 
 def agreed_tokens(shares: Tensor, grey: np.ndarray, pixels: float) -> np.ndarray:
-    """Disparity in tokens ``[h, w]`` on which rows agree: semi-global matching of the shares of the assignment.
+    """Disparity in tokens ``[h, w]`` that is consistent between rows: semi-global matching on the shares of the assignment.
 
     shares: logarithms ``[h, w + 1, w + 1]``, see `StereoOutput`. grey: float32 ``[H, W]``, the left image, whose tokens are so many pixels apart.
     """
@@ -105,9 +106,9 @@ def agreed_tokens(shares: Tensor, grey: np.ndarray, pixels: float) -> np.ndarray
 def ranges(
     found: StereoOutput, tokens: np.ndarray, size: tuple[int, int], stride: int, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest disparity ``[H, W]`` that each pixel of an image of ``size`` may have, whole pixels.
+    """Least and greatest disparity ``[H, W]`` that each pixel of an image of ``size`` may have, in whole pixels.
 
-    tokens: disparity ``[h, w]`` in pixels of the network's image, another hypothesis of each token and those around it.
+    tokens: disparity ``[h, w]`` in pixels of the network's image, one more hypothesis for each token and those around it.
     """
     best = found.disparity[0].float().cpu().numpy()
     around = torch.from_numpy(tokens)[None, None]
@@ -176,7 +177,7 @@ def _costs(
 
 @cache
 def _table(most: int, unit: float) -> np.ndarray:
-    """Costs of 0..most differences: they grow ever more slowly, up to one."""
+    """Costs of 0..most differences: they level off at one."""
     return np.rint(PARTS * (1 - np.exp(-np.arange(most + 1) / unit))).astype(np.int16)
 
 
@@ -191,7 +192,7 @@ def _add_all_paths(
     total: np.ndarray,
     edge: float = EDGE,
 ) -> None:
-    """All eight directions, each of them on a thread; whole numbers add up to the same in any order."""
+    """Aggregate along all eight directions, each on its own thread; sums of integers do not depend on the order."""
     step, jump = (int(penalty * parts) for penalty in penalties)
     widest = int(count.max())
 

@@ -1,8 +1,8 @@
 """Numba kernels of the last step of stereo, see `exact`: whole numbers throughout, so that any number of threads gives the same result.
 
-Each pixel (or token) has a range of its own of disparities, ``low`` to ``low + count - 1``, ``[H, W]`` int32; what belongs to them, such as their
-costs, stands in one flat array, from ``start[y, x]`` on. Kernels are plain nogil functions. They stand in this one file since their cache looks
-at no other.
+Each pixel (or token) has its own range of disparities, ``low`` to ``low + count - 1``, ``[H, W]`` int32. Their costs and other values are
+stored in one flat array, starting at ``start[y, x]``. Kernels are plain nogil functions. They are all in this file, because their cache checks
+no other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FAR = 32000  # more than any sum along a path
 
 @_jit
 def census(grey, out, first, last):
-    """Which of the 48 pixels around each are brighter than it, a bit each (Zabih and Woodfill, ECCV 1994); rows from first to last.
+    """Compare each pixel with the 48 around it, one bit each: brighter or not (Zabih and Woodfill, ECCV 1994); rows from first to last.
 
     grey: ``[H + 6, W + 6]``, with a margin of three pixels. out: uint64 ``[H, W]``.
     """
@@ -45,11 +45,11 @@ def _ones(bits):
 
 @_jit
 def pixel_costs(census0, census1, left, right, low, count, start, of_bits, of_colors, outside, cost, first, last):
-    """How much each pixel differs from the right one of each of its disparities; rows from first to last.
+    """How much each pixel differs from the right pixel at each of its disparities; rows from first to last.
 
-    left, right: uint8 ``[H, W, 3]``. of_bits: int16 ``[49]``, cost of so many different bits of the census. of_colors: int16 ``[1531]``, of so many
-    halves of grey levels that the colours differ by, between pixels if that is less (Birchfield and Tomasi, PAMI 1998). outside: cost of what lies
-    beyond the image.
+    left, right: uint8 ``[H, W, 3]``. of_bits: int16 ``[49]``, cost of so many different bits of the census. of_colors: int16 ``[1531]``, cost of a
+    colour difference in half grey levels, measured between pixels where that is less (Birchfield and Tomasi, PAMI 1998). outside: cost outside the
+    image.
     """
     width = low.shape[1]
     for y in range(first, last):
@@ -74,8 +74,9 @@ def add_paths(cost, low, count, start, grey, step, jump, edge, direction, widest
     """Add to ``total`` the least costs of paths in one direction that end at each disparity of each pixel (semi-global matching,
     Hirschmueller, PAMI 2008).
 
-    step: what a change of disparity by 1 costs on the way; jump: by more, where the image is even; across a difference of ``edge`` grey
-    levels half of it. grey: float32 ``[H, W]``. direction: (columns, rows), each -1, 0 or 1. widest: the greatest count. cost, total: int16.
+    step: cost of a change of disparity by 1 along the path; jump: cost of a larger change where the image is smooth, half of it across a
+    difference of ``edge`` grey levels. grey: float32 ``[H, W]``. direction: (columns, rows), each -1, 0 or 1. widest: the greatest count.
+    cost, total: int16.
     """
     height, width = low.shape
     across, down = direction
@@ -84,7 +85,7 @@ def add_paths(cost, low, count, start, grey, step, jump, edge, direction, widest
         longest = max(longest, start[y, width - 1] + count[y, width - 1] - start[y, 0])
     paths = np.empty(
         (2, longest), np.int32
-    )  # of the disparities of two rows: this one, and the one that paths come from
+    )  # for the disparities of two rows: this one, and the one that paths come from
     least = np.empty((2, width), np.int32)
     around = np.empty(widest + 2, np.int32)
     step, jump, edge = np.int32(step), np.float32(jump), np.float32(edge)
@@ -133,7 +134,7 @@ def add_paths(cost, low, count, start, grey, step, jump, edge, direction, widest
 
 @_jit
 def winners(total, low, count, start, disparity, margin, right):
-    """The disparity of least cost of each pixel, to parts of a pixel, its lead over the best that is not beside it, and that of the right view.
+    """Choose each pixel's disparity of least cost, to a fraction of a pixel, its margin over the best one not next to it, and the right view's.
 
     disparity, margin: float32 ``[H, W]``. right: int32 ``[H, W]``, disparity of least cost among all that fall on a pixel of the right view; -1
     where none does.
@@ -166,7 +167,7 @@ def winners(total, low, count, start, disparity, margin, right):
 
 @_jit
 def check(disparity, right, tolerance, agree):
-    """Whether the right view has each pixel's disparity where it is seen there, but for ``tolerance`` pixels; bool ``[H, W]``."""
+    """Left-right check: whether the right view has each pixel's disparity, to ``tolerance`` pixels, at the matching pixel; bool ``[H, W]``."""
     for y in range(disparity.shape[0]):
         for x in range(disparity.shape[1]):
             there = int(np.rint(x - disparity[y, x]))
@@ -175,7 +176,7 @@ def check(disparity, right, tolerance, agree):
 
 @_jit
 def drop_specks(disparity, known, fewest, tolerance):
-    """Make unknown what is known on fewer than so many pixels that hang together, neighbours differing by at most ``tolerance``."""
+    """Make connected regions of too few pixels unknown; connected neighbours differ by at most ``tolerance``."""
     height, width = disparity.shape
     seen = ~known
     stack = np.empty(height * width, np.int64)
@@ -202,7 +203,7 @@ def drop_specks(disparity, known, fewest, tolerance):
 
 @_jit
 def median(values, out, first, last):
-    """Median of each pixel and the eight around it, the nearest ones again beyond the border; rows from first to last."""
+    """Median of each pixel and the eight around it, with border pixels repeated outside; rows from first to last."""
     height, width = values.shape
     near = np.empty(9, values.dtype)
     for y in range(first, last):
@@ -222,7 +223,7 @@ def median(values, out, first, last):
 
 @_jit
 def hidden(disparity, apart, out):
-    """Whether a disparity map of the left view puts pixels out of the right one, or behind what is more than ``apart`` nearer: bool ``[H, W]``."""
+    """Whether a left disparity map places pixels outside the right view, or behind others that are more than ``apart`` nearer: bool ``[H, W]``."""
     height, width = disparity.shape
     nearest = np.empty(width, disparity.dtype)
     for y in range(height):

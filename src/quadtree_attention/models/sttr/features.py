@@ -10,14 +10,14 @@ from ..loftr.backbone import BasicBlock
 from .config import STTRConfig
 
 REACH = 16  # images are padded to a multiple of this many pixels
-_CELLS = (16, 8, 4, 2)  # pixels at 1/8 of the cells that the pyramid of averages is taken over
+_CELLS = (16, 8, 4, 2)  # sides, in pixels at 1/8, of the cells that the pooling pyramid averages over
 
 
-class Features(nn.Module):
+class FeatureExtractor(nn.Module):
     """Feature map of an image at 1 or 1/4 of its size.
 
-    As published but for two things: batch norm uses running statistics, so that an image's features depend on no other image, and each
-    image comes with mean 0 and deviation 1, so that they do not depend on exposure.
+    As published, except for two things: batch norm uses running statistics, so that an image's features do not depend on other images, and each
+    image is normalised to mean 0 and deviation 1, so that they do not depend on exposure.
     """
 
     up3: Up | None
@@ -66,7 +66,7 @@ class Features(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Layers that each see the input and all earlier layers' outputs; gives the new channels alone, ``growth * layers`` of them."""
+    """Layers that each see the input and the outputs of all earlier layers. Returns only the new channels, ``growth * layers`` of them."""
 
     def __init__(self, dim_in: int, growth: int, layers: int, bottleneck: int = 4) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class DenseBlock(nn.Module):
 
 
 class Up(nn.Module):
-    """Transposed convolution to the size of another map, and that map beside it."""
+    """Transposed convolution to the size of another map, concatenated with that map."""
 
     def __init__(self, dim_in: int, dim: int, stride: int = 2) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Up(nn.Module):
 
 
 def _averaged(x: Tensor, cell: int, branch: nn.Module) -> Tensor:
-    """Means over cells of a map at 1/8 through ``branch``, brought to 1/16."""
+    """Means over cells of a map at 1/8, passed through ``branch`` and resized to 1/16."""
     height, width = x.shape[-2:]
     pooled = F.avg_pool2d(x, (min(cell, height), min(cell, width)), ceil_mode=True)
     return F.interpolate(branch(pooled), size=(height // 2, width // 2), mode="bilinear", align_corners=False)

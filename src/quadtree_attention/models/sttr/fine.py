@@ -1,4 +1,4 @@
-"""Fine matching: from the disparity of tokens to that of pixels at 1/2, by features compared anew. An addition to STTR, see `STTRConfig`."""
+"""Fine matching: refines the disparity of tokens to that of pixels at 1/2 by comparing features again. An addition to STTR, see `STTRConfig`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from .assignment import spread
 from .config import STTRConfig
 
-CELL = 2  # pixels of the image a pixel of this stage
-GROUPS = 4  # of channels, each compared by itself
-EDGE = 1.0  # pixels of disparity by which neighbours on one surface differ at most
+CELL = 2  # image pixels per pixel of this stage
+GROUPS = 4  # of channels, compared separately
+EDGE = 1.0  # largest difference in disparity between neighbours on one surface, in pixels
 HYPOTHESES = 3
 
 
 class Fine(NamedTuple):
     """What fine matching finds at 1/2, for the left image.
 
-    start: ``[B, 3, H / 2, W / 2]``, disparities in pixels that were looked about.
-    disparity: the same, what each became.
-    weight: the same, logarithms of how likely each is the one; over the three they add up to 1.
+    start: ``[B, 3, H / 2, W / 2]``, three hypotheses of the disparity, in pixels.
+    disparity: the same shape, each hypothesis after its correction.
+    weight: the same shape, log probability of each hypothesis; the three probabilities add up to 1.
     """
 
     start: Tensor
@@ -35,13 +35,13 @@ class Fine(NamedTuple):
 
 
 class FineMatching(nn.Module):
-    """Corrects disparity by comparing features at 1/2 a few pixels about it, and chooses the surface at each pixel.
+    """Corrects disparity by comparing features at 1/2 within a few pixels of it, and chooses the surface at each pixel.
 
-    A token's square may show two surfaces. So each pixel has three hypotheses: the disparity of its token, smooth on surfaces, and the
-    least and the greatest of the nine tokens about it. About each, ``fine_reach`` pixels of 1/2 either way, groups of channels are
-    compared (group-wise correlation, Guo et al., CVPR 2019); convolutions turn that into scores, whose expectation corrects the
-    hypothesis and whose sum says how likely it is. What comes out is a mixture, of which the likeliest part is taken: no disparity between
-    two surfaces is made up (Tosi et al., SMD-Nets, CVPR 2021).
+    A token's square may show two surfaces. So each pixel has three hypotheses: the disparity of its token, interpolated on surfaces, and the
+    least and the greatest of the nine tokens around it. For each, groups of channels are compared within ``fine_reach`` pixels of 1/2 to either
+    side (group-wise correlation, Guo et al., CVPR 2019). Convolutions turn the correlations into scores, whose expectation corrects the
+    hypothesis and whose sum says how likely it is. The result is a mixture, and its likeliest part is taken, so that no disparity
+    between two surfaces is made up (Tosi et al., SMD-Nets, CVPR 2021).
     """
 
     def __init__(self, config: STTRConfig) -> None:
@@ -66,7 +66,7 @@ class FineMatching(nn.Module):
             for dilation in (2, 4)
         )
         self.leave = nn.Conv2d(dim, offsets, 3, padding=1)
-        for parameter in self.leave.parameters():  # starts from how alike the features are
+        for parameter in self.leave.parameters():  # starts from the similarity of the features
             nn.init.zeros_(parameter)
         self.sharpness = nn.Parameter(torch.tensor(10.0))
 
@@ -91,7 +91,7 @@ class FineMatching(nn.Module):
 
 
 def hypotheses(raw: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """Disparity of tokens ``[B, h, w]`` to ``[B, 3, H / 2, W / 2]``: own, least and greatest of the nine about it. No gradient."""
+    """Disparity of tokens ``[B, h, w]`` to ``[B, 3, H / 2, W / 2]``: own, least and greatest of the nine around it. No gradient."""
     raw = raw.detach()
     cell = stride // CELL
     around = F.pad(raw[:, None], (1, 1, 1, 1), mode="replicate")
@@ -102,7 +102,7 @@ def hypotheses(raw: Tensor, size: tuple[int, int], stride: int) -> Tensor:
 
 
 def similarities(features: Tensor, disparity: Tensor, reach: int) -> Tensor:
-    """How alike each left pixel and the right ones about its hypotheses are, in -1..1, by groups of channels; 0 outside of the image.
+    """Similarity of each left pixel and the right ones around its hypotheses, in -1..1, by groups of channels; 0 outside the image.
 
     features: ``[2 B, C, H, W]``, of left images, then of right ones; disparity: ``[B, K, H, W]`` in pixels of them.
     Returns ``[B, K, 2 reach + 1, GROUPS, H, W]``, offsets of disparity from -reach to reach.

@@ -12,7 +12,7 @@ from ..pretrained import FromPretrained
 from .assignment import optimal_transport, regress, spread
 from .config import STTRConfig
 from .context import ContextAdjustment
-from .features import Features
+from .features import FeatureExtractor
 from .fine import CELL, EDGE, Fine, FineMatching
 from .transformer import RowTransformer
 
@@ -23,7 +23,7 @@ class StereoOutput(NamedTuple):
     disparity: ``[B, H, W]`` in pixels, left x - disparity = right x; never negative.
     occlusion: ``[B, H, W]`` in 0..1, whether the right image does not show the pixel.
     confidence: ``[B, H, W]`` in 0..1, the share of the pixel's token that is assigned near its disparity.
-    raw: disparity ``[B, h, w]`` of the tokens in pixels, before all that follows.
+    raw: disparity ``[B, h, w]`` of the tokens in pixels, before fine matching and context adjustment.
     shares: logarithms ``[B, h, w + 1, w + 1]`` of the assignment, left by right, dustbins last; see `optimal_transport`.
     logit: of occlusion, ``[B, H, W]``.
     fine: what fine matching found; None without it.
@@ -50,7 +50,7 @@ class STTR(FromPretrained, nn.Module):
     def __init__(self, config: STTRConfig) -> None:
         super().__init__()
         self.config = config
-        self.features = Features(config)
+        self.features = FeatureExtractor(config)
         self.transformer = RowTransformer(config)
         self.dustbin = nn.Parameter(torch.zeros(()))
         self.fine = FineMatching(config) if config.fine_dim else None
@@ -81,7 +81,7 @@ class STTR(FromPretrained, nn.Module):
         return StereoOutput(adjusted[:, 0], logit[:, 0].sigmoid(), confidence, raw, shares, logit[:, 0], fine)
 
     def scores(self, left: Tensor, right: Tensor) -> Tensor:
-        """How well each left token matches each right one of its row, ``[B, h, w, w]``, before any constraint."""
+        """How well each left token matches each right token in its row, ``[B, h, w, w]``, before any constraint."""
         return self.transformer(*self._encode(left, right)[0])
 
     def _encode(self, left: Tensor, right: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
@@ -91,7 +91,7 @@ class STTR(FromPretrained, nn.Module):
         if self.training or torch.is_grad_enabled():
             pair = [torch.cat(pair)]
         tokens, maps = [], []
-        for images in pair:  # one after the other they need half of the memory
+        for images in pair:  # one after the other, they need half the memory
             features, half = self.features(images)
             tokens.append(self.tokens(features))
             if self.fine is not None:
@@ -101,7 +101,7 @@ class STTR(FromPretrained, nn.Module):
         return (left_tokens, right_tokens), tuple(torch.cat(both) for both in zip(*maps, strict=True))
 
     def _normalised(self, image: Tensor) -> Tensor:
-        """Mean 0 and deviation 1 of each image by itself, over all channels."""
+        """Normalise each image to mean 0 and deviation 1, over all channels."""
         image = image.to(self.dustbin.dtype)
         deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True, correction=0)
         return (image - mean) / (deviation + 1e-3)
@@ -111,12 +111,12 @@ class STTR(FromPretrained, nn.Module):
         step = self.config.stride // self.config.resolution
         first = min(step // 2, *(side - 1 for side in features.shape[-2:]))
         features = features[..., first::step, first::step]
-        # Under autocast the map is of short floats; the residual stream of the transformer is not.
+        # Under autocast the map is in half precision; the residual stream of the transformer is not.
         return features.permute(0, 2, 3, 1).to(self.dustbin.dtype).contiguous()
 
 
 def right_view(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The pair whose disparity, once mirrored, is that of the right image: the views mirrored and exchanged.
+    """Mirror and exchange the views: the disparity of the result, mirrored back, is that of the right image.
 
     >>> disparity = model(*right_view(left, right)).disparity.flip(-1)  # right x + disparity = left x
     """

@@ -1,4 +1,4 @@
-"""The transformer of STTR: self- and cross-attention along rows in turns, and scores of every left with every right token."""
+"""The transformer of STTR: alternating self- and cross-attention along rows, then scores of every left token with every right one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import STTRConfig
 
 
 class SelfLayer(nn.Module):
-    """Norm, attention of each row to itself, residual; and the same with a convolutional MLP, if there is one, that starts at zero."""
+    """Norm, attention of each row to itself, residual; then the same with a convolutional MLP, if there is one, which starts at zero."""
 
     def __init__(self, config: STTRConfig) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class CrossLayer(nn.Module):
 class LastLayer(nn.Module):
     """The last cross layer: the right row attends to the left one; the left one's scores with it are the result.
 
-    Scores are dense. With "rotary" positions they are of content alone, so that no disparity is preferred to another.
+    Scores are dense. With "rotary" positions they depend on content alone, so that no disparity is preferred.
     """
 
     def __init__(self, config: STTRConfig) -> None:
@@ -66,7 +66,7 @@ class LastLayer(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim)
         self.attn = RowAttention(config)
         self.assign = RowProjections(config)
-        self.assign.k_proj.load_state_dict(self.assign.q_proj.state_dict())  # what looks alike matches, from the start
+        self.assign.k_proj.load_state_dict(self.assign.q_proj.state_dict())  # from the start, similar tokens match
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """``[B, h, w, dim]`` each to scores ``[B, h, w, w]``, left by right, summed over heads."""
@@ -83,9 +83,9 @@ class LastLayer(nn.Module):
 class RowTransformer(nn.Module):
     """``num_layers`` pairs of a self- and a cross-attention layer, the last of them giving scores.
 
-    recompute: whether the backward pass computes each layer anew in place of keeping what it holds, as published. tokens_at_once: where no
-    gradient is asked for, so many tokens of an image go through all layers at a time, whole rows of them, where rows have nothing to do with
-    each other; None: all.
+    recompute: whether the backward pass recomputes each layer instead of storing its activations, as published.
+    tokens_at_once: without gradients, and where rows are independent, how many tokens of an image go through all layers at a time, in whole rows;
+        None: all.
     """
 
     recompute = False
