@@ -24,7 +24,7 @@ SOME, FEW, MOST = (
 )  # share and number of matches with such a disparity that say something, and share that says that it is so everywhere
 
 
-class Matches(NamedTuple):
+class Displacements(NamedTuple):
     """Places ``[N, 2]`` (x, y) of points in the left image, and how far from there they are in the right one, ``[N, 2]``, to parts of a pixel."""
 
     places: np.ndarray
@@ -70,7 +70,7 @@ def check_rows(left: np.ndarray, right: np.ndarray, scale: float = 1.0) -> str |
     return None
 
 
-def find_moves(left: np.ndarray, right: np.ndarray) -> Matches:
+def find_moves(left: np.ndarray, right: np.ndarray) -> Displacements:
     """Points of the left image that look like one place of the right image, wherever that is, and like no other."""
     height, width = left.shape[:2]
     scale = max(1.0, max(height, width) / SMALL)
@@ -127,7 +127,7 @@ def _normalised(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches / length.clamp(min=PATCH), length
 
 
-def _refined(left: Tensor, right: Tensor, start: Tensor, guess: Tensor, reach: int) -> Matches:
+def _refined(left: Tensor, right: Tensor, start: Tensor, guess: Tensor, reach: int) -> Displacements:
     """Matches of places ``[N, 2]`` near guesses ``[N, 2]``, to parts of a pixel by a parabola along either axis."""
     margin = reach + PATCH // 2 + 1
     inside = torch.ones(len(start), dtype=torch.bool)
@@ -153,4 +153,4 @@ def _refined(left: Tensor, right: Tensor, start: Tensor, guess: Tensor, reach: i
         middle = grid[n, row, column]
         parts.append((0.5 * (before - after) / (before - 2 * middle + after).clamp(max=-1e-6)).clamp(-0.5, 0.5))
     found = guess + torch.stack([column, row], -1) - reach + torch.stack(parts, -1)
-    return Matches(start.numpy(), (found - start).numpy())
+    return Displacements(start.numpy(), (found - start).numpy())
