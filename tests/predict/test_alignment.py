@@ -78,7 +78,7 @@ def test_aligned_views_show_the_same_things_in_the_same_places(scale, turn, max_
     assert difference < 0.1 * aligned[0].gray.mean()
     # From a pixel of both views to the images as given: the true change is between.
     pixels = np.array([[20.0, 30], [90, 70], [150, 20]])
-    given0, given1 = (view.given(pixels) for view in aligned)
+    given0, given1 = (view.map_to_given(pixels) for view in aligned)
     np.testing.assert_allclose(moved(given0, true), given1, atol=0.02 * max(scale, 1) * to_matched + 0.05)
 
 
@@ -213,14 +213,14 @@ class TestTrials:
         for turns in range(4):
             turned = alignment._turned(view, turns)
             for x, y in ((3, 5), (40, 11)):
-                given = turned.given(np.array([[x, y]]))[0].round().astype(int)
+                given = turned.map_to_given(np.array([[x, y]]))[0].round().astype(int)
                 assert turned.gray[y, x] == view.gray[given[1], given[0]]
 
     def test_smaller_views_too(self):
         view = whole_view(np.zeros((120, 200, 3), np.uint8), 200)
         small = alignment._smaller(view, 100)
         assert small.gray.shape == (60, 100)
-        np.testing.assert_allclose(small.given(np.array([[0, 0], [99, 59]])), [[0.5, 0.5], [198.5, 118.5]])
+        np.testing.assert_allclose(small.map_to_given(np.array([[0, 0], [99, 59]])), [[0.5, 0.5], [198.5, 118.5]])
 
     def test_slim_images_are_not_tried_smaller(self):
         view = whole_view(np.zeros((60, 250, 3), np.uint8), 250)

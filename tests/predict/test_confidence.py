@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from quadtree_attention.models.loftr import LoFTRConfig
-from quadtree_attention.predict.confidence import DOUBTFUL, FEW, SURE, evidence, kept, probability
+from quadtree_attention.predict.confidence import DOUBTFUL, FEW, SURE, evidence, probability, select_confident
 from quadtree_attention.predict.refinement import Refined
 
 
@@ -30,13 +30,13 @@ def test_evidence_is_finite_at_the_ends():
 
 def test_the_sure_are_kept_and_of_few_the_surest():
     many = np.concatenate([np.full(FEW, SURE + 0.05), np.full(50, SURE - 0.05)])
-    assert kept(many).sum() == FEW
+    assert select_confident(many).sum() == FEW
     few = np.concatenate([np.full(100, SURE + 0.05), np.full(40, DOUBTFUL + 0.1), np.full(70, DOUBTFUL - 0.1)])
-    np.testing.assert_array_equal(kept(few), few > DOUBTFUL)
+    np.testing.assert_array_equal(select_confident(few), few > DOUBTFUL)
     middle = np.linspace(DOUBTFUL + 0.01, SURE - 0.01, FEW + 200)
-    assert kept(middle).sum() == FEW
-    assert kept(middle)[-1]
-    assert not kept(middle)[0]
+    assert select_confident(middle).sum() == FEW
+    assert select_confident(middle)[-1]
+    assert not select_confident(middle)[0]
 
 
 def test_a_calibration_has_six_numbers_or_none():

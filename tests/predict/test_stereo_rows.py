@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quadtree_attention.predict.stereo_rows import check_rows, find_moves
+from quadtree_attention.predict.stereo_rows import check_rows, find_displacements
 
 
 def walls(far=3, near=12, rows=0, height=180, width=300):
@@ -25,11 +25,11 @@ def walls(far=3, near=12, rows=0, height=180, width=300):
 
 
 def test_moves_are_measured():
-    found = find_moves(*walls(rows=2))
-    assert len(found.moves) > 50
-    near = found.places[:, 0] < 130
-    assert np.median(found.moves[near], 0) == pytest.approx([-12, 2], abs=0.2)
-    assert np.median(found.moves[found.places[:, 0] > 165], 0) == pytest.approx([-3, 2], abs=0.2)
+    found = find_displacements(*walls(rows=2))
+    assert len(found.displacements) > 50
+    near = found.points[:, 0] < 130
+    assert np.median(found.displacements[near], 0) == pytest.approx([-12, 2], abs=0.2)
+    assert np.median(found.displacements[found.points[:, 0] > 165], 0) == pytest.approx([-3, 2], abs=0.2)
 
 
 def test_nothing_is_said_of_a_rectified_pair():

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from quadtree_attention import Classifier, Detector, Matcher, Segmenter, StereoMatcher
-from quadtree_attention.weights.registry import PRETRAINED, located, weights_identity
+from quadtree_attention.weights.registry import PRETRAINED, locate, weights_identity
 
 EMBEDDED = [row for row in PRETRAINED.values() if row.url is None]
 CLASSES = {
@@ -30,7 +30,7 @@ def test_embedded_weights_have_a_card_that_names_them(row):
 
 @pytest.mark.parametrize("task", CLASSES)
 def test_tiny_is_for_every_task(task):
-    path, row = located("tiny", task)
+    path, row = locate("tiny", task)
     assert row in EMBEDDED
     assert path == row.path
     assert type(CLASSES[task].from_pretrained("tiny", device="cpu")) is CLASSES[task]
@@ -38,14 +38,14 @@ def test_tiny_is_for_every_task(task):
 
 def test_names_of_other_tasks_and_unknown_ones(tmp_path):
     with pytest.raises(ValueError, match="outdoor is for matching, expected tiny, segment_tiny, "):
-        located("outdoor", "segmentation")
+        locate("outdoor", "segmentation")
     with pytest.raises(ValueError, match="unknown model 'nothing', expected one of tiny, stereo_tiny, or the path"):
-        located("nothing", "stereo")
+        locate("nothing", "stereo")
     with pytest.raises(FileNotFoundError, match=r"gone.ckpt does not exist, expected a file of weights or one of tiny"):
-        located(tmp_path / "gone.ckpt", "detection")
+        locate(tmp_path / "gone.ckpt", "detection")
     (tmp_path / "weights.txt").write_text("")
     with pytest.raises(ValueError, match=r"unknown suffix '.txt', expected .safetensors, .ckpt, .pth, .pt"):
-        located(tmp_path / "weights.txt", "matching")
+        locate(tmp_path / "weights.txt", "matching")
 
 
 def test_identity_is_of_the_content(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def match_folder(
 
     from ..data.lists import image_pairs
     from ..files import list_photographs
-    from ..predict.colmap import beside
+    from ..predict.colmap import sqlite_files
     from ..predict.folder import SUFFIXES, all_pairs, match_folder
     from ..predict.matching import Matcher
     from ..weights.registry import weights_identity
@@ -92,9 +92,9 @@ def match_folder(
         path = outputs.file("--out", out, SUFFIXES)
         if path is not None and path.suffix.lower() == ".h5":
             outputs.file("--features", features or path.with_name("features.h5"), (".h5",))
-        elif path is not None and not overwrite and any(file.stat().st_size for file in beside(path)):
+        elif path is not None and not overwrite and any(file.stat().st_size for file in sqlite_files(path)):
             raise InputError(
-                f"{path} is in use, or holds changes that a process which was killed left beside it ({beside(path)[0].name}); "
+                f"{path} is in use, or holds changes that a process which was killed left beside it ({sqlite_files(path)[0].name}); "
                 "choose another name for --out, or add --overwrite to replace it"
             )
         found = match_folder(

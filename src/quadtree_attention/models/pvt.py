@@ -23,7 +23,7 @@ from ..ops.dispatch import Backend, Variant
 from ..ops.modes import is_plain
 from .checkpoint import misfit, read_checkpoint
 from .keys import convert_published
-from .releases import PUBLISHED, downloaded
+from .releases import PUBLISHED, download
 
 __all__ = ["QuadtreeTransformer", "checkpoint_filter_fn"]
 
@@ -247,7 +247,7 @@ def _create(name: str, pretrained: bool, /, **kwargs: Any) -> nn.Module:
         and (cfg.file or cfg.url)
     ):
         # Read here, because timm's reader refuses checkpoints that hold more than tensors.
-        overlay["state_dict"] = read_checkpoint(cfg.file or downloaded(PUBLISHED[name]))
+        overlay["state_dict"] = read_checkpoint(cfg.file or download(PUBLISHED[name]))
     model: Any = build_model_with_cfg(  # with features_only timm's wrapper, else a QuadtreeTransformer
         partial(
             QuadtreeTransformer, variant=kwargs.pop("variant", "b")

@@ -118,7 +118,7 @@ PUBLISHED: dict[str, Pretrained] = {
 }
 
 
-def downloaded(row: Pretrained) -> Path:
+def download(row: Pretrained) -> Path:
     """The file of published weights; downloaded to the torch hub folder if it is not there."""
     path, url = row.path, row.url
     if url is not None and not path.is_file():

@@ -169,7 +169,7 @@ def _dots(rows, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_ste
 
         zero = ir.Constant(block.vector, [0.0] * block.lanes)
         sums = block.loop(dim, block.lanes, [zero] * 16, body)
-        for n, four in enumerate(_added_up(block, sums)):
+        for n, four in enumerate(_reduced(block, sums)):
             factor = builder.insert_element(ir.Constant(four.type, ir.Undefined), scale, ir.Constant(ir.IntType(32), 0))
             four = block.multiply(four, block.shuffle(factor, factor, [0] * 4))
             row, column = divmod(4 * n, 16 // rows)
@@ -193,7 +193,7 @@ def _dots(rows, x, x_at, y, y_at, dim, token, first, scale, out, out_at, out_ste
     return types.void(*arguments), codegen
 
 
-def _added_up(block, sums):
+def _reduced(block, sums):
     """Reduce 16 vectors to their totals, as 4 vectors of 4: add halves of two vectors at a time until one number of each is left."""
     if block.lanes == 8:
         # Within the two halves of 4 lanes, as shuffles that cost one step each; then half to half.

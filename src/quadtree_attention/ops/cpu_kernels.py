@@ -271,7 +271,7 @@ def _softmax_row(row, count):
 
 
 @_jit
-def _bar(score, count, keep):
+def _score_bound(score, count, keep):
     """Find a number that at least ``keep`` scores reach, and few more: by bisection, with counts that LLVM vectorises."""
     low, high = score[0], score[0]
     for j in range(1, count):
@@ -321,7 +321,7 @@ def _select(score, count, keep, best, place, spare):
         return _select_few(score, count, keep, best, place)
     some = 0
     if count > keep:
-        bar = _bar(score, count, keep)
+        bar = _score_bound(score, count, keep)
         for j in range(count):  # no branch: places that do not count are written over
             spare[some] = j
             some += score[j] >= bar

@@ -49,7 +49,7 @@ def forward_op(
         call.launch(
             kernels.forward, call.groups, q[level], k[level], v[level], call.valid,
             *call.candidates(kept, share), above, weights, here,
-            *call.handed_on(kept, share), call.its(lse), level, *call.sizes, call.groups, call.scale, **call.shape, KN=call.sorted,
+            *call.passed_on(kept, share), call.entry(lse), level, *call.sizes, call.groups, call.scale, **call.shape, KN=call.sorted,
             CB=call.step, G=call.together, **call.launching,
         )  # fmt: skip
         above = here
@@ -87,18 +87,18 @@ def backward_op(
         candidates = call.candidates(kept, share)
         if variant_a and level:
             next_grad[level - 1] = torch.zeros_like(share[level - 1])
-        given = (grad, weights, call.its(lse))
-        handed = call.handed_on(kept, next_grad)
+        given = (grad, weights, call.entry(lse))
+        handed = call.passed_on(kept, next_grad)
         call.launch(
             kernels.backward_query, call.groups, q[level], k[level], v[level], call.valid, *candidates,
-            *given, *handed, grad_q[level], call.its(delta), next_grad[level - 1] if variant_a and level else grad,
+            *given, *handed, grad_q[level], call.entry(delta), next_grad[level - 1] if variant_a and level else grad,
             level, *call.sizes, call.groups, call.scale, **call.shape, CB=call.step, G=call.together, **call.launching,
         )  # fmt: skip
         groups = math.ceil(call.nk / call.keys_together)
         entries, first = (grad, grad) if level == 0 else queries_by_key(kept[level - 1], groups)
         call.launch(
             kernels.backward_key, groups, q[level], k[level], v[level], call.valid, entries, first, candidates[1],
-            *given, call.its(delta), *handed, grad_k[level], grad_v[level],
+            *given, call.entry(delta), *handed, grad_k[level], grad_v[level],
             level, *call.sizes, call.groups, groups, call.scale, **call.shape, G=call.keys_together, R=call.rows_together, **call.key_launching,
         )  # fmt: skip
         if not variant_a:
@@ -215,13 +215,13 @@ class _Level:
             return self.valid, self.valid
         return kept[self.level - 1], share[self.level - 1] if self.variant_a else self.valid
 
-    def handed_on(self, kept: list[Tensor], share: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def passed_on(self, kept: list[Tensor], share: list[Tensor]) -> tuple[Tensor, Tensor]:
         """What this level passes on, or the gradient of it; any tensor where there is nothing."""
         if self.last:
             return self.valid, self.valid
         return kept[self.level], share[self.level] if self.variant_a else self.valid
 
-    def its(self, per_query: list[Tensor]) -> Tensor:
+    def entry(self, per_query: list[Tensor]) -> Tensor:
         """This level's entry in a list that has entries only for levels with one softmax."""
         return per_query[self.level] if self.has_lse else self.valid
 

@@ -289,7 +289,7 @@ def forward(
 
 
 @triton.jit
-def _pulls(
+def _score_gradients(
     pull, values, token, rows, here, next_kept, next_grad, keep, KEEP: tl.constexpr, LEAVE_OUT: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
     """Gradient [len(rows), len(token)] of each query's score of each key, and 0 for the keys that its message leaves out, else 1."""
@@ -349,7 +349,7 @@ def backward_query(
                     queries, k, valid, kept, start, count, scale, CB, F, D, DP, ROOT, MASKED, WIDE, PRECISION
                 )
                 values = _rows(v, token, there, DV, DVP, WIDE)
-                slope, _shown = _pulls(
+                slope, _shown = _score_gradients(
                     pull, values, token, far, here, next_kept, next_grad, keep, KEEP, LEAVE_OUT, PRECISION
                 )
                 lean += tl.sum(tl.exp(score - sums[:, None]) * slope, 1)
@@ -359,7 +359,9 @@ def backward_query(
             queries, k, valid, kept, start, count, scale, CB, F, D, DP, ROOT, MASKED, WIDE, PRECISION
         )
         values = _rows(v, token, there, DV, DVP, WIDE)
-        slope, _shown = _pulls(pull, values, token, far, here, next_kept, next_grad, keep, KEEP, LEAVE_OUT, PRECISION)
+        slope, _shown = _score_gradients(
+            pull, values, token, far, here, next_kept, next_grad, keep, KEEP, LEAVE_OUT, PRECISION
+        )
         if SIBLINGS:
             shares = _shares(share, start, SLOTS, CB, F)
             power = _siblings(score, G, CB, F)
@@ -429,7 +431,9 @@ def backward_key(
         queries = _rows(q + start_q * D, rows, here, D, DP, WIDE)
         pull = _rows(grad + start_q * DV, rows, here, DV, DVP, WIDE).to(values.dtype)
         score = tl.where(there[None, :], tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale, NONE)
-        slope, shown = _pulls(pull, values, token, far, here, next_kept, next_grad, keep, KEEP, LEAVE_OUT, PRECISION)
+        slope, shown = _score_gradients(
+            pull, values, token, far, here, next_kept, next_grad, keep, KEEP, LEAVE_OUT, PRECISION
+        )
         if SIBLINGS:
             shares = tl.load(share + entry, mask=here, other=0.0)
             power = tl.reshape(_siblings(score, R, G, G), (R, G))

@@ -1,1 +1,1 @@
-"""Images in, results out: one file a task. All images are as `data.images.read_image` takes them."""
+"""Predictors: images in, results out, one file per task. They take all images that `data.images.read_image` takes."""

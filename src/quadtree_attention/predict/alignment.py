@@ -22,15 +22,13 @@ from ..extras import require
 from .refinement import support
 
 MIN_SCALE, MIN_ROTATION = 1.2, 10.0  # images that differ by less, the latter in degrees, are not matched again
-MAX_SCALE = 8.0  # more is taken for a mistake
-MIN_SUPPORT = 8  # matches that agree with a change
-TOLERANCE = 0.03  # how far they may be from it, as a share of the longer side: parallax and perspective
-LOST, FAINT = (
-    0.08,
-    1.5,
-)  # mean support of matches, and all of them together, below which images are tried otherwise: wrong pairs have up to .05
+MAX_SCALE = 8.0  # a larger change of scale is taken for a mistake
+MIN_SUPPORT = 8  # fewest matches that agree on a change
+TOLERANCE = 0.03  # how far they may deviate from it, as a share of the longer side: parallax and perspective
+LOST = 0.08  # mean support of matches below which other rotations and scales are tried: wrong pairs have up to .05
+FAINT = 1.5  # the same, for the sum over all matches
 TRIAL, ZOOM = 256, 2.0  # longer side of the copies that are tried, and how much smaller one of them is made
-SMALL = 48  # pixels that each side of such a copy must have
+SMALL = 48  # least side of such a copy, in pixels
 
 Masks = tuple[np.ndarray | None, np.ndarray | None]  # of two images as given: bool [H, W], True = valid
 
@@ -50,8 +48,9 @@ Find = Callable[["View", "View"], Found]
 class View:
     """An image as the network sees it.
 
-    gray: float32 ``[H, W]`` in 0..1; to_given: ``[3, 3]``, its pixels (x, y) to those of the image as given; valid: bool ``[H, W]``, False
-    where it shows nothing of the image, or what is masked, None if there is no such place.
+    gray: float32 ``[H, W]`` in 0..1.
+    to_given: ``[3, 3]``, maps its pixels (x, y) to those of the image as given.
+    valid: bool ``[H, W]``, False outside the image and where that is masked; None if all is valid.
     """
 
     gray: np.ndarray
@@ -63,9 +62,9 @@ class View:
         """Pixels of the image as given along one pixel, on the axis on which there are more."""
         return float(np.linalg.norm(self.to_given[:2, :2], 2))
 
-    def given(self, points: np.ndarray) -> np.ndarray:
-        """Pixels ``[M, 2]`` to float32 ``[M, 2]`` of the image as given."""
-        return _moved(self.to_given, points).astype(np.float32)
+    def map_to_given(self, points: np.ndarray) -> np.ndarray:
+        """Map pixels ``[M, 2]`` to those of the image as given, float32 ``[M, 2]``."""
+        return _transformed(self.to_given, points).astype(np.float32)
 
 
 Views = tuple[View, View]
@@ -81,7 +80,7 @@ class Look(NamedTuple):
 
     @property
     def evidence(self) -> float:
-        """What all matches say together: of two looks at the same images, the one with more is right."""
+        """Confidence times support, summed over all matches: of two looks at the same images, the one with more is right."""
         return float((self.found.confidence * self.support).sum())
 
     @property
@@ -89,10 +88,10 @@ class Look(NamedTuple):
         """Whether the matches hardly agree with each other."""
         return self.evidence <= max(LOST * float(self.found.confidence.sum()), FAINT)
 
-    def in_views(self, view0: View, view1: View) -> tuple[np.ndarray, np.ndarray]:
-        """The points in pixels of other views of the same images."""
+    def points_in(self, view0: View, view1: View) -> tuple[np.ndarray, np.ndarray]:
+        """Map the points to pixels of other views of the same images."""
         return tuple(
-            _moved(np.linalg.inv(other.to_given) @ mine.to_given, points)
+            _transformed(np.linalg.inv(other.to_given) @ mine.to_given, points)
             for other, mine, points in (
                 (view0, self.view0, self.found.points0),
                 (view1, self.view1, self.found.points1),
@@ -103,7 +102,7 @@ class Look(NamedTuple):
 def best_look(
     images: tuple[np.ndarray, np.ndarray], views: Views, find: Find, found: Found, masks: Masks = (None, None)
 ) -> Look:
-    """Match two images again where the matches say that they differ in scale or rotation, or do not agree at all; the look with most evidence.
+    """Match two images again if the matches say that they differ in scale or rotation, or do not agree at all; return the look with most evidence.
 
     Args:
         images: as given, ``[H, W, 3]`` uint8 each.
@@ -120,7 +119,7 @@ def best_look(
             hint = _best(_supported(*tried, find(*tried)) for tried in _trials(views))
             if hint is None or hint.lost:
                 break
-        aligned = aligned_views(images, views, *hint.in_views(*views), masks)
+        aligned = aligned_views(images, views, *hint.points_in(*views), masks)
         if aligned is not None:
             look = max(look, _supported(*aligned, find(*aligned)), key=lambda one: one.evidence)
     return look
@@ -131,7 +130,7 @@ def _supported(view0: View, view1: View, found: Found) -> Look:
 
 
 def _best(looks: Iterator[Look]) -> Look | None:
-    """The look with most evidence; those after one that is good enough are not made."""
+    """The look with most evidence; stops at the first that is good enough."""
     best = None
     for look in looks:
         if best is None or look.evidence > best.evidence:
@@ -142,16 +141,16 @@ def _best(looks: Iterator[Look]) -> Look | None:
 
 
 def _trials(views: Views) -> Iterator[Views]:
-    """Small copies of both views, the second one in quarter turns, and either of them smaller than the other."""
+    """Small copies of both views: the second one in quarter turns, and either of them smaller than the other."""
     for zoom0, zoom1 in ((1.0, 1.0), (1.0, ZOOM), (ZOOM, 1.0)):
-        small = [_smaller(view, TRIAL / zoom) for view, zoom in zip(views, (zoom0, zoom1), strict=True)]
+        small = [_shrunk(view, TRIAL / zoom) for view, zoom in zip(views, (zoom0, zoom1), strict=True)]
         if min(min(view.gray.shape) for view in small) < SMALL:
             continue
         for turns in (1, 3, 2, 0):
-            yield small[0], _turned(small[1], turns)
+            yield small[0], _rotated(small[1], turns)
 
 
-def _smaller(view: View, longest: float) -> View:
+def _shrunk(view: View, longest: float) -> View:
     height, width = view.gray.shape
     share = min(1.0, longest / max(height, width))
     size = max(1, round(width * share)), max(1, round(height * share))
@@ -161,8 +160,8 @@ def _smaller(view: View, longest: float) -> View:
     return View(gray[0, 0].numpy(), view.to_given @ to_view, _nearest(view.valid, (size[1], size[0])))
 
 
-def _turned(view: View, turns: int) -> View:
-    """A view turned by quarters, counterclockwise."""
+def _rotated(view: View, turns: int) -> View:
+    """Rotate a view by quarter turns, counterclockwise."""
     height, width = view.gray.shape
     to_view = {
         0: np.eye(3),
@@ -174,12 +173,12 @@ def _turned(view: View, turns: int) -> View:
     return View(np.ascontiguousarray(np.rot90(view.gray, turns)), view.to_given @ to_view, valid)
 
 
-def _moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _transformed(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 def _nearest(mask: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
-    """A mask ``[H, W]`` at another size (height, width); None stays None."""
+    """Resize a mask ``[H, W]`` to a size (height, width); None stays None."""
     if mask is None:
         return None
     rows, columns = (
@@ -189,7 +188,7 @@ def _nearest(mask: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | Non
 
 
 def whole_view(image: np.ndarray, max_size: int, name: str = "image", mask: np.ndarray | None = None) -> View:
-    """All of an image ``[H, W, 3]`` uint8 and its mask, shrunk until its longer side is at most ``max_size``; raises as `resize_longest`."""
+    """View a whole image ``[H, W, 3]`` uint8 and its mask, shrunk until its longer side is at most ``max_size``. Raises like `resize_longest`."""
     resized, (across, down) = resize_longest(image, max_size, name)
     # Pixel centres are at integers: pixel x is (x + 0.5) / scale - 0.5 of the image.
     to_given = np.array([[1 / across, 0, 0.5 / across - 0.5], [0, 1 / down, 0.5 / down - 0.5], [0, 0, 1]])
@@ -203,7 +202,7 @@ def aligned_views(
     points1: np.ndarray,
     masks: Masks = (None, None),
 ) -> Views | None:
-    """Views of two images with the same scale and rotation: the finer one's as it was, and what its frame shows of the other image.
+    """Align two images in scale and rotation: the finer one's view stays, and the other image is resampled to its frame.
 
     Args:
         images: as given, ``[H, W, 3]`` uint8 each.
@@ -212,7 +211,7 @@ def aligned_views(
         masks: of the images as given.
 
     Returns:
-        The views, or None: too few matches agree, or the images hardly differ.
+        The views, or None if too few matches agree, or the images hardly differ.
     """
     change = similarity(points0, points1, max(views[1].gray.shape))
     if change is None:
@@ -221,13 +220,13 @@ def aligned_views(
     if max(scale, 1 / scale) < MIN_SCALE and abs(rotation) < MIN_ROTATION:
         return None
     if scale < 1:
-        return views[0], _view_through(images[1], masks[1], views[1].to_given @ change, views[0].gray.shape)
+        return views[0], _resampled(images[1], masks[1], views[1].to_given @ change, views[0].gray.shape)
     inverse = np.linalg.inv(change)
-    return _view_through(images[0], masks[0], views[0].to_given @ inverse, views[1].gray.shape), views[1]
+    return _resampled(images[0], masks[0], views[0].to_given @ inverse, views[1].gray.shape), views[1]
 
 
 def similarity(points0: np.ndarray, points1: np.ndarray, size: int) -> np.ndarray | None:
-    """The scale, rotation and shift ``[3, 3]`` from image 0 to image 1 that most matches agree with, roughly; None if hardly any do.
+    """Estimate the similarity ``[3, 3]`` from image 0 to image 1 that most matches roughly agree with; None if hardly any do.
 
     Args:
         points0, points1: pixels ``[M, 2]``.
@@ -250,8 +249,8 @@ def similarity(points0: np.ndarray, points1: np.ndarray, size: int) -> np.ndarra
     return np.vstack([found, [0, 0, 1]]) if 1 / MAX_SCALE < scale < MAX_SCALE else None
 
 
-def _view_through(image: np.ndarray, mask: np.ndarray | None, to_given: np.ndarray, size: tuple[int, ...]) -> View:
-    """What a frame of ``size`` (height, width) shows of an image and its mask."""
+def _resampled(image: np.ndarray, mask: np.ndarray | None, to_given: np.ndarray, size: tuple[int, ...]) -> View:
+    """Resample an image and its mask to a frame of ``size`` (height, width)."""
     cv2 = require("cv2", "vision")
     from ..data.warp import warped_view
 

@@ -1,4 +1,4 @@
-"""What all predictors share: a network, which stays as its owner has it, on a device."""
+"""The base class of the predictors: a network on a device, which is never changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Predictor(HubMixin):
     """Runs a network, in eval mode, without changing it.
 
     Args:
-        model: the network. Its weights are shared: those that a training changes are used as they are at that moment.
+        model: the network. Its weights are shared, not copied: after a training step, the predictor uses the new ones.
         device: where to run it, such as "cpu" or "cuda"; by default where it is. Another device takes a copy of the weights.
     """
 
@@ -41,7 +41,7 @@ class Predictor(HubMixin):
         channels_last: bool = False,
         **options: Any,
     ) -> Self:
-        """A predictor with a network of its own; ``channels_last`` makes convolutions take half the time, where the rest allows it."""
+        """Load a predictor with its own network; with ``channels_last``, convolutions take half the time."""
         from ..weights import load
 
         checked = check_device(device)
@@ -50,7 +50,7 @@ class Predictor(HubMixin):
 
 
 def with_shared_tensors(model: nn.Module) -> nn.Module:
-    """A network of the same parts with the same tensors: its modes and hooks are its own, its weights are not."""
+    """Copy a network, but not its tensors: modes and hooks are those of the copy, weights are shared."""
     tensors = {id(tensor): tensor for part in model.modules() for tensor in _tensors(part)}
     return copy.deepcopy(model, tensors)
 

@@ -1,4 +1,4 @@
-"""An image in, what it shows out."""
+"""Classification: an image in, its likeliest classes out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .results import Result
 
 @dataclass(frozen=True, eq=False)
 class Classification(Result):
-    """What an image shows, likeliest first.
+    """The likeliest classes of an image, best first.
 
     labels: names of the classes; probabilities: float32 ``[K]``; indices: int64 ``[K]``, numbers of the classes.
     """
@@ -41,7 +41,7 @@ class Classification(Result):
 
 
 class Classifier(Predictor):
-    """Says what an image shows, with a network of timm's.
+    """Classifies images with any timm network.
 
     Args:
         model: the network, ``[B, C, H, W]`` to logits ``[B, classes]``, with its `ClassifierConfig` as ``config``. It stays as it is, and its
@@ -49,7 +49,7 @@ class Classifier(Predictor):
         device: where to run it, such as "cpu" or "cuda"; by default where it is. Another device takes a copy of the weights.
 
     Raises:
-        ValueError: a network without a head for classes, such as a detector's backbone.
+        ValueError: a network without a classification head, such as a detector's backbone.
     """
 
     _front_matter: ClassVar = {"library_name": "timm", "pipeline_tag": "image-classification"}
@@ -90,14 +90,14 @@ class Classifier(Predictor):
         return cls._loaded(name_or_path, "classifier", device)
 
     def classify(self, image: Any, *, top: int = 5) -> Classification:
-        """The ``top`` likeliest classes of an image.
+        """Find the ``top`` likeliest classes of an image.
 
         Args:
             image: of any size; a path, PIL image, numpy array or torch tensor, see `data.images.read_image`.
-            top: how many classes, or all if there are fewer.
+            top: number of classes; all if there are fewer.
 
         Raises:
-            ValueError, OSError: a bad image or option, or weights that give no numbers, in one line.
+            ValueError, OSError: a bad image or option, or a network that gives NaN or infinity.
         """
         if top < 1:
             raise InputError(f"top is {top}, expected at least 1")
@@ -130,7 +130,7 @@ class Classifier(Predictor):
         return given, (left, top, scale, scale)
 
     def _hub_config(self) -> dict[str, Any]:
-        """As timm writes it, so that its ``create_model("hf-hub:...", pretrained=True)`` takes the repository too."""
+        """In timm's format, so that its ``create_model("hf-hub:...", pretrained=True)`` can load the repository too."""
         config, known = self.config, getattr(self.model, "pretrained_cfg", {})
         return {
             "architecture": config.model.partition(".")[0],
@@ -151,7 +151,7 @@ class Classifier(Predictor):
 
 
 def save_classifications(names: Sequence[str], found: Sequence[Classification], path: str | Path) -> None:
-    """Write what images of these names show to .json or .csv; the file is whole or not there."""
+    """Write the classes of images with these names to .json or .csv, whole or not at all."""
     suffix = checked_suffix(path, CLASSIFICATION_SUFFIXES)
     rows = [
         [(label, round(float(p), 5)) for label, p in zip(one.labels, one.probabilities, strict=True)] for one in found

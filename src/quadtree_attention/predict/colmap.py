@@ -1,4 +1,4 @@
-"""COLMAP databases of matches (pycolmap)."""
+"""Writes COLMAP databases of matches (pycolmap)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _MODES = {"auto": "AUTO", "single": "SINGLE", "per-folder": "PER_FOLDER", "per-i
 _BESIDE = ("-wal", "-shm", "-journal")  # files of SQLite that belong to a database
 
 
-def beside(path: Path) -> list[Path]:
-    """The files of SQLite that are there beside a database: what a process that was killed, or is still at work, had not put into it."""
+def sqlite_files(path: Path) -> list[Path]:
+    """The SQLite files beside a database, with changes that a process which was killed, or is still running, had not yet stored in it."""
     return [place for end in _BESIDE if (place := path.with_name(path.name + end)).exists()]
 
 
-def unreadable(folder: Path, names: Iterable[str], cameras: str) -> dict[str, str]:
-    """A line for each image that a database cannot have, by name.
+def unreadable_images(folder: Path, names: Iterable[str], cameras: str) -> dict[str, str]:
+    """The images that COLMAP cannot read, by name, with a line that says why.
 
     Raises:
-        InputError: images that are to share a camera differ in size.
+        InputError: images that should share a camera differ in size.
     """
     pycolmap = require("pycolmap", "sfm")
     lines = {
@@ -44,7 +44,7 @@ def unreadable(folder: Path, names: Iterable[str], cameras: str) -> dict[str, st
 
 
 def _check_sizes(folder: Path, names: Sequence[str], cameras: str) -> None:
-    first: dict[PurePath, tuple[str, tuple[int, int]]] = {}  # by what shares a camera
+    first: dict[PurePath, tuple[str, tuple[int, int]]] = {}  # by the images that share a camera
     if cameras not in ("single", "per-folder"):
         return
     for name in names:
@@ -65,28 +65,28 @@ def write_database(
 ) -> int:
     """Write cameras, images, keypoints, matches and the geometry of each pair to a new database, whole or not at all.
 
-    Cameras and images are as COLMAP's own import makes them, with focal lengths from EXIF or guessed. COLMAP's pixel centres are at halves.
-    What lies beside an older database of that name (``-wal``, ``-shm``) goes with it. ``written`` is called with the file before it takes its name.
+    Cameras and images are those of COLMAP's own import, with focal lengths from EXIF or guessed. COLMAP's pixel centres are at halves.
+    Files beside an older database of that name (``-wal``, ``-shm``) are removed with it. ``written`` is called with the file before it gets its name.
 
     Returns:
-        How many matches agree with the geometry of their pair.
+        The number of matches that agree with the geometry of their pair.
 
     Raises:
         OSError: it cannot be written, or the disk is full.
     """
     pycolmap = require("pycolmap", "sfm")
     path = Path(os.path.realpath(path))
-    # A folder of its own, because of the files that SQLite puts beside a database. One that is there is of a run that was killed.
+    # A separate folder, because SQLite writes files beside a database. If there is one already, a killed run left it.
     place = path.with_name(f".{path.name}.writing")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     try:
         verified = _fill(pycolmap, tracks, folder, place / path.name, cameras)
         written([place / path.name])
-        for old in beside(path):  # first: SQLite would put what they hold into the new database
+        for old in sqlite_files(path):  # first: SQLite would apply them to the new database
             old.unlink()
         (place / path.name).replace(path)
-    except RuntimeError as error:  # COLMAP has no other for what SQLite cannot do
+    except RuntimeError as error:  # COLMAP raises no other error for SQLite's failures
         if shutil.disk_usage(path.parent).free < 2**20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
@@ -117,11 +117,11 @@ def _fill(pycolmap: Any, tracks: Tracks, folder: Path, path: Path, cameras: str)
 
 
 def _imported(pycolmap: Any, path: Path, folder: Path, names: list[str], cameras: str) -> dict[str, Any]:
-    """Make a database of images and cameras -> the images in it, by name; it has no others than those that COLMAP can read."""
+    """Make a database of images and cameras, and return the images in it by name: only those that COLMAP can read."""
     pycolmap.Database.open(path).close()
     mode = getattr(pycolmap.CameraMode, _MODES[cameras])
     before, pycolmap.logging.minloglevel = pycolmap.logging.minloglevel, pycolmap.logging.Level.FATAL.value
-    try:  # what it cannot read is told by the caller
+    try:  # the caller reports what it cannot read
         pycolmap.import_images(path, folder, camera_mode=mode, image_names=names)
     finally:
         pycolmap.logging.minloglevel = before
@@ -133,7 +133,7 @@ def _imported(pycolmap: Any, path: Path, folder: Path, names: list[str], cameras
 
 
 def _geometry(pycolmap, camera0, points0, camera1, points1, matches):
-    """The geometry of two views, by COLMAP's own robust estimators; the same matches give the same one."""
+    """Estimate the geometry of two views with COLMAP's own robust estimators; the same matches give the same result."""
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.random_seed = 0
     return pycolmap.estimate_two_view_geometry(camera0, points0, camera1, points1, matches, options)

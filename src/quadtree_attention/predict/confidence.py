@@ -1,4 +1,4 @@
-"""What the confidence of a refined match means: the probability that it is right, by all that is known of it."""
+"""Confidence of a refined match: the probability that it is right, from everything known about it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def probability(calibration: Sequence[float], confidence: np.ndarray, refined: R
     """Probability that each match is within 3 pixels of the truth, float32 ``[M]``: a logistic regression.
 
     Args:
-        calibration: its constant, and a factor for each column of `evidence`.
-        confidence: of the network ``[M]``.
-        refined: what alignment found.
+        calibration: the constant, and a coefficient for each column of `evidence`.
+        confidence: of the network, ``[M]``.
+        refined: the refined matches.
     """
     constant, *factors = calibration
     return (1 / (1 + np.exp(-(constant + evidence(confidence, refined) @ factors)))).astype(np.float32)
 
 
 def evidence(confidence: np.ndarray, refined: Refined) -> np.ndarray:
-    """What a match is judged by, ``[M, 5]``.
+    """The predictors of the regression, ``[M, 5]``.
 
-    The network's log odds, and logarithms of: the distance from where the neighbours expect the match, the standard deviation of its place, the
-    neighbours that agree before refinement as a share of all there could be, and after it as a share of all there are.
+    The log odds of the network's confidence, and logarithms of: the distance from where the neighbours expect the match; the standard deviation of
+    its position; the neighbours that agree before refinement, as a share of the most there can be, and after it, as a share of those there are.
     """
     sure = np.clip(confidence.astype(np.float64), 1e-4, 1 - 1e-4)
     parts = (
@@ -39,11 +39,11 @@ def evidence(confidence: np.ndarray, refined: Refined) -> np.ndarray:
     return np.stack([np.log(sure / (1 - sure)), *map(np.log, parts)], 1)
 
 
-def kept(probability: np.ndarray) -> np.ndarray:
-    """Which matches to keep where nobody said how sure they have to be: bool ``[M]``.
+def select_confident(probability: np.ndarray) -> np.ndarray:
+    """Choose the matches to keep without a threshold: bool ``[M]``.
 
-    Those above `SURE`; where these are fewer than `FEW`, as many of the surest above `DOUBTFUL`. Many exact matches make a better geometry without
-    the doubtful ones, few make a better one with them.
+    Keeps those above `SURE`. If there are fewer than `FEW`, it adds the surest others above `DOUBTFUL`, up to `FEW` in all. Where exact matches are
+    many, doubtful ones make the geometry worse; where they are few, they make it better.
     """
     if (probability > SURE).sum() >= FEW:
         return probability > SURE

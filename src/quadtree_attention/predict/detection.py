@@ -1,4 +1,4 @@
-"""An image in, boxes and masks of what is in it out."""
+"""Detection: an image in, boxes and masks of objects out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..files import checked_suffix, write_text
 from ..formats import DETECTION_SUFFIXES
 from ..models.detection import DetectorConfig
 from .base import Predictor
-from .finite import watch
+from .finite import check_outputs
 from .results import Result
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Detections(Result):
-    """What was found in an image, surest first.
+    """The objects found in an image, highest score first.
 
-    boxes: float32 ``[N, 4]``, x0, y0, x1, y1 in pixels of the image, from its left and upper edge; labels: names of the classes; scores: float32
-    ``[N]`` in 0..1; indices: int64 ``[N]``, places of the classes among the detector's; size: (height, width) of the image; masks: bool
-    ``[N, H, W]``, or None from a detector that has none.
+    boxes: float32 ``[N, 4]``, x0, y0, x1, y1 in pixels of the image, from its left and upper edge.
+    labels: names of the classes; scores: float32 ``[N]`` in 0..1.
+    indices: int64 ``[N]``, numbers of the classes in the detector's list.
+    size: (height, width) of the image.
+    masks: bool ``[N, H, W]``; None if the detector gives no masks.
     """
 
     boxes: np.ndarray
@@ -46,14 +48,14 @@ class Detections(Result):
         return len(self.labels)
 
     def counts(self) -> dict[str, int]:
-        """How many of each class there are, the most frequent first."""
+        """The number of objects of each class, most frequent first."""
         names = sorted(set(self.labels), key=lambda name: (-self.labels.count(name), name))
         return {name: self.labels.count(name) for name in names}
 
     def to_coco(
         self, image_id: int | str, category_ids: Sequence[int], file_name: str | None = None
     ) -> list[dict[str, Any]]:
-        """Entries of COCO's result format: bbox is x, y, width, height; masks are run lengths. category_name, and file_name, stand for people.
+        """Entries in COCO's result format: bbox is x, y, width, height; masks are run lengths. category_name and file_name are for human readers.
 
         Args:
             image_id: number of the image.
@@ -78,7 +80,7 @@ class Detections(Result):
 
 
 class Detector(Predictor):
-    """Finds what is in an image: boxes, and with a Mask R-CNN masks.
+    """Finds objects in images: boxes, and with a Mask R-CNN also masks.
 
     Args:
         model: the network, see `models.detection.model`. It stays as it is, and its weights are shared.
@@ -89,14 +91,14 @@ class Detector(Predictor):
 
     def __init__(self, model: RetinaNet | MaskRCNN, device: str | torch.device | None = None) -> None:
         super().__init__(model, device)
-        # Boxes whose scores are not numbers are below every threshold: what is found does not show them.
+        # Boxes with NaN scores are below every threshold, so the detections would not show them.
         for name in ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor"):
             if name in dict(self.model.named_modules()):
-                watch(self.model.get_submodule(name))
+                check_outputs(self.model.get_submodule(name))
 
     @property
     def config(self) -> DetectorConfig:
-        """Names of the classes, how images are prepared, and what is kept of what is found."""
+        """Names of the classes, how images are prepared, and which detections are kept."""
         return self.model.config
 
     @classmethod
@@ -112,15 +114,15 @@ class Detector(Predictor):
         return cls._loaded(name_or_path, "detector", device)
 
     def detect(self, image: Any, *, score: float | None = None) -> Detections:
-        """What is in an image.
+        """Find objects in an image.
 
         Args:
             image: of any size; a path, PIL image, numpy array or torch tensor, see `data.images.read_image`.
-            score: the least score; by default, and at least, that of the model's configuration (0.05 as published, for average precision; pictures
-                look best from 0.3 on).
+            score: least score of a detection. The model's configuration sets a lower limit and the default (0.05 as published, for average
+                precision; pictures look best from 0.3).
 
         Raises:
-            ValueError, OSError: a bad image or option, or weights that give no numbers, in one line.
+            ValueError, OSError: a bad image or option, or a network that gives NaN or infinity.
         """
         if score is not None and not 0 <= score <= 1:
             raise InputError(f"score is {score}, expected 0 to 1")
@@ -140,17 +142,17 @@ class Detector(Predictor):
 
 
 def save_detections(entries: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Write entries of `Detections.to_coco` to a .json file, one a line; it is whole or not there."""
+    """Write entries of `Detections.to_coco` to a .json file, one per line, whole or not at all."""
     checked_suffix(path, DETECTION_SUFFIXES)
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n")
 
 
 def image_numbers(path: str | Path) -> dict[str, int]:
-    """The number of each image, by its file_name as it stands, with folders, in an annotation file of COCO's format.
+    """Read the number of each image from an annotation file in COCO's format, by its file_name, with folders.
 
     Raises:
-        ValueError, OSError: not such a file, or two images of one name.
+        ValueError, OSError: another format, or two images with one name.
     """
     from ..data.recognition.annotations import read_json
 

@@ -1,4 +1,4 @@
-"""Where a network runs."""
+"""Chooses the device that a network runs on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..errors import InputError
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; None picks a CUDA GPU if there is one, else the CPU.
+    """Check a device by its name; None picks a CUDA GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: a name that is unknown, or of a device that this machine does not have.
+        ValueError: an unknown device, or one that this machine does not have.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -20,7 +20,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError:
         raise InputError(f"device {device!r} is unknown, expected for example cpu, cuda or cuda:1") from None
     try:
-        torch.zeros(1, device=device).tolist()  # meta, for one, holds no numbers
+        torch.zeros(1, device=device).tolist()  # the device "meta", for one, holds no numbers
     # This machine, or this build of torch, does not have it.
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0]

@@ -1,4 +1,4 @@
-"""What a network says must be numbers: one whose sums overflow would otherwise find nothing, or write what means nothing."""
+"""Checks that a network's outputs are finite: one that overflows would otherwise find nothing, or write nonsense."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import InputError
 
 
 def check_finite(said: Any) -> None:
-    """Make sure that all that a network says, tensors in lists, tuples and dicts, is finite.
+    """Check that all outputs of a network, tensors in lists, tuples and dicts, are finite.
 
     Raises:
         ValueError: NaN or infinity.
@@ -26,7 +26,7 @@ def check_finite(said: Any) -> None:
             check_finite(part)
 
 
-def watch(part: nn.Module) -> None:
+def check_outputs(part: nn.Module) -> None:
     """Have each call of a part of a network checked by `check_finite`, where its result is not all that can be seen; not in training."""
     part.register_forward_hook(_check)
 

@@ -1,4 +1,4 @@
-"""A folder of images in, matches of its pairs out, in files that structure from motion starts from."""
+"""Matches pairs of images in a folder, and writes the files that structure from motion starts from."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ CAMERAS = ("auto", "single", "per-folder", "per-image")
 Pairs = Sequence[tuple[str, str]]
 Progress = Callable[[int, int, int], None]
 
-# Images of a side of a block of pairs. Three sides are kept in memory: the block's two, and one that is being replaced.
+# Images on one side of a block of pairs. Three sides are in memory: the block's two, and one that is being replaced.
 BLOCK = 50
 
 
 @dataclass(frozen=True)
 class FolderMatches:
-    """What `match_folder` did.
+    """The outcome of `match_folder`.
 
-    images, pairs: how many were used; matches: of keypoints, over all pairs; verified: those that agree with a geometry of two views, None
-    for .h5; broken: one line for each image that was left out; files: what was written.
+    images, pairs: numbers of those that were used; matches: number of matches of keypoints, over all pairs; verified: number of those that agree with
+    a two-view geometry, None for .h5; broken: one line for each image that was skipped; files: the files written.
     """
 
     images: int
@@ -67,26 +67,26 @@ def match_folder(
 ) -> FolderMatches:
     """Match pairs of images of a folder.
 
-    While it lasts, matches are kept in OUT.partial: what a run that was cut off had matched is not matched again, unless the images are
-    others. If they were matched with other settings, another model or another version of this package, the run is refused.
+    While it runs, it stores matches in OUT.partial. A run that follows an interrupted one matches only the remaining pairs, and those whose images
+    changed. It refuses to continue with other settings, another model or another version of this package.
 
-    At most 150 images are in memory, as shrunk: 0.14 GB where they have 640x480 pixels, 0.9 GB at 1600x1200.
+    At most 150 shrunk images are in memory: 0.14 GB at 640x480 pixels, 0.9 GB at 1600x1200.
 
     Args:
         folder: of images; pairs: of their names in it, each pair once.
         out: .h5 for hloc's matches, or .db for a COLMAP database with verified matches.
-        matcher: gives the `Matcher`; called once, after the other options have been checked.
-        identity: gives what tells this matcher's results from another's, for JSON; called after ``matcher``.
-        max_size, threshold, align, refine: as of `Matcher.match`. Images are shrunk before it sees them: ``align`` has no more pixels to take from.
+        matcher: returns the `Matcher`; called once, after the other options have been checked.
+        identity: returns values for JSON that distinguish this matcher from others; called after ``matcher``.
+        max_size, threshold, align, refine: as in `Matcher.match`. Images are shrunk first, so ``align`` cannot use the pixels of the original.
         radius: points of an image nearer to each other than this, in pixels of the images as matched, become one keypoint.
-        features: of .h5, hloc's file of keypoints; by default features.h5 beside ``out``.
-        cameras: of .db, which images share a camera: "auto", as their EXIF says, "single", "per-folder", "per-image".
-        progress: called with (pairs done, pairs, of those done the ones that this run matched) before the first and after each.
+        features: for .h5, hloc's file of keypoints; by default features.h5 beside ``out``.
+        cameras: for .db, which images share a camera: "auto", as their EXIF says, "single", "per-folder", "per-image".
+        progress: called with (pairs done, all pairs, pairs matched by this run) before the first pair and after each.
         overwrite: replace a features.h5 that belongs to other matches.
-        written: called with the new files, whole, before they take their names.
+        written: called with the complete new files before they get their names.
 
     Raises:
-        ValueError, OSError, ImportError: in one line. Single broken images are left out instead.
+        ValueError, OSError, ImportError: bad options, or files that cannot be written. Broken images are skipped instead.
     """
     folder, out = Path(folder), check_output(out, SUFFIXES)
     colmap = out.suffix.lower() == ".db"
@@ -104,12 +104,12 @@ def match_folder(
     if feature_file is not None and feature_file.resolve() == out.resolve():
         raise InputError(f"{out} is to hold both matches and features, expected two names")
     if features is None and not overwrite:
-        _refuse_strange(feature_file, out)
+        _check_features_file(feature_file, out)
     if not pairs:
         raise InputError(f"{folder}: no pairs to match, expected at least two images")
-    pairs = _inside(folder, pairs)
+    pairs = _normalised_pairs(folder, pairs)
     if not colmap:
-        _refuse_ambiguous(pairs)
+        _check_hloc_names(pairs)
     fitted_size((MIN_SIDE, MIN_SIDE), max_size)
     if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"threshold is {threshold}, expected 0..1")
@@ -125,13 +125,13 @@ def match_folder(
     store = MatchStore(out.with_name(out.name + ".partial"), settings)
     try:
         options = {"max_size": max_size, "threshold": threshold, "align": align, "refine": refine}
-        out_of_reach = _unnamable(folder, pairs)
+        unusable = _names_not_utf8(folder, pairs)
         if colmap:
-            from .colmap import unreadable
+            from .colmap import unreadable_images
 
-            names = dict.fromkeys(name for pair in pairs for name in pair if name not in out_of_reach)
-            out_of_reach |= unreadable(folder, names, cameras)
-        done, broken, scales = _match_all(folder, pairs, store, made, options, progress, out_of_reach)
+            names = dict.fromkeys(name for pair in pairs for name in pair if name not in unusable)
+            unusable |= unreadable_images(folder, names, cameras)
+        done, broken, scales = _match_all(folder, pairs, store, made, options, progress, unusable)
         if not done:
             raise InputError(f"{folder}: no pair of images that can both be read; the first: {broken[0]}")
         tracks = Tracks(store, done, {name: radius * scale for name, scale in scales.items()})
@@ -142,7 +142,7 @@ def match_folder(
         else:
             verified = None
             if features is None and not overwrite:
-                _refuse_strange(feature_file, out)
+                _check_features_file(feature_file, out)
             write_hloc(tracks, out, feature_file, written)
         matches = sum(len(rows) for _, _, rows in tracks)
     except BaseException:
@@ -154,19 +154,19 @@ def match_folder(
 
 
 def all_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Each image with each later one."""
+    """Pair each image with each later one."""
     return list(combinations(names, 2))
 
 
 def write_hloc(
     tracks: Tracks, matches: Path, features: Path, written: Callable[[list[Path]], object] = lambda paths: None
 ) -> None:
-    """Write the two files of hloc: keypoints by image, and by pair matches0 and matching_scores0 (-1 and 0 where there is none).
+    """Write hloc's two files: keypoints for each image, and for each pair matches0 and matching_scores0 (-1 and 0 where there is no match).
 
-    Both are whole before either takes its name, and ``written`` is called with them.
+    Both are complete before either gets its name, and ``written`` is called with them.
     """
     h5py = require("h5py", "sfm")
-    # Matches take theirs first: see _refuse_strange.
+    # Matches get their name first: see _check_features_file.
     with atomic_write(features) as features_written, atomic_write(matches) as matches_written:
         with h5py.File(features_written, "w") as file:
             for name, keypoints in tracks.keypoints.items():
@@ -184,12 +184,12 @@ def write_hloc(
 
 
 def _hloc_name(name: str) -> str:
-    """What hloc calls an image in a file of matches."""
+    """The name of an image in hloc's file of matches."""
     return name.replace("/", "-")
 
 
-def _refuse_ambiguous(pairs: Pairs) -> None:
-    """Make sure that hloc's files of matches can tell the images apart."""
+def _check_hloc_names(pairs: Pairs) -> None:
+    """Check that no two images have one name in hloc's file of matches."""
     names: dict[str, str] = {}
     for name in dict.fromkeys(name for pair in pairs for name in pair):
         other = names.setdefault(_hloc_name(name), name)
@@ -199,16 +199,16 @@ def _refuse_ambiguous(pairs: Pairs) -> None:
             )
 
 
-def _refuse_strange(features: Path | None, out: Path) -> None:
-    """Make sure that no one else's keypoints are replaced."""
+def _check_features_file(features: Path | None, out: Path) -> None:
+    """Check that the file of keypoints does not belong to other matches."""
     if features is not None and features.exists() and not out.exists():
         raise InputError(
             f"{features} exists and {out} does not: it belongs to other matches; choose another name with --features, or remove it"
         )
 
 
-def _inside(folder: Path, pairs: Pairs) -> list[tuple[str, str]]:
-    """Pairs of names in a folder, each name in its one form; of pairs given twice, either way round, the first."""
+def _normalised_pairs(folder: Path, pairs: Pairs) -> list[tuple[str, str]]:
+    """Normalise the names of pairs in a folder, and drop pairs that come again, in either order."""
     names = {}
     for name in dict.fromkeys(name for pair in pairs for name in pair):
         names[name] = PurePath(os.path.relpath(folder / name, folder)).as_posix()
@@ -223,8 +223,8 @@ def _inside(folder: Path, pairs: Pairs) -> list[tuple[str, str]]:
     return list(found.values())
 
 
-def _unnamable(folder: Path, pairs: Pairs) -> dict[str, str]:
-    """A line for each image whose name neither COLMAP's nor hloc's files can hold, by name."""
+def _names_not_utf8(folder: Path, pairs: Pairs) -> dict[str, str]:
+    """The images whose names neither COLMAP's nor hloc's files can hold, by name, with a line that says why."""
     lines = {}
     for name in dict.fromkeys(name for pair in pairs for name in pair):
         try:
@@ -235,7 +235,7 @@ def _unnamable(folder: Path, pairs: Pairs) -> dict[str, str]:
 
 
 def _in_blocks(pairs: Pairs) -> list[tuple[str, str]]:
-    """The pairs in an order in which each image has to be read only a few times: those of `BLOCK` images with `BLOCK` others at a time."""
+    """Order the pairs so that each image is read only a few times: `BLOCK` images with `BLOCK` others at a time."""
     blocks: dict[str, int] = {}
     for pair in pairs:
         for name in pair:
@@ -250,13 +250,16 @@ def _match_all(
     matcher: Matcher,
     options: dict[str, Any],
     progress: Progress | None,
-    out_of_reach: dict[str, str],
+    unusable: dict[str, str],
 ) -> tuple[list[tuple[str, str]], list[str], dict[str, float]]:
-    """Match what the store lacks -> pairs that are done, a line for each image left out, pixels a matched pixel of the others.
+    """Match the pairs that the store lacks.
 
-    out_of_reach: name -> the line of each image that cannot be used; it is not read.
+    unusable: images that cannot be used, by name, with a line that says why; they are not read.
+
+    Returns:
+        the pairs that are done, a line for each image that was skipped, and for each other image the pixels of the file per matched pixel.
     """
-    broken = dict(out_of_reach)
+    broken = dict(unusable)
     stamps: dict[str, str] = {}
     scales: dict[str, float] = {}
 
@@ -266,7 +269,7 @@ def _match_all(
         return *resize_longest(image, options["max_size"], str(folder / name)), image.shape[:2]
 
     def known(name: str) -> bool:
-        """Whether the image is sound; told once."""
+        """Whether the image can be read; the first call for a name finds out."""
         if name not in scales and name not in broken:
             try:
                 stat = (folder / name).stat()

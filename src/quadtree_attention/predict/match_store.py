@@ -1,4 +1,4 @@
-"""Matches of single pairs in one file, from which a run that was cut off at any moment goes on."""
+"""Stores the matches of pairs in one file, from which an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class PairMatches(NamedTuple):
 
 
 class MatchStore:
-    """A file of matches (SQLite); each pair is there whole or not at all. One process at a time has it.
+    """A file of matches (SQLite). Each pair is stored whole or not at all, and only one process at a time can open the file.
 
     Args:
-        path: the file; made where there is none.
-        settings: what must be the same for its matches to be of use.
+        path: the file; created if it is missing.
+        settings: its matches can be used only with equal settings.
 
     Raises:
-        ValueError: the file is of another kind, or holds matches of other settings; it stays as it was.
-        OSError: it cannot be written, or another process has it.
+        ValueError: the file is of another kind, or holds matches of other settings; it is not changed.
+        OSError: it cannot be written, or another process has opened it.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -50,17 +50,17 @@ class MatchStore:
             with self._plain_errors():
                 self._base.execute("PRAGMA locking_mode = EXCLUSIVE")  # until it is closed
                 self._base.execute("BEGIN EXCLUSIVE")
-                self._refuse_other()
+                self._check_tables()
                 for table in _TABLES:
                     self._base.execute(table)
-                self._settle(settings)
+                self._check_settings(settings)
                 self._base.execute("COMMIT")
         except BaseException:
             self._base.close()
             raise
 
-    def _refuse_other(self) -> None:
-        """Make sure that it is no database of another kind, which would be lost in the end."""
+    def _check_tables(self) -> None:
+        """Check that this is not a database of another kind, which would be deleted at the end."""
         found = self._base.execute(
             "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
         ).fetchall()
@@ -71,8 +71,8 @@ class MatchStore:
     def _damaged(self, why: object) -> InputError:
         return InputError(f"{self.path} is not a file of matches, or is damaged ({why}); remove it")
 
-    def _settle(self, settings: dict[str, Any]) -> None:
-        """Make sure that all matches are of these settings."""
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        """Check that all matches have these settings."""
         content = json.dumps(settings, sort_keys=True)
         found = self._base.execute("SELECT content FROM settings").fetchone()
         if found == (content,):
@@ -93,24 +93,24 @@ class MatchStore:
         self._base.execute("INSERT INTO settings VALUES (?)", (content,))
 
     def count(self) -> int:
-        """How many pairs it holds."""
+        """The number of pairs stored."""
         with self._plain_errors():
             return self._base.execute("SELECT COUNT(*) FROM matches").fetchone()[0]
 
     def has(self, pair: tuple[str, str], stamp: str) -> bool:
-        """Whether the pair's matches are there, of images with this stamp."""
+        """Whether the pair's matches are stored, for images with this stamp."""
         with self._plain_errors():
             query = "SELECT 1 FROM matches WHERE name0 = ? AND name1 = ? AND stamp = ?"
             return self._base.execute(query, (*pair, stamp)).fetchone() is not None
 
     def add(self, pair: tuple[str, str], stamp: str, matches: PairMatches) -> None:
-        """Keep a pair's matches, in place of older ones."""
+        """Store a pair's matches, and replace older ones."""
         blobs = [np.ascontiguousarray(array, np.float32).tobytes() for array in matches]
         with self._plain_errors():
             self._base.execute("INSERT OR REPLACE INTO matches VALUES (?, ?, ?, ?, ?, ?)", (*pair, stamp, *blobs))
 
     def get(self, pair: tuple[str, str]) -> PairMatches:
-        """A pair's matches."""
+        """Read a pair's matches."""
         with self._plain_errors():
             query = "SELECT points0, points1, confidence FROM matches WHERE name0 = ? AND name1 = ?"
             row = self._base.execute(query, pair).fetchone()
@@ -124,10 +124,10 @@ class MatchStore:
         return PairMatches(points0.reshape(-1, 2), points1.reshape(-1, 2), confidence)
 
     def close(self) -> None:
-        """Let others have the file; one without matches is deleted."""
+        """Close the file; delete it if it has no matches."""
         try:
             count = self.count()
-        except (InputError, OSError):  # the error that led here tells more
+        except (InputError, OSError):  # the error that led here says more
             count = -1
         if count:
             self._base.close()
@@ -135,7 +135,7 @@ class MatchStore:
             self.remove()
 
     def remove(self) -> None:
-        """Close and delete the file, and the journal that SQLite leaves where a run before was killed and this one only read."""
+        """Close and delete the file, and the journal that SQLite leaves if an earlier run was killed and this one only read."""
         self._base.close()
         self.path.unlink(missing_ok=True)
         self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
@@ -152,5 +152,8 @@ class MatchStore:
                     f"{self.path} is in use by another run; wait for its end, or choose another --out"
                 ) from None
             raise OSError(f"{self.path} cannot be used: {error}") from None
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: SQLite tells of a damaged name
+        except (
+            sqlite3.DatabaseError,
+            UnicodeDecodeError,
+        ) as error:  # the latter: from SQLite's message on a damaged name
             raise self._damaged(error) from None

@@ -30,7 +30,7 @@ class Geometry(Result):
     model: ``[3, 3]`` float64, None if nothing fits.
     inliers: bool ``[M]``.
     R, t: of an essential matrix, the rotation ``[3, 3]`` and the direction of the translation ``[3]``, of length 1: a point ``x0`` in the frame of
-        camera 0 is ``R @ x0 + s * t`` in that of camera 1, with a scale ``s > 0`` that two images cannot tell. None for other kinds.
+        camera 0 is ``R @ x0 + s * t`` in that of camera 1, with a scale ``s > 0`` that two images do not determine. None for other kinds.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Geometry(Result):
     t: np.ndarray | None = None
 
     def warp(self, image0: Any, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Show image 0 as image 1 sees it, by the homography.
+        """Warp image 0 to the view of image 1, by the homography.
 
         Args:
             image0: the first of the matched images; a path, PIL image, numpy array or torch tensor, see `data.images.read_image`.
@@ -131,7 +131,7 @@ class Matches(Result):
                     prob=robust["confidence"],
                     threshold=threshold / np.mean([f0, f1]),
                 )
-        except cv2.error:  # points from which no model can be made, such as all in one place
+        except cv2.error:  # degenerate points, such as all in one place
             return nothing
         if model is None or model.shape[0] < 3 or not np.isfinite(model[:3]).all():
             return nothing

@@ -1,4 +1,4 @@
-"""Two images in, matches out: images of any kind, results in their pixels."""
+"""Matching: two images of any kind in, matches in their pixels out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..models.loftr import LoFTR
 from .alignment import Found, Masks, View, Views, best_look, whole_view
 from .base import Predictor
-from .confidence import kept, probability
+from .confidence import probability, select_confident
 from .finite import check_finite
 from .matches import Matches
 from .refinement import refine as refined_matches
@@ -31,7 +31,7 @@ class Matcher(Predictor):
     """Matches images with a `LoFTR`.
 
     Args:
-        model: the network. It stays as it is: on its device, in its mode. Its weights are shared, so that a training shows at once.
+        model: the network. It stays as it is: on its device, in its mode. Its weights are shared, not copied.
         device: where to run it, such as "cpu" or "cuda"; by default where it is. Another device takes a copy of the weights.
     """
 
@@ -120,7 +120,7 @@ class Matcher(Predictor):
             `Matches`, in pixels of the images as given; for a list of pairs, a list of them.
 
         Raises:
-            ValueError, OSError: bad images or options, or weights that give no numbers, in one line.
+            ValueError, OSError: bad images or options, or a network that gives NaN or infinity.
         """
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold is {threshold}, expected 0..1")
@@ -133,7 +133,7 @@ class Matcher(Predictor):
         pairs = _read_pairs(image0, mask0, mask1, max_size, single)
         calibration = self.model.config.calibration if refine else ()
         least = threshold
-        if threshold is not None and calibration:  # which says later how sure a match is
+        if threshold is not None and calibration:  # the threshold then applies to the calibrated confidence
             least = min(threshold, self.model.config.threshold)
         find = partial(self._find, pad_to=pad_to, threshold=least)
         matches = []
@@ -149,9 +149,9 @@ class Matcher(Predictor):
                 points0, points1 = refined.points0, refined.points1
                 if calibration:
                     confidence = probability(calibration, confidence, refined)
-                    rows = kept(confidence) if threshold is None else confidence > threshold
+                    rows = select_confident(confidence) if threshold is None else confidence > threshold
                     points0, points1, confidence = points0[rows], points1[rows], confidence[rows]
-            keypoints = view0.given(points0), view1.given(points1)
+            keypoints = view0.map_to_given(points0), view1.map_to_given(points1)
             rows = _unmasked(pair.masks[0], keypoints[0]) & _unmasked(pair.masks[1], keypoints[1])
             matches.append(
                 Matches(keypoints[0][rows], keypoints[1][rows], confidence[rows], scale=max(view0.scale, view1.scale))
@@ -172,17 +172,17 @@ class Matcher(Predictor):
         return [found[n] for n in range(len(views))]
 
     def _find_batch(self, inputs: Sequence[Sequence[Input]], threshold: float | None) -> list[Found]:
-        grays, masks = ([self._together([pair[side][part] for pair in inputs]) for side in (0, 1)] for part in (0, 1))
+        grays, masks = ([self._stacked([pair[side][part] for pair in inputs]) for side in (0, 1)] for part in (0, 1))
         with torch.inference_mode():
             features = self.model.encode(*grays, *masks)  # type: ignore[arg-type]  # grays are never None
-            check_finite([features.coarse0, features.coarse1])  # what is not a number is no match
+            check_finite([features.coarse0, features.coarse1])  # NaN would give no match
             found = self.model.matches(features, threshold)
         check_finite(found)
         points0, points1 = (found[name].double().cpu().numpy() for name in ("keypoints0", "keypoints1"))
         sure, owner = found["confidence"].float().cpu().numpy(), found["batch_indexes"].cpu().numpy()
         return [Found(points0[owner == n], points1[owner == n], sure[owner == n]) for n in range(len(inputs))]
 
-    def _together(self, parts: Sequence[Tensor | None]) -> Tensor | None:
+    def _stacked(self, parts: Sequence[Tensor | None]) -> Tensor | None:
         tensors = [part for part in parts if part is not None]
         return torch.cat(tensors).to(self.device) if tensors else None
 

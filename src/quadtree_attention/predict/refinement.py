@@ -31,11 +31,14 @@ NEAR = 3.0  # pixels from where its neighbours expect it within which a match be
 
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """Refined matches, rows as given; all float64.
+    """Refined matches, in the order given; all float64.
 
-    points0, points1: pixels ``[M, 2]``; likeness: correlation of the patches ``[M]``, 0 where a patch shows nothing; deviation: standard deviation of
-    the place in image 1, pixels ``[M]``. Before refinement and after it ``[M, 2]``: stray, how far the match is from where its neighbours expect it,
-    pixels; support, how many neighbours agree, by their weights, as a share of those there could be in cells of 8 pixels; share, of those there are.
+    points0, points1: pixels ``[M, 2]``.
+    likeness: correlation of the patches ``[M]``, 0 where a patch is flat.
+    deviation: standard deviation of the position in image 1, in pixels, ``[M]``.
+    stray: distance from where the neighbours expect the match, in pixels, before refinement and after it, ``[M, 2]``.
+    support: weight of the neighbours that agree, as a share of the most there can be, one per cell of 8 pixels; before and after, ``[M, 2]``.
+    share: the same, as a share of the neighbours there are, ``[M, 2]``.
     """
 
     points0: np.ndarray
@@ -59,7 +62,7 @@ def refine(
 
     Args:
         gray0, gray1: float32 ``[H, W]`` in 0..1, as the network saw them.
-        points0, points1: pixels (x, y) ``[M, 2]`` of them; points of image 0 are to lie 8 pixels apart, or more.
+        points0, points1: pixels (x, y) ``[M, 2]``; points of image 0 must be at least 8 pixels apart.
         confidence: ``[M]``, above 0.
         device: where to compute; on a CPU, in Numba.
     """
@@ -92,13 +95,13 @@ def refine(
         likeness,
         deviation,
         np.stack([stray, field[:, 6]], 1),
-        agreeing / _full(),
+        agreeing / _full_support(),
         agreeing / np.maximum(others, 1e-6),
     )
 
 
 def support(points0: np.ndarray, points1: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """How many neighbours of a match agree with it, as a share of those there could be in cells of 8 pixels, by their confidences: ``[M]``.
+    """Confidence of the neighbours that agree with each match, as a share of the most there can be, one neighbour per cell of 8 pixels: ``[M]``.
 
     Args:
         points0, points1: pixels ``[M, 2]``; confidence: ``[M]``.
@@ -109,11 +112,11 @@ def support(points0: np.ndarray, points1: np.ndarray, confidence: np.ndarray) ->
 
     start, end, weights = (np.ascontiguousarray(x, np.float64) for x in (points0, points1, confidence))
     field = local_maps_on_cpu(start, end, weights, RADIUS, FIRST, LAST)
-    return field[:, 7] / _full()[0]
+    return field[:, 7] / _full_support()[0]
 
 
-def _full() -> np.ndarray:
-    """Weights of the neighbours of a match that has all it can have, one in each cell of 8 pixels, for either radius ``[2]``."""
+def _full_support() -> np.ndarray:
+    """Total weight of the neighbours of a match if there is one in each cell of 8 pixels, for both radii ``[2]``."""
     radius = np.array([RADIUS, RADIUS_AGAIN])
     return np.pi / 2 * (1 - np.exp(-2)) * (radius / 8) ** 2 - 1
 

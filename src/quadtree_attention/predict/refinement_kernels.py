@@ -74,7 +74,7 @@ def field_rows(
                 vs += weight * dv
                 vx += weight * dv * dx
                 vy += weight * dv * dy
-            # Around the means the shift and the slopes part: two unknowns each for u and v.
+            # Around the means, shift and slopes separate: two unknowns each for u and v.
             mx, my = sx / total, sy / total
             cxx, cxy, cyy = sxx - sx * mx, sxy - sx * my, syy - sy * my
             det = cxx * cyy - cxy * cxy
@@ -91,9 +91,9 @@ def field_rows(
 
 @_jit
 def corner_rows(start, stop, image, points, reach, least, factor, out):
-    """Fill rows of ``out`` ``[M, 2]``: the pixel within ``reach`` of each point that looks most like a corner, or the point as it is.
+    """Fill rows of ``out`` ``[M, 2]``: the most distinctive pixel within ``reach`` of each point, or the point itself.
 
-    It has to look so by ``least``, and by ``factor`` more than the point.
+    The pixel must be distinctive by at least ``least``, and ``factor`` times as much as the point.
     """
     height, width = image.shape
     for i in range(start, stop):
@@ -131,9 +131,9 @@ def _corner(image, x0, y0):
 def align_rows(
     start, stop, image0, image1, points0, points1, maps, window, search, pull, steps, prior, noise, flat, moved, quality
 ):
-    """Fill rows of ``moved`` ``[M, 2]``, places in image 1, and ``quality`` ``[M, 2]``: likeness of the patches, deviation of the place.
+    """Fill rows of ``moved`` ``[M, 2]``, positions in image 1, and ``quality`` ``[M, 2]``: likeness of the patches, deviation of the position.
 
-    points1: where to begin; maps: ``[M, 4]``, affine; window: weights ``[N, N]`` of a patch, N odd.
+    points1: start; maps: ``[M, 4]``, affine; window: weights ``[N, N]`` of a patch, N odd.
     """
     size = window.shape[0]
     radius = size // 2
@@ -170,7 +170,7 @@ def align_rows(
                 hyy += weight * gy * gy
         if power < flat:
             continue
-        # Gain and bias are fitted too: what they explain of the gradients says nothing about the place.
+        # Gain and bias are fitted too: the part of the gradients that they explain says nothing about the position.
         hxx -= mean_x * mean_x + with_x * with_x / power
         hxy -= mean_x * mean_y + with_x * with_y / power
         hyy -= mean_y * mean_y + with_y * with_y / power
@@ -235,7 +235,7 @@ def align_rows(
 
 @_jit
 def _bilinear(image, x, y):
-    """An image ``[H, W]`` between its pixels, its edges going on."""
+    """Sample an image ``[H, W]`` bilinearly; its edges go on outside."""
     height, width = image.shape
     x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
     left, top = min(int(x), width - 2), min(int(y), height - 2)

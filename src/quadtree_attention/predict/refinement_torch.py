@@ -12,7 +12,7 @@ STIFFNESS = 0.0025  # weight of slopes of the identity, over squared radii
 REACH = 3  # pixels that a point may move in image 0
 CORNER, FACTOR = 0.01, 2.0  # how distinctive the new place must be, and how much more than the old one
 PATCH, SPREAD = 6, 3.0  # half of a patch's side, and the standard deviation of its weights
-PULL = 0.002  # likeness that a squared pixel's way from the start costs
+PULL = 0.002  # cost in likeness of a squared pixel's distance from the start
 STEPS = 6  # of Lucas and Kanade
 PRIOR = 1.0  # standard deviation of the start, in pixels
 NOISE = 0.05  # one over the number of pixels of a patch whose noise is independent
@@ -42,7 +42,7 @@ class TorchSteps:
         return tuple(part.double().cpu().numpy() for part in found)
 
     def _there(self, *arrays: np.ndarray) -> list[Tensor]:
-        exact = torch.float32 if torch.device(self.device).type == "mps" else torch.float64  # which has no better
+        exact = torch.float32 if torch.device(self.device).type == "mps" else torch.float64  # MPS has no float64
         return [torch.from_numpy(np.ascontiguousarray(array)).to(self.device, exact) for array in arrays]
 
 

@@ -1,4 +1,4 @@
-"""An image in, a class for each of its pixels out."""
+"""Segmentation: an image in, a class for each pixel out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .base import Predictor
 from .finite import check_finite
 from .results import Result
 
-NUMBERS = 2**26  # logits at the image's own size that are in memory at one time
+NUMBERS = 2**26  # logits at the image's own size that are in memory at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +38,13 @@ class Segmentation(Result):
     names: tuple[str, ...]
 
     def shares(self) -> dict[str, float]:
-        """The share of the image that each class takes, largest first; only those that are there."""
+        """The share of the image that each class covers, largest first, without those of 0."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
         order = np.argsort(-counts, kind="stable")
         return {self.names[n]: float(counts[n] / self.labels.size) for n in order if counts[n]}
 
     def save(self, path: str | Path) -> None:
-        """Write the numbers to a .png with a palette of `class_colors`; the file is whole or not there."""
+        """Write the labels to a .png with the palette of `class_colors`, whole or not at all."""
         checked_suffix(path, MASK_SUFFIXES)
         image = require("PIL.Image", "vision").fromarray(self.labels)
         image.putpalette(class_colors(self.names).ravel().tolist())
@@ -64,7 +64,7 @@ def class_colors(names: Sequence[str]) -> np.ndarray:
 
 
 class Segmenter(Predictor):
-    """Says what each pixel of an image shows.
+    """Classifies each pixel of an image.
 
     Args:
         model: the network. It stays as it is, and its weights are shared.
@@ -91,15 +91,15 @@ class Segmenter(Predictor):
         return cls._loaded(name_or_path, "segmenter", device)
 
     def segment(self, image: Any) -> Segmentation:
-        """The likeliest class of each pixel.
+        """Find the likeliest class of each pixel.
 
-        As published: the image is brought to the network's size, its logits to that size and then to the image's own, bilinearly.
+        As published: the image is resized for the network; the logits are resized to that size, and then to the image's own, bilinearly.
 
         Args:
             image: of any size; a path, PIL image, numpy array or torch tensor, see `data.images.read_image`.
 
         Raises:
-            ValueError, OSError: a bad image, or weights that give no numbers, in one line.
+            ValueError, OSError: a bad image, or a network that gives NaN or infinity.
         """
         picture = read_image(image)
         with torch.inference_mode():
@@ -110,9 +110,9 @@ class Segmenter(Predictor):
 
 
 def likeliest(logits: Tensor, size: tuple[int, int], numbers: int = NUMBERS) -> tuple[Tensor, Tensor]:
-    """Class (uint8) and its probability of each pixel, ``[H, W]`` each, once logits ``[1, classes, h, w]`` are resized to ``size``.
+    """Resize logits ``[1, classes, h, w]`` to ``size``, and find the likeliest class (uint8) and its probability, ``[H, W]`` each.
 
-    A few classes at a time, so that no more than about ``numbers`` logits of that size are in memory.
+    Works on a few classes at a time, so that at most about ``numbers`` logits of that size are in memory.
     """
     best = torch.full(size, -torch.inf, device=logits.device)
     total = torch.zeros(size, device=logits.device)  # of exp(logit - best)

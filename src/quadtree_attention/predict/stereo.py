@@ -1,4 +1,4 @@
-"""A rectified pair in, depth out: images of any kind, disparity in their pixels."""
+"""Stereo: a rectified pair of any kind of images in, disparity in their pixels out."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from .finite import check_finite
 from .results import Result
 from .stereo_rows import check_rows
 
-PNG_SCALE = 256  # KITTI's: values of the file a pixel of disparity; 0 is unknown
+PNG_SCALE = 256  # as in KITTI: values of the file per pixel of disparity; 0 is unknown
 
 
 @dataclass(frozen=True, eq=False)
 class Stereo(Result):
     """Disparity of one view of a rectified pair, all float32 ``[H, W]``.
 
-    disparity: in pixels of the image as given: left x - disparity = right x. occlusion: 0..1, whether the other view does not show the
-    pixel; its disparity is then a guess. confidence: 0..1, how much better its match is than any other; 0 where both views do not agree on it.
+    disparity: in pixels of the image as given: left x - disparity = right x.
+    occlusion: 0..1, whether the pixel is hidden in the other view; its disparity is then a guess.
+    confidence: 0..1, how much better its match is than any other; 0 where the two views disagree.
     """
 
     disparity: np.ndarray
@@ -42,7 +43,7 @@ class Stereo(Result):
 
     @property
     def range(self) -> tuple[float, float]:
-        """The 1st and 99th percentile of the disparity of what both views show."""
+        """The 1st and 99th percentile of the disparity of pixels that both views show."""
         seen = self.disparity[self.occlusion <= 0.5]
         low, high = np.percentile(seen if seen.size else self.disparity, (1, 99))
         return float(low), float(high)
@@ -50,25 +51,25 @@ class Stereo(Result):
     def save(self, path: str | Path) -> None:
         """Write the disparity to .npy (float32), .pfm, or 16-bit .png (256 times the pixels, as KITTI has it); whole or not at all.
 
-        Disparities that do not fit 16 bits, of 256 pixels and more, become 0 in a .png: unknown. A warning says how many.
+        Disparities of 256 pixels and more do not fit into 16 bits: they become 0, unknown, in a .png. A warning says how many.
         """
         _save(path, self.disparity, "disparities")
 
     def save_depth(self, path: str | Path, camera: StereoCamera) -> None:
-        """Write `StereoCamera.depth` as `save` writes disparity: a .png has 256 values a unit of depth, and 0 where that does not fit."""
+        """Write `StereoCamera.depth` as `save` writes disparity: a .png has 256 times the depth, and 0 where that does not fit."""
         height, width = self.disparity.shape
         _save(path, camera.of_images((width, height)).depth(self.disparity), "depths")
 
     def points(self, image: Any, camera: StereoCamera) -> tuple[np.ndarray, np.ndarray]:
-        """Points in space of the pixels that both views show.
+        """Compute 3-D points of the pixels that both views show.
 
         Args:
-            image: the view that the disparity is of, for colours.
-            camera: of that view, in pixels of the image as given, or of the size it names; of the right view see `StereoCamera.of_right`.
+            image: the view that the disparity belongs to, for colours.
+            camera: of that view, in pixels of the image as given, or of the size it names; for the right view see `StereoCamera.of_right`.
 
         Returns:
-            ``[N, 3]`` float32, x to the right, y down, z ahead, in the unit of the baseline; ``[N, 3]`` uint8 RGB. Pixels that are less than a
-            tenth of a pixel of disparity from infinity are left out: they could be anywhere.
+            ``[N, 3]`` float32, x to the right, y down, z ahead, in the unit of the baseline; ``[N, 3]`` uint8 RGB. Pixels with a disparity of less
+            than a tenth of a pixel are left out: their depth is unknown.
         """
         colors = read_image(image)
         if colors.shape[:2] != self.disparity.shape:
@@ -129,21 +130,21 @@ class StereoMatcher(Predictor):
         view: Literal["left", "right"] = "left",
         exact: bool = True,
     ) -> Stereo:
-        """Disparity of a pair whose rows correspond.
+        """Find the disparity of a rectified pair.
 
         Args:
             left, right: of one size; a path, PIL image, numpy array or torch tensor each, see `data.images.read_image`.
-            max_size: images are shrunk until their longer side is at most this many pixels, for the last step twice as many. After it, each side must
-                have at least 32.
-            view: whose pixels the result is for; the right view's is found with both views mirrored and exchanged.
-            exact: take the last step, `exact_disparity`, after the network.
+            max_size: images are shrunk until their longer side is at most this many pixels, and twice as many for the last step. After that, each
+                side must have at least 32.
+            view: the view that the result belongs to; for the right one, both views are mirrored and exchanged.
+            exact: whether to run the last step, `exact_disparity`, after the network.
 
         Returns:
-            `Stereo`, at the size and in pixels of the images as given. A warning says by how much if rows do not correspond, if much has a
-            disparity below 0, or if the views seem to be exchanged; see `check_rows`.
+            `Stereo`, at the size and in pixels of the images as given. It warns if rows do not correspond, if many disparities are
+            below 0, or if the views seem to be exchanged; see `check_rows`.
 
         Raises:
-            ValueError, OSError: bad images or options, or weights that give no numbers, in one line.
+            ValueError, OSError: bad images or options, or a network that gives NaN or infinity.
         """
         if view not in ("left", "right"):
             raise InputError(f"view is {view!r}, expected left or right")
@@ -175,7 +176,7 @@ class StereoMatcher(Predictor):
             step = exact_disparity(large[0], large[1], found, self.model.config.stride, size[1] / width)
             disparity, width = torch.from_numpy(step.disparity)[None], size[1]
             occlusion, confidence = (_resized(x, size) for x in (occlusion, confidence))
-            # What the disparity itself says decides, the network says how surely: of all that is hidden it is above 0.5.
+            # The exact disparity decides what is hidden (occlusion above 0.5), the network how surely.
             occlusion = (torch.from_numpy(step.hidden) + occlusion.clamp(1e-3, 1)) / 2
             confidence = torch.from_numpy(step.sure) * confidence
         given = images[0].shape[:2]
@@ -191,7 +192,7 @@ def _tensor(image: np.ndarray) -> Tensor:
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """``[B, h, w]`` to ``[B, H, W]``: bilinear on surfaces, and nearest where that would make up depths between two of them."""
+    """Resize ``[B, h, w]`` to ``[B, H, W]``: bilinear on surfaces, nearest where bilinear would make up depths between two of them."""
     if tuple(x.shape[1:]) == size:
         return x
     smooth = F.interpolate(x[:, None], size, mode="bilinear", align_corners=False)[:, 0]

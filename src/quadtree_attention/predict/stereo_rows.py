@@ -1,4 +1,4 @@
-"""Whether two views are a rectified pair at all, by matches that may lie anywhere: rows that are off, disparities below 0, exchanged views."""
+"""Checks by sparse matches whether two views are a rectified pair: rows that do not correspond, disparities below 0, exchanged views."""
 
 from __future__ import annotations
 
@@ -9,43 +9,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALL = 200  # pixels of the longer side of the images that are searched as a whole
-POINTS = 300  # that are looked for
-PATCH = 11  # pixels of their squares
+SMALL = 200  # longer side of the small images that are searched everywhere
+POINTS = 300  # that are matched
+PATCH = 11  # side of their patches, in pixels
 ALIKE, UNLIKE = 0.8, 0.92  # least correlation of a match; the next best one, elsewhere, has at most this share of it
-FEWEST = 24  # matches that say something
+FEWEST = 24  # matches needed for any verdict
 
-OFF = 1.0  # rows, of the network's image, from which on a warning is due
+OFF = 1.0  # largest error in rows without a warning, in pixels of the network's image
 BELOW = 1.0  # pixels of the network's image by which a disparity is clearly below 0
-SOME, FEW, MOST = (
-    0.08,
-    8,
-    0.7,
-)  # share and number of matches with such a disparity that say something, and share that says that it is so everywhere
+SOME, FEW = 0.08, 8  # share and number of matches with such a disparity from which a warning is due
+MOST = 0.7  # share of such matches from which the views seem to be exchanged
 
 
 class Displacements(NamedTuple):
-    """Places ``[N, 2]`` (x, y) of points in the left image, and how far from there they are in the right one, ``[N, 2]``, to parts of a pixel."""
+    """Points ``[N, 2]`` (x, y) of the left image, and their displacements in the right one ``[N, 2]``, to a fraction of a pixel."""
 
-    places: np.ndarray
-    moves: np.ndarray
+    points: np.ndarray
+    displacements: np.ndarray
 
 
 def check_rows(left: np.ndarray, right: np.ndarray, scale: float = 1.0) -> str | None:
-    """What is wrong with a pair, in one line; None if nothing is, or nothing can be told.
+    """Say in one line what is wrong with a pair; None if nothing is, or there are too few matches to tell.
 
     Args:
         left, right: uint8 ``[H, W, 3]``, of one size.
-        scale: pixels of the files a pixel of these images, for the numbers in the line.
+        scale: pixels of the files per pixel of these images, for the numbers in the line.
     """
-    moves = find_moves(left, right).moves
-    if len(moves) < FEWEST:
+    displacements = find_displacements(left, right).displacements
+    if len(displacements) < FEWEST:
         return None
-    rows = float(np.median(moves[:, 1]))
-    off = np.abs(moves[:, 1]) > OFF
+    rows = float(np.median(displacements[:, 1]))
+    off = np.abs(displacements[:, 1]) > OFF
     if off.mean() > 0.5:
-        amount = scale * (abs(rows) if abs(rows) > OFF else float(np.median(np.abs(moves[:, 1]))))
-        if abs(rows) > OFF and np.mean(np.abs(moves[:, 1] - rows) < 1.5 * OFF) > 0.5:
+        amount = scale * (abs(rows) if abs(rows) > OFF else float(np.median(np.abs(displacements[:, 1]))))
+        if abs(rows) > OFF and np.mean(np.abs(displacements[:, 1] - rows) < 1.5 * OFF) > 0.5:
             side = "below" if rows > 0 else "above"
             return (
                 f"the right image shows things {amount:.1f} rows {side} where the left one does: disparities will be wrong; rectify the pair, or "
@@ -55,14 +52,14 @@ def check_rows(left: np.ndarray, right: np.ndarray, scale: float = 1.0) -> str |
             f"rows of the two images do not correspond, they are {amount:.1f} rows off at half of the points: disparities will be wrong; rectify the "
             "pair first"
         )
-    ahead = moves[:, 0] > BELOW
+    ahead = displacements[:, 0] > BELOW
     if ahead.mean() > MOST:
         return (
-            f"{100 * ahead.mean():.0f} % of the matches lie further right in the right image, {scale * np.median(moves[ahead, 0]):.0f} pixels at the "
-            "median: are left and right exchanged?"
+            f"{100 * ahead.mean():.0f} % of the matches lie further right in the right image, "
+            f"{scale * np.median(displacements[ahead, 0]):.0f} pixels at the median: are left and right exchanged?"
         )
     if ahead.mean() > SOME and ahead.sum() >= FEW:
-        most = int(np.ceil(scale * np.percentile(moves[:, 0], 95) - 0.25))
+        most = int(np.ceil(scale * np.percentile(displacements[:, 0], 95) - 0.25))
         return (
             f"{100 * ahead.mean():.0f} % of the matches have a disparity below 0, down to {-most} pixels, which is not looked for; cut {most} "
             f"columns from the left of the right image and from the right of the left one, and subtract {most} from the disparities"
@@ -70,8 +67,8 @@ def check_rows(left: np.ndarray, right: np.ndarray, scale: float = 1.0) -> str |
     return None
 
 
-def find_moves(left: np.ndarray, right: np.ndarray) -> Displacements:
-    """Points of the left image that look like one place of the right image, wherever that is, and like no other."""
+def find_displacements(left: np.ndarray, right: np.ndarray) -> Displacements:
+    """Match points of the left image that look like exactly one place in the right image, anywhere in it."""
     height, width = left.shape[:2]
     scale = max(1.0, max(height, width) / SMALL)
     whole = [_grey(image) for image in (left, right)]
@@ -101,7 +98,7 @@ def _grey(image: np.ndarray) -> Tensor:
 
 
 def _textured(image: Tensor) -> Tensor:
-    """Places ``[N, 2]`` (x, y) where an image changes along both axes, the most so of each cell of a grid."""
+    """The most textured pixel (x, y) of each cell of a grid, ``[N, 2]``: where the image changes along both axes."""
     down, across = (F.pad(image.diff(dim=axis).square(), (0, axis, 0, 1 - axis)) for axis in (0, 1))
     change = F.avg_pool2d(torch.minimum(*(F.avg_pool2d(x[None, None], 5, 1, 2) for x in (down, across))), 3, 1, 1)[0, 0]
     margin = PATCH // 2
@@ -115,7 +112,7 @@ def _textured(image: Tensor) -> Tensor:
 
 
 def _patches(image: Tensor, places: Tensor) -> Tensor:
-    """Normalised squares ``[N, PATCH ** 2]`` around places ``[N, 2]`` (x, y)."""
+    """Normalised patches ``[N, PATCH ** 2]`` around places ``[N, 2]`` (x, y)."""
     step = torch.arange(PATCH) - PATCH // 2
     rows, columns = places[:, 1, None, None] + step[:, None], places[:, 0, None, None] + step
     return _normalised(image[rows, columns].flatten(1))[0]
@@ -128,7 +125,7 @@ def _normalised(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _refined(left: Tensor, right: Tensor, start: Tensor, guess: Tensor, reach: int) -> Displacements:
-    """Matches of places ``[N, 2]`` near guesses ``[N, 2]``, to parts of a pixel by a parabola along either axis."""
+    """Match places ``[N, 2]`` near guesses ``[N, 2]``, to a fraction of a pixel by fitting a parabola along each axis."""
     margin = reach + PATCH // 2 + 1
     inside = torch.ones(len(start), dtype=torch.bool)
     for places in (start, guess):
@@ -137,8 +134,10 @@ def _refined(left: Tensor, right: Tensor, start: Tensor, guess: Tensor, reach: i
     start, guess = start[inside], guess[inside]
     steps = torch.arange(-reach, reach + 1)
     count = len(steps)
-    moves = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(-1, 2)  # rows of columns
-    near = _patches(right, (guess[:, None] + moves).flatten(0, 1)).unflatten(0, (len(start), len(moves)))
+    displacements = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(-1, 2)  # rows of columns
+    near = _patches(right, (guess[:, None] + displacements).flatten(0, 1)).unflatten(
+        0, (len(start), len(displacements))
+    )
     scores = (near @ _patches(left, start)[..., None])[..., 0]
     best = scores.max(-1)
     row, column = best.indices // count, best.indices % count

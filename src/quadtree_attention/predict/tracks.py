@@ -1,4 +1,4 @@
-"""Matches of many pairs of images, found without keypoints, made matches of keypoints that each image has once and for all."""
+"""Merges the points that a detector-free matcher finds anew in each pair into keypoints that all pairs share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from .match_store import MatchStore
 
 
 class Tracks:
-    """Keypoints of images, and matches between them, from the matches of points of a store.
+    """Keypoints of images, and one-to-one matches between them, from the matches in a store.
 
     Args:
-        store: of matches; pairs: those of interest.
-        radius: name of an image -> see `shared_keypoints`.
+        store: of matches.
+        pairs: those to use.
+        radius: for each image, by name: see `shared_keypoints`.
 
-    keypoints: name -> float32 ``[K, 2]``, (x, y) in pixels of the file as stored, pixel centres at integers. Iterating gives for each pair
-    (name of image 0, name of image 1, (id 0, id 1, row of the store's matches) int64 ``[M, 3]``), one-to-one, by id 0.
+    ``keypoints`` has for each image, by name, float32 ``[K, 2]``, (x, y) in pixels of the file as stored, pixel centres at integers. Iterating
+    gives for each pair (name of image 0, name of image 1, int64 ``[M, 3]``): rows of (id 0, id 1, row in the store's matches), sorted by id 0.
     """
 
     def __init__(self, store: MatchStore, pairs: Sequence[tuple[str, str]], radius: dict[str, float]) -> None:
@@ -46,10 +47,10 @@ class Tracks:
 
 
 def shared_keypoints(points: np.ndarray, scores: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Few points that stand for all points of an image, none nearer to another than the radius.
+    """Choose a few points to represent all points of an image, none nearer to another than the radius.
 
-    Points at the same place add up their scores. The best one becomes a keypoint and takes the place of all nearer than the radius; then the
-    best of what is left, and so on. Each point belongs to the keypoint nearest to it.
+    Points at the same place add up their scores. The best one becomes a keypoint and suppresses all within the radius; then the best of the rest,
+    and so on. Each point belongs to its nearest keypoint.
 
     Args:
         points: ``[N, 2]``; scores: ``[N]``, above 0.
@@ -65,7 +66,9 @@ def shared_keypoints(points: np.ndarray, scores: np.ndarray, radius: float) -> t
     places, place = np.unique(points, axis=0, return_inverse=True)
     total = np.bincount(place.ravel(), np.asarray(scores, np.float64), len(places))
     free, tree, kept = np.ones(len(places), bool), tree_of(places), []
-    for best in np.argsort(-total, kind="stable"):  # ties by place: the order of the pairs makes no difference
+    for best in np.argsort(
+        -total, kind="stable"
+    ):  # ties by position, so that the order of the pairs makes no difference
         if free[best]:
             kept.append(best)
             free[tree.query_ball_point(places[best], radius)] = False
@@ -74,7 +77,7 @@ def shared_keypoints(points: np.ndarray, scores: np.ndarray, radius: float) -> t
 
 
 def one_to_one(ids0: np.ndarray, ids1: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Rows of matches ``[M]`` that are the best of both their keypoints, by keypoint of image 0; of equal ones the first."""
+    """The rows of matches ``[M]`` that are the best of both their keypoints, sorted by keypoint of image 0; of equal ones, the first."""
     order = np.argsort(-np.asarray(scores), kind="stable")
     best0 = order[np.unique(np.asarray(ids0)[order], return_index=True)[1]]
     best1 = order[np.unique(np.asarray(ids1)[order], return_index=True)[1]]

@@ -80,13 +80,13 @@ def draw_matches(
     low, high = _range(matches.confidence)
     if bad.any() and lines != "none":
         over = canvas.copy()
-        for i in _some(np.flatnonzero(bad), max_lines // 2):
+        for i in _sample(np.flatnonzero(bad), max_lines // 2):
             _line(cv2, over, points[0][i], points[1][i], OUTLIER, one)
         canvas = cv2.addWeighted(over, 0.35, canvas, 0.65, 0)
     order = np.flatnonzero(good)
     order = order[np.argsort(matches.confidence[order], kind="stable")]  # the surest on top
     colors = confidence_colors(matches.confidence, low, high).tolist()
-    drawn = set() if lines == "none" else set(_some(order, max_lines).tolist())
+    drawn = set() if lines == "none" else set(_sample(order, max_lines).tolist())
     over = canvas.copy()
     for i in order:
         if i in drawn:
@@ -132,7 +132,7 @@ def _range(confidence: np.ndarray) -> tuple[float, float]:
     return float(min(low, high - 0.1)), float(high)
 
 
-def _some(indexes: np.ndarray, count: int) -> np.ndarray:
+def _sample(indexes: np.ndarray, count: int) -> np.ndarray:
     if len(indexes) <= count:
         return indexes
     return np.sort(np.random.default_rng(0).choice(indexes, count, replace=False))

@@ -135,7 +135,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def restored(
+def restore(
     kind: type[Config], build: Callable[[Config], Model], values: Any, state: Mapping[str, Any], path: Path
 ) -> Model:
     """The network of a file that holds its configuration, in eval mode.
@@ -161,7 +161,7 @@ def restored(
     beyond = sum(value.numel() for value in model.buffers()) - there
     if beyond > _BUFFERS:
         raise InputError(f"{path} has a configuration that needs {beyond} numbers more than the file holds")
-    return filled(build(config), state, path)
+    return with_weights(build(config), state, path)
 
 
 class _Bounded(TorchFunctionMode):
@@ -189,7 +189,7 @@ class _Bounded(TorchFunctionMode):
         return function(*args, **kwargs or {})
 
 
-def filled(model: Model, state: Mapping[str, Tensor], name: str | Path) -> Model:
+def with_weights(model: Model, state: Mapping[str, Tensor], name: str | Path) -> Model:
     """``model`` with these weights, in eval mode; ``name`` says where they are from.
 
     Raises:

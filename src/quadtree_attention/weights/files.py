@@ -92,7 +92,7 @@ def read(path: Path) -> Stored:
         metadata = read_metadata(path)
         if "config" not in metadata:
             return Stored(path, None, None, content)
-        return Stored(path, *_said(metadata, _parsed(metadata["config"], path), path), content)
+        return Stored(path, *_kind_and_config(metadata, _parsed(metadata["config"], path), path), content)
     kind, config = described(content, path)
     return Stored(path, kind, config, content if kind is None else _trained(content, path))
 
@@ -104,7 +104,9 @@ def described(content: Mapping[str, Any], path: Path) -> tuple[str | None, Any]:
         ValueError: it is of a later version of this format.
     """
     said = content.get(ENTRY)
-    return _said(said, said.get("config"), path) if isinstance(said, Mapping) else _said_before(content)
+    return (
+        _kind_and_config(said, said.get("config"), path) if isinstance(said, Mapping) else _kind_of_version_1(content)
+    )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -117,7 +119,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
 
 
-def _said(metadata: Mapping[str, Any], config: Any, path: Path) -> tuple[str, Any]:
+def _kind_and_config(metadata: Mapping[str, Any], config: Any, path: Path) -> tuple[str, Any]:
     """Kind and configuration."""
     version = str(metadata.get("version", 1))
     if not version.isdecimal() or len(version) > 9:
@@ -136,7 +138,7 @@ def _said(metadata: Mapping[str, Any], config: Any, path: Path) -> tuple[str, An
     return _with_head(kind, inner), inner
 
 
-def _said_before(content: Mapping[str, Any]) -> tuple[str | None, Any]:
+def _kind_of_version_1(content: Mapping[str, Any]) -> tuple[str | None, Any]:
     """Kind and configuration of a checkpoint of version 1; None if it is not of our training."""
     for kind in ("detector", "segmenter", "classifier"):
         if isinstance(content.get(kind), Mapping):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models.checkpoint import WEIGHT_SUFFIXES, is_safetensors, misfit
-from .config import filled, restored
+from .config import restore, with_weights
 from .files import read, save
 from .hub import in_hub_or_folder
 from .kinds import KINDS, kind_for, kind_of
 from .published import PUBLISHED_NETWORKS, from_timm, published_kind
-from .registry import PRETRAINED, find, located, names_for
+from .registry import PRETRAINED, find, locate, names_for
 
 if TYPE_CHECKING:
     from ..models.detection.model import MaskRCNN, RetinaNet
@@ -68,7 +68,7 @@ def load(
             checkpoint, published or of our training; a folder of `save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME". For
             classifiers also a name of timm's that has weights, such as "pvt_v2_b0".
         kind: a name in `KINDS` that it must be of; None: what the name or file says. "backbone" takes that of a published detector or segmenter too.
-        architecture: of a published matcher given by its path, a name in `ARCHITECTURES`; by default it is told from the weights and the
+        architecture: of a published matcher given by its path, a name in `ARCHITECTURES`; by default it is detected from the weights and the
             file's name.
         options: fields of the configuration to change that the weights do not depend on, such as ``{"topk": (32, 16)}`` of a matcher.
 
@@ -79,7 +79,7 @@ def load(
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     model = _load(name_or_path, tuple(KINDS) if kind is None else (kind,), architecture)
-    return _changed(model, options, name_or_path) if options else model
+    return _with_options(model, options, name_or_path) if options else model
 
 
 def convert(source: str | Path, path: str | Path, *, architecture: str | None = None, half: bool = False) -> nn.Module:
@@ -133,28 +133,28 @@ def _load(name_or_path: str | Path, kinds: Sequence[str], architecture: str | No
     )
     row = find(name, task)
     if task == "classification" and _is_timms(name_or_path, row is not None and row.url is not None):
-        _refuse(architecture, name_or_path)
+        _refuse_architecture(architecture, name_or_path)
         return from_timm(name)
-    path, row = located(name_or_path, task)
+    path, row = locate(name_or_path, task)
     stored = read(path)
     if row is not None or stored.kind is not None:
-        _refuse(architecture, name_or_path)
+        _refuse_architecture(architecture, name_or_path)
     if stored.kind is not None:
         _check_kind(stored.kind, kinds, path)
         found = KINDS[stored.kind]
-        return restored(found.config_class(), found.network, stored.config, stored.content, path)
+        return restore(found.config_class(), found.network, stored.config, stored.content, path)
     if is_safetensors(path):
         if "classifier" in kinds and in_hub_or_folder(name_or_path):  # as timm writes them
             return from_timm(name if path.parent != Path(name) else f"local-dir:{name}")
         raise InputError(
             f"{path} has no kind and configuration in its metadata, expected a file that quadtree convert wrote"
         )
-    told = published_kind(stored.content) if row is None else kind_for(row.task).name
-    if told is None and kinds[0] not in PUBLISHED_NETWORKS:
+    detected = published_kind(stored.content) if row is None else kind_for(row.task).name
+    if detected is None and kinds[0] not in PUBLISHED_NETWORKS:
         raise InputError(
             f"{path} holds no {kinds[0]} network, expected a checkpoint of a training, or what quadtree convert wrote"
         )
-    kind = told or kinds[0]  # whose reader says which names it does not know
+    kind = detected or kinds[0]  # whose reader says which names it does not know
     if kind not in kinds and "backbone" in kinds and kind != "matcher":
         kind = "backbone"
     _check_kind(kind, kinds, path)
@@ -195,14 +195,14 @@ def _check_kind(found: str, kinds: Sequence[str], path: Path) -> None:
         raise InputError(f"{path} is of a {holds}, expected a {wanted}; {KINDS[found].command} takes it")
 
 
-def _refuse(architecture: str | None, name_or_path: str | Path) -> None:
+def _refuse_architecture(architecture: str | None, name_or_path: str | Path) -> None:
     if architecture is not None:
         raise InputError(
             f"architecture is {architecture!r}, expected none: {name_or_path} says its own; it is for published files alone"
         )
 
 
-def _changed(model: nn.Module, options: Mapping[str, Any], name_or_path: str | Path) -> nn.Module:
+def _with_options(model: nn.Module, options: Mapping[str, Any], name_or_path: str | Path) -> nn.Module:
     """The same network with other options."""
     config: Any = model.config
     if "topk" in options and not str(getattr(config, "attention", "quadtree")).startswith("quadtree"):
@@ -213,4 +213,4 @@ def _changed(model: nn.Module, options: Mapping[str, Any], name_or_path: str | P
         raise InputError(
             f"options do not fit the model: {error}; see {type(config).__name__} for what there is"
         ) from None
-    return filled(kind_of(config).network(config), model.state_dict(), name_or_path)
+    return with_weights(kind_of(config).network(config), model.state_dict(), name_or_path)

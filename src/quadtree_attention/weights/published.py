@@ -16,7 +16,7 @@ from ..models.checkpoint import misfit, names_in, shapes, weights_in
 from ..models.detection import BACKBONES, build_detector, coco_detector_config, detector_config
 from ..models.keys import convert_published
 from ..models.loftr import LOFTR_PRESETS, LoFTR, LoFTRConfig
-from .config import filled
+from .config import with_weights
 
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
@@ -59,10 +59,10 @@ def published_matcher(content: Mapping[str, Any], path: Path, architecture: str 
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     rest = {key: value for key, value in state.items() if key != "bin_score"}
-    config = ARCHITECTURES[architecture or _told_from(rest, path)]
+    config = ARCHITECTURES[architecture or _detect_architecture(rest, path)]
     if len(rest) < len(state):
         config = replace(config, matching="optimal_transport")
-    return filled(LoFTR(config), state, path)
+    return with_weights(LoFTR(config), state, path)
 
 
 def published_classifier(content: Mapping[str, Any], path: Path) -> nn.Module:
@@ -90,7 +90,7 @@ def published_classifier(content: Mapping[str, Any], path: Path) -> nn.Module:
         with torch.device("meta"):
             fits = not misfit(config.build().state_dict(), state)
         if fits:
-            return filled(config.build(), state, path)
+            return with_weights(config.build(), state, path)
     raise InputError(
         f"{path} fits none of quadtree_b0 .. quadtree_b4, expected one of them as a classifier or as a backbone"
     )
@@ -130,7 +130,7 @@ def published_detector(content: Mapping[str, Any], path: Path, names: Sequence[s
         given = {key: value for key, value in state.items() if key in wanted or not key.endswith("num_batches_tracked")}
         problem = misfit(wanted, given)
         if not problem:
-            return filled(build_detector(config), given, path)
+            return with_weights(build_detector(config), given, path)
     if len(names) == 1:
         raise InputError(f"{path}: weights do not fit the model: {problem}")
     raise InputError(f"{path} is a {kind} of mmdetection's that fits none of the backbones {', '.join(names)}")
@@ -158,7 +158,7 @@ def published_segmenter(content: Mapping[str, Any], path: Path) -> nn.Module:
         with torch.device("meta"):
             fits = not misfit(config.build().state_dict(), state)
         if fits:
-            return filled(config.build(), state, path)
+            return with_weights(config.build(), state, path)
     raise InputError(f"{path} fits none of quadtree_b0 .. quadtree_b4 with Semantic FPN as published")
 
 
@@ -198,7 +198,7 @@ def from_timm(name: str) -> nn.Module:
     return model.eval()
 
 
-def _told_from(state: Mapping[str, Tensor], path: Path) -> str:
+def _detect_architecture(state: Mapping[str, Tensor], path: Path) -> str:
     """Name of the one architecture that the weights fit; the file's name decides between those that differ in options alone."""
     fitting = []
     for name, config in ARCHITECTURES.items():

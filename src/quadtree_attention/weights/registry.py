@@ -8,7 +8,7 @@ from typing import get_args
 
 from ..errors import InputError
 from ..models.checkpoint import WEIGHT_SUFFIXES, is_checkpoint, is_safetensors
-from ..models.releases import PUBLISHED, Pretrained, Task, downloaded
+from ..models.releases import PUBLISHED, Pretrained, Task, download
 from .hub import PREFIX, WEIGHTS, find_weights, in_hub_or_folder
 
 _EMBEDDED = (
@@ -48,7 +48,7 @@ def weights_identity(name_or_path: str, task: str = "matching") -> str:
     return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else name_or_path
 
 
-def located(name_or_path: str | Path, task: str) -> tuple[Path, Pretrained | None]:
+def locate(name_or_path: str | Path, task: str) -> tuple[Path, Pretrained | None]:
     """The file of weights for a task, there for sure, and its row in the table of weights if it has one.
 
     Args:
@@ -61,7 +61,7 @@ def located(name_or_path: str | Path, task: str) -> tuple[Path, Pretrained | Non
     """
     name, path = str(name_or_path), Path(name_or_path)
     if (row := find(name, task)) is not None:
-        return (row.path if row.url is None else downloaded(row)), row
+        return (row.path if row.url is None else download(row)), row
     names = ", ".join(names_for(task))
     if name in PRETRAINED:
         raise InputError(f"{name} is for {PRETRAINED[name].task}, expected {names}, or the path of a file of weights")

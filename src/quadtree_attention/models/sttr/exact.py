@@ -196,14 +196,14 @@ def _add_all_paths(
     step, jump = (int(penalty * parts) for penalty in penalties)
     widest = int(count.max())
 
-    def some(first: int, last: int) -> None:
+    def add_directions(first: int, last: int) -> None:
         mine = np.zeros_like(total) if (first, last) != (0, len(_DIRECTIONS)) else total
         for direction in _DIRECTIONS[first:last]:
             kernels.add_paths(cost, low, count, start, grey, step, jump, edge, direction, widest, mine)
         sums.append(mine)
 
     sums: list[np.ndarray] = []
-    threads.run(some, len(_DIRECTIONS), chunks_per_thread=1)
+    threads.run(add_directions, len(_DIRECTIONS), chunks_per_thread=1)
     for mine in sums:
         if mine is not total:
             total += mine
