@@ -1,1 +1,1 @@
-"""Pictures of results, one file a kind."""
+"""Pictures of results, one file per kind."""

@@ -13,9 +13,9 @@ from ..table import Table
 
 
 def save_chart(table: Table, path: str | Path) -> None:
-    """Draw what `bench.cpu.compare` measured, forward and backward: time and memory over tokens, one line a method, both axes logarithmic.
+    """Plot the results of `bench.cpu.compare`: time and memory over tokens, one line per method, forward and backward, with logarithmic axes.
 
-    The suffix of ``path`` says the format: .png, .svg or .pdf. The file is written whole or not at all.
+    The suffix of ``path`` gives the format: .png, .svg or .pdf. The file is written whole or not at all.
     """
     figure = require("matplotlib.figure", "bench").Figure(figsize=(9, 4), layout="constrained")
     panels = {"ms": "time, ms"}
@@ -43,10 +43,10 @@ def save_chart(table: Table, path: str | Path) -> None:
 
 
 def save_error_curves(errors: Mapping[str, Sequence[float]], path: str | Path, *, degrees: bool) -> None:
-    """Draw the share of pairs over the error that they stay below, one line for each name, whose AUC is the area under it.
+    """Plot the share of pairs with an error below each value, one line per name; the AUC is the area under it.
 
-    errors: name -> one error a pair, infinite where a method failed; up to 20 degrees, or else 10 pixels, are shown. A line whose name is
-    another's with something after a comma has the same colour, dashed. The file is written whole or not at all.
+    errors: by name, one error per pair, infinite where a method failed; shown up to 20 degrees or 10 pixels. A name that continues another
+    after a comma gets the same colour, dashed. The file is written whole or not at all.
     """
     figure = require("matplotlib.figure", "bench").Figure(figsize=(5.5, 4), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""A contact sheet of classified images."""
+"""Draws a contact sheet of classified images."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .drawing import BACKGROUND, FAINT, GAP, INK, confidence_colors, shrunk
 def draw_classifications(
     images: Sequence[Any], found: Sequence[Classification], *, names: Sequence[str] | None = None, tile: int = 224
 ) -> np.ndarray:
-    """A contact sheet: every image with its name and what it shows, likeliest first, and a bar for each probability.
+    """Draw a contact sheet: every image with its name and classes, likeliest first, and a bar for each probability.
 
     Args:
         images: any images that `data.images.read_image` takes.
-        found: what was found in each.
-        names: of the images, to stand below them; None leaves them out.
-        tile: pixels of each picture's longer side.
+        found: the result for each.
+        names: of the images, to print below them; None leaves them out.
+        tile: longer side of each picture in pixels.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB.
 
     Raises:
-        ValueError: another number of images than of results; bad images.
+        ValueError: the numbers of images and results differ; bad images.
     """
     if len(images) != len(found) or not images or len(names or found) != len(found):
         of_names = "" if names is None else f", {len(names)} names"
@@ -59,7 +59,7 @@ def draw_classifications(
 
 
 def _fitting(text: str, fits: Callable[[str], bool], *, keep_end: bool = False) -> str:
-    """``text``, shortened at its end, or at its beginning, until it fits."""
+    """Shorten a text at its end, or at its beginning, until it fits."""
     whole, dropped = text, 0
     while not fits(text) and dropped < len(whole):
         dropped += 1

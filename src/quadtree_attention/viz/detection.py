@@ -1,4 +1,4 @@
-"""Boxes and masks drawn over an image, one colour a class, with a legend."""
+"""Draws boxes and masks over an image, one colour per class, with a legend."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ COLORS = (
 
 
 def draw_detections(image: Any, found: Detections, *, scores: bool = True, max_side: int | None = None) -> np.ndarray:
-    """Draw what was found over an image: masks tinted, boxes with label and score, and below a legend with the number of each class.
+    """Draw detections over an image: tinted masks, boxes with label and score, and below a legend with the number of each class.
 
     Args:
-        image: any image that `data.images.read_image` takes; the one that was looked at.
-        found: what is in it.
-        scores: whether they stand beside the labels.
+        image: the image in which they were found, in any form that `data.images.read_image` takes.
+        found: the detections.
+        scores: whether to print scores beside the labels.
         max_side: the image is shrunk until its longer side has at most this many pixels; None leaves it as it is.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB.
 
     Raises:
-        ValueError: an image of another size than the one that was looked at; bad images.
+        ValueError: an image of another size; bad images.
     """
     pixels = read_image(image)
     if pixels.shape[:2] != tuple(found.size):
@@ -49,7 +49,7 @@ def draw_detections(image: Any, found: Detections, *, scores: bool = True, max_s
     pil, draw_module, fonts = (require(f"PIL.{name}", "vision") for name in ("Image", "ImageDraw", "ImageFont"))
     picture, scale = shrunk(pixels, max_side)
     picture = picture.copy()
-    order = np.argsort(found.scores, kind="stable")  # the surest on top
+    order = np.argsort(found.scores, kind="stable")  # the highest score on top
     if found.masks is not None:
         for n in order:
             _tint(picture, found.masks[n], class_color(int(found.indices[n])))
@@ -99,7 +99,7 @@ def _tag_place(
     size: tuple[int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
-    """Where the label goes: above the box, or inside it at the top, or at the bottom, wherever it hides no other; else above."""
+    """Place a label above the box, or inside it at the top or bottom, wherever it hides no other label; else above."""
     width, height = draw.textlength(text, font) + 6, font.size + 4
     left = min(max(box[0], 0), max(size[0] - width, 0))
     tops = [top for top in (box[1] - height, box[1], box[3] - height, box[3]) if 0 <= top <= size[1] - height]
@@ -116,7 +116,7 @@ def _tag_place(
 
 
 def _legend(picture: np.ndarray, found: Detections, pil: Any, draw_module: Any, fonts: Any) -> np.ndarray:
-    """The picture with a bar below: the colour, the name and the number of each class; those that find no room are counted."""
+    """Add a bar below the picture: colour, name and number of each class; those that do not fit are counted."""
     height, width = picture.shape[:2]
     one = unit(picture)
     bar = round(BAR * one)

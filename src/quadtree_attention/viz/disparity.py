@@ -1,4 +1,4 @@
-"""Disparity in colours, with what is hidden hatched."""
+"""Draws disparity in colours, with hidden pixels hatched."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def draw_disparity(stereo: Stereo, *, max_side: int | None = None) -> np.ndarray:
-    """Draw a disparity map in OpenCV's viridis, whose steps look even, near things bright; hidden pixels are hatched; a scale below.
+    """Draw a disparity map in OpenCV's viridis, near things bright, hidden pixels hatched, with a scale below.
 
-    The scale spans the 1st to the 99th percentile of what both views show.
+    The scale spans the 1st to the 99th percentile of the pixels that both views show.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB, shrunk until its longer side has at most ``max_side`` pixels; None leaves it as it is.

@@ -1,4 +1,4 @@
-"""What pictures share: colours, sizes, text, and the way to a file."""
+"""Shared by all pictures: colours, sizes, text, and writing to a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GAP, BAR = 12, 44  # pixels between images, and of the legend below them
 BACKGROUND = (18, 20, 26)
 
 INK, FAINT = (232, 234, 240), (150, 155, 168)
-# Anchors of the colour scale for confidence, low to high, about equally far apart to the eye and all bright enough to stand out.
+# The colour scale for confidence, low to high, in about equal visual steps, all bright enough to stand out.
 SCALE = np.array([(123, 97, 255), (56, 149, 255), (36, 205, 196), (122, 230, 110), (255, 236, 92)], np.float64)
 
 
@@ -29,10 +29,10 @@ def confidence_colors(confidence: np.ndarray, low: float, high: float) -> np.nda
 
 
 def save_picture(picture: np.ndarray, path: str | Path) -> None:
-    """Write ``[H, W, 3]`` uint8 RGB to an image file, whole or not at all; the suffix says the format.
+    """Write ``[H, W, 3]`` uint8 RGB to an image file, whole or not at all; the suffix gives the format.
 
     Raises:
-        InputError: more pixels on a side than the format has room for.
+        InputError: a side is longer than the format allows.
     """
     image = require("PIL.Image", "vision").fromarray(picture)
     suffix = Path(path).suffix.lower()
@@ -46,14 +46,14 @@ def save_picture(picture: np.ndarray, path: str | Path) -> None:
 
 
 def unit(picture: np.ndarray, side: int = 1000) -> float:
-    """How many pixels stand for one of a picture of ``side`` pixels, at least 1: text and lines of larger pictures grow with them."""
+    """The factor, at least 1, by which text and lines are larger than in a picture with a longer side of ``side`` pixels."""
     return max(1.0, max(picture.shape[:2]) / side)
 
 
 def shrunk(image: np.ndarray, max_side: int | None) -> tuple[np.ndarray, tuple[float, float]]:
-    """An image ``[H, W, 3]`` whose longer side has at most ``max_side`` pixels, and its scale in x and y; None leaves it as it is.
+    """Shrink an image ``[H, W, 3]`` until its longer side has at most ``max_side`` pixels (None: any); returns it and its scale in x and y.
 
-    Unlike `resize_longest` it takes images of any size.
+    Unlike `resize_longest`, it takes images of any size.
     """
     if max_side is None:
         return image, (1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Matches drawn as lines between two images."""
+"""Draws matches as lines between two images."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def draw_matches(
     """Draw two images with a line for each match, coloured by confidence.
 
     Args:
-        image0, image1: any images that `data.images.read_image` takes; the ones that were matched.
-        matches: what was found.
-        inliers: bool ``[M]``; inliers are then drawn on top, outliers below in thin red.
-        outliers: whether to draw outliers at all.
-        max_lines: most lines drawn of inliers, and half as many of outliers; of more, a random choice that is always the same. Every
-            inlier has its two dots.
+        image0, image1: the images that were matched, in any form that `data.images.read_image` takes.
+        matches: their matches.
+        inliers: bool ``[M]``; inliers are then drawn on top, and outliers below in thin red.
+        outliers: whether to draw outliers.
+        max_lines: draw at most this many lines for inliers, and half as many for outliers, chosen at random with a fixed seed. Every
+            inlier gets its two dots.
         max_side: each image is shrunk until its longer side has at most this many pixels; None leaves it as it is.
         top: draw only so many matches, the surest, of inliers if there are any; None: all.
         lines: "normal", "thin", or "none" for points alone.
@@ -53,7 +53,7 @@ def draw_matches(
         ``[H, W, 3]`` uint8 RGB.
 
     Raises:
-        ValueError: inliers of another length than matches; an unknown option; bad images.
+        ValueError: inliers and matches differ in length; an unknown option; bad images.
     """
     if inliers is not None and np.shape(inliers) != (len(matches),):
         raise InputError(f"inliers have shape {np.shape(inliers)}, expected ({len(matches)},): one for each match")
@@ -84,7 +84,7 @@ def draw_matches(
             _line(cv2, over, points[0][i], points[1][i], OUTLIER, one)
         canvas = cv2.addWeighted(over, 0.35, canvas, 0.65, 0)
     order = np.flatnonzero(good)
-    order = order[np.argsort(matches.confidence[order], kind="stable")]  # the surest on top
+    order = order[np.argsort(matches.confidence[order], kind="stable")]  # the most confident on top
     colors = confidence_colors(matches.confidence, low, high).tolist()
     drawn = set() if lines == "none" else set(_sample(order, max_lines).tolist())
     over = canvas.copy()
@@ -125,7 +125,7 @@ def _canvas(pictures: list[np.ndarray], layout: Layout, one: float) -> tuple[np.
 
 
 def _range(confidence: np.ndarray) -> tuple[float, float]:
-    """Ends of the colour scale: tenths around what there is."""
+    """The ends of the colour scale, rounded to tenths."""
     if not len(confidence):
         return 0.0, 1.0
     low, high = np.floor(confidence.min() * 10) / 10, np.ceil(confidence.max() * 10) / 10
@@ -143,7 +143,7 @@ def _line(cv2: Any, canvas: np.ndarray, start: np.ndarray, end: np.ndarray, colo
 
 
 def _fixed(point: np.ndarray) -> tuple[int, int]:
-    """Pixels with four binary places, as OpenCV draws them."""
+    """Fixed-point pixels with four fractional bits, as OpenCV takes them."""
     return round(float(point[0]) * 16), round(float(point[1]) * 16)
 
 

@@ -1,4 +1,4 @@
-"""An image under the colours of its classes, with a legend."""
+"""Draws the classes of an image as colours over it, with a legend."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LINE = 24  # pixels of a row of the legend
 def draw_segmentation(
     image: Any, found: Segmentation, *, opacity: float = 0.55, max_side: int | None = None
 ) -> np.ndarray:
-    """An image tinted by class, with outlines between classes; below it a legend, the largest class first, with its share of the image.
+    """Tint an image by class, with outlines between classes; the legend below lists classes by their share of the image, largest first.
 
     Args:
-        image: any image that `data.images.read_image` takes, of the size that ``found`` has.
-        found: what was found in it.
+        image: the segmented image, in any form that `data.images.read_image` takes.
+        found: its segmentation.
         opacity: of the colours, 0..1. A first class named "background" has none.
-        max_side: the longer side is shrunk to at most so many pixels; None leaves it as it is.
+        max_side: the image is shrunk until its longer side has at most this many pixels; None leaves it as it is.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB.
@@ -55,7 +55,7 @@ def draw_segmentation(
 
 
 def tinted(image: np.ndarray, labels: np.ndarray, names: Sequence[str], opacity: float = 0.55) -> np.ndarray:
-    """``[H, W, 3]`` uint8 under the colours of ``labels`` ``[h, w]``, which are brought to its size; bright outlines between classes."""
+    """Tint ``[H, W, 3]`` uint8 by ``labels`` ``[h, w]``, which are resized to it; outlines between classes are bright."""
     cv2 = require("cv2", "vision")
     labels = cv2.resize(labels, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     colors = np.zeros((256, 3), np.float32)
@@ -65,7 +65,7 @@ def tinted(image: np.ndarray, labels: np.ndarray, names: Sequence[str], opacity:
         weight[0] = 0
     weight[len(names) :] = 0  # no class
     picture = np.empty_like(image)
-    for top in range(0, len(image), 256):  # in strips: of a large photograph, floats would take gigabytes
+    for top in range(0, len(image), 256):  # in strips: for a large photograph, floats would take gigabytes
         strip = slice(top, top + 256)
         alpha = weight[labels[strip]][..., None]
         picture[strip] = np.rint(image[strip] * (1 - alpha) + colors[labels[strip]] * alpha)
@@ -81,7 +81,7 @@ def _entry(name: str, share: float) -> str:
 
 
 def _legend(shares: dict[str, float], width: int, font: Any, one: float) -> tuple[list[tuple[float, float]], int]:
-    """Where each entry begins, and the height of them all."""
+    """The position of each entry, and the total height."""
     gap, line = GAP * one, LINE * one
     x, y, places = gap, gap + line / 2, []
     for name, share in shares.items():
