@@ -13,7 +13,7 @@ from types import FrameType
 
 from .errors import InputError, MissingPackageError, out_of_memory
 
-# What takes less memory, by command.
+# How to use less memory, by command.
 _LESS_MEMORY = {
     "match": "choose a smaller --max-size",
     "match-folder": "choose a smaller --max-size",
@@ -34,8 +34,8 @@ _LESS_MEMORY = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    A user's mistake ends in one line on stderr and status 2, images that were left out in status 1, an interrupt in status 130, SIGTERM in 143; a
-    traceback means a bug. The option --debug, anywhere on the command line, shows a traceback always.
+    A user's mistake ends in one line on stderr and status 2; skipped images give status 1, an interrupt 130, SIGTERM 143. A traceback means a bug.
+    The option --debug, anywhere on the command line, shows the traceback of any error.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("terminated", 143) if signals else _fail("interrupted", 130)
-    except BrokenPipeError:  # whoever read our output has gone, as in `quadtree models | head -1`
+    except BrokenPipeError:  # the reader of our output has gone, as in `quadtree models | head -1`
         _forget_stdout()
         return 1
     except Exception as error:
@@ -59,17 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         try:
             sys.stdout.flush()
-        except OSError:  # it may be what failed, on a full disk; Python would try again at its end, and complain
+        except OSError:  # flushing may be what failed, on a full disk; Python would try again at exit, and complain
             _forget_stdout()
         return _fail(problem)
     return status
 
 
 def command() -> None:
-    """What the script `quadtree` calls: `main`, and the end of the process."""
+    """Entry point of the script `quadtree`: runs `main` and ends the process."""
     status = main()
     if sys.argv[1:2] in (["match"], ["stereo"]):
-        # Nothing of a match outlives it, and taking torch down in order costs 0.8 s.
+        # A command leaves nothing to clean up, and unloading torch in order takes 0.8 s.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -77,9 +77,9 @@ def command() -> None:
 
 
 def _prepare_streams() -> None:
-    """Make sure that there is somewhere to print to, and that every name of a file can be printed."""
+    """Make sure that stdout and stderr exist, and can print every file name."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever called us
+        if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (for as long as we run)
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
@@ -92,7 +92,7 @@ def _forget_stdout() -> None:
 
 @contextmanager
 def _terminated(signals: list[int]) -> Iterator[None]:
-    """Inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that what was done is kept; the signal is added to ``signals``."""
+    """Context in which SIGTERM raises KeyboardInterrupt, like Ctrl-C, so that finished work is kept; the signal is added to ``signals``."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only there may handlers be set
         return
@@ -109,7 +109,7 @@ def _terminated(signals: list[int]) -> Iterator[None]:
 
 
 def _mistake(error: Exception, name: str) -> str | None:
-    """What went wrong in the command of that name, in a line for the user; None if it is a bug."""
+    """Describe in one line for the user what went wrong in the command of that name; None if it is a bug."""
     if out_of_memory(error):
         return f"out of memory; {_LESS_MEMORY.get(name, 'close other programs')}"
     if isinstance(error, OSError) and error.strerror:

@@ -1,7 +1,7 @@
-"""Private names of other libraries that this package uses. Their next release may drop any of them, and tests/test_compat.py then says which.
+"""Private names of other libraries that this package uses. A release may drop any of them; tests/test_compat.py then says which.
 
-A name of `PRIVATE` is imported from here as from any module, and only then is its library loaded. `OVERRIDDEN` lists what a class of ours replaces
-in one of theirs, or reads on an object of theirs. Use a public name wherever there is one, and add no name without a line that says why.
+Import a name in `PRIVATE` from here; only then is its library loaded. `OVERRIDDEN` lists the attributes that our classes override in theirs, or read
+from their objects. Use a public name wherever there is one, and add no name without a line that says why.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from pathlib import Path
 from typing import Any
 
 PRIVATE = {  # our name: where it is
-    # Kernels must make way for the reference under torch.func and other transforms. Nothing public says that one is under way.
+    # Under torch.func and other transforms, the reference must run instead of the kernels. No public function tells.
     "peek_interpreter_stack": "torch._C:_functorch.peek_interpreter_stack",
     "is_legacy_batchedtensor": "torch._C:_functorch.is_legacy_batchedtensor",
     "len_torch_dispatch_stack": "torch._C:_len_torch_dispatch_stack",
     # Which instructions torch's convolutions have on this processor. torch.cpu.get_capabilities is public, and newer than torch 2.9.
     "is_avx512_bf16_supported": "torch.cpu:_is_avx512_bf16_supported",
     "is_amx_tile_supported": "torch.cpu:_is_amx_tile_supported",
-    # What torch.save writes into a checkpoint to make a tensor again; the safe reader lets a pickle call these two alone.
+    # The functions in checkpoints of torch.save that rebuild a tensor; the safe reader lets a pickle call only these two.
     "rebuild_tensor": "torch._utils:_rebuild_tensor_v2",
     "rebuild_parameter": "torch._utils:_rebuild_parameter",
-    # The unpickler in Python. The one in C sets aside as much memory as a damaged or hostile pickle asks for.
+    # The unpickler in Python. The one in C allocates as much memory as a damaged or hostile pickle asks for.
     "PythonUnpickler": "pickle:_Unpickler",
-    # What timm's own models call for num_classes, pretrained weights and overlays of their configuration.
+    # The function by which timm's own models handle num_classes, pretrained weights and overlays of their configuration.
     "resolve_pretrained_cfg": "timm.models._builder:resolve_pretrained_cfg",
-    # torchvision's coder of boxes, whose detectors take no other class.
+    # torchvision's box coder; its detectors accept no other class.
     "BoxCoder": "torchvision.models.detection._utils:BoxCoder",
-    # Numba's cache on disk, made to notice changed and damaged files. It has no public way to do so.
+    # Numba's cache on disk, extended to notice changed and damaged files. It has no public interface for that.
     "FunctionCache": "numba.core.caching:FunctionCache",
     "CompileResultCacheImpl": "numba.core.caching:CompileResultCacheImpl",
     "numba_dumps": "numba.core.serialize:dumps",
 }
 OVERRIDDEN = (
     "numba.core.caching:FunctionCache._impl_class",  # a cache whose machine code has a digest
-    "numba.core.caching:FunctionCache._index_key",  # all files that a kernel is made of, not only its own
+    "numba.core.caching:FunctionCache._index_key",  # all files that a kernel depends on, not only its own
     "numba.core.dispatcher:Dispatcher.enable_caching",  # sets `_cache`, as ops.cpu_cache does with a cache of ours
-    "lightning.pytorch.cli:LightningCLI._parse_ckpt_path",  # it would take over the arguments of any task
+    "lightning.pytorch.cli:LightningCLI._parse_ckpt_path",  # it would capture the arguments of any task
 )
 
 
@@ -54,19 +54,19 @@ def __getattr__(name: str) -> Any:
 
 
 def forward_derivatives() -> bool:
-    """Whether forward-mode derivatives are being taken. torch.autograd.forward_ad has a public way in, and none to ask."""
+    """Whether forward-mode derivatives are being computed. torch.autograd.forward_ad has no public way to ask."""
     from torch.autograd import forward_ad
 
     return forward_ad._current_level >= 0
 
 
 def storage_key(storage: Any) -> int:
-    """A number for each storage of torch's; tensors on no device have one too, but no address."""
+    """A number that identifies a storage of torch; meta tensors have one too, but no address."""
     return storage._cdata
 
 
 def stereo_files(pairs: Any) -> tuple[list[Any], list[Any]]:
-    """Files of the images and of the disparities of a set of torchvision's. Indexing the set would read them all, by its own readers."""
+    """The files of images and disparities in a torchvision data set. Indexing the set would read them all, with its own readers."""
     return pairs._images, pairs._disparities
 
 
@@ -80,14 +80,14 @@ def multiplies_bfloat16() -> bool:
 def gomp_parallel(work: type) -> Callable | None:
     """GOMP_parallel of the OpenMP library that torch has loaded, for functions of the ctypes type ``work``: to run kernels on torch's own threads.
 
-    None where there is none (macOS, Windows, other builds of torch): it belongs to the compiler's interface, not to any API.
+    None if there is none (macOS, Windows, other builds of torch): it belongs to the compiler's interface, not to a public API.
     """
     import torch
 
     maps = Path("/proc/self/maps")
     if not torch.backends.openmp.is_available() or not maps.exists():
         return None
-    home = str(Path(torch.__file__).parent)  # a wheel's own lies in torch/lib or torch.libs
+    home = str(Path(torch.__file__).parent)  # in wheels it is in torch/lib or torch.libs
     for path in {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "libgomp" in line}:
         if path.startswith(home):
             start = ctypes.CDLL(path).GOMP_parallel

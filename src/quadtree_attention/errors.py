@@ -1,6 +1,6 @@
-"""What is not a bug of ours: what the caller got wrong, and a package that is missing.
+"""Errors that are not bugs of this package: bad input, and missing packages.
 
-The command turns these, and errors about files, into one line and exit status 2. Any other exception ends in a traceback, because it is a bug.
+The command turns these, and errors about files, into one line and exit status 2. Any other exception is a bug, and ends in a traceback.
 """
 
 import errno
@@ -16,25 +16,25 @@ class MissingPackageError(ImportError):
 
 
 class InputWarning(UserWarning):
-    """An input that is used, though not as it stands. One line: what is odd, and what was done. The command shows it as one line."""
+    """An input that was changed or only partly used. The message is one line: what is odd, and what was done. The command shows it as a note."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that there is too little memory, of the machine or of its GPU."""
+    """Whether an exception means that the machine or its GPU has too little memory."""
     if (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     ):  # Python's, numpy's, Pillow's; torch's of a GPU
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    # What torch's allocator of the CPU, CUDA, Apple's Metal, cuBLAS and OpenCV say in a RuntimeError or an error of their own.
+    # Messages of torch's CPU allocator, CUDA, Apple's Metal, cuBLAS and OpenCV.
     said = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "Insufficient memory")
     kinds = ("RuntimeError", "AcceleratorError", "error")
     return type(error).__name__ in kinds and any(words in str(error) for words in said)
 
 
 def check_range(name: str, value: float, least: float, most: float | None = None, *, above: bool = False) -> None:
-    """Make sure that a number lies between two, both included; ``above``: the first one is not.
+    """Check that a number lies between two others, both included; with ``above``, the first is excluded.
 
     Raises:
         InputError: it does not.

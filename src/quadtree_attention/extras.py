@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, and named with the command that installs them when they are missing."""
+"""Optional packages: imported where they are used; if one is missing, the error names the command that installs it."""
 
 import json
 from importlib import import_module, metadata
@@ -26,7 +26,7 @@ def require(module: str, extra: str) -> Any:
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra of this package, from where the package itself was installed: a folder, or an index of packages."""
+    """The command that installs an extra of this package, from the same place as the package itself: a folder, or a package index."""
     folder, editable = None, True
     try:
         origin = json.loads(metadata.distribution("quadtree-attention").read_text("direct_url.json") or "{}")

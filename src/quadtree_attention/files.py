@@ -1,4 +1,4 @@
-"""Files: images found in folders; outputs checked before the long work, and written whole or not at all."""
+"""Files: finds images in folders, checks outputs before the long work, and writes them whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .formats import IMAGE_SUFFIXES, PHOTO_SUFFIXES
 
 
 def check_output(path: str | Path, suffixes: Collection[str]) -> Path:
-    """Return ``path`` as a Path after making sure that it can be written; leaves nothing behind.
+    """Return ``path`` as a Path after checking that it can be written; leaves nothing behind.
 
     Raises:
         ValueError: its suffix is not one of ``suffixes``.
@@ -34,10 +34,10 @@ def check_output(path: str | Path, suffixes: Collection[str]) -> Path:
 
 
 def checked_suffix(path: str | Path, suffixes: Collection[str], instead: str = "") -> str:
-    """The suffix of ``path`` in small letters.
+    """The suffix of ``path`` in lower case.
 
     Raises:
-        InputError: it is not one of ``suffixes``. ``instead`` is what else could be given, to end the message with.
+        InputError: it is not one of ``suffixes``. ``instead`` ends the message: what else could be given.
     """
     suffix = Path(path).suffix
     if suffix.lower() not in suffixes:
@@ -47,15 +47,15 @@ def checked_suffix(path: str | Path, suffixes: Collection[str], instead: str = "
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file in the folder of ``path`` to write to; it takes the name ``path`` if all went well, and is removed otherwise.
+    """Context with a temporary file in the folder of ``path``. It is renamed to ``path`` if the body succeeds, and removed otherwise.
 
-    The temporary file has the suffix of ``path`` and exists, empty. If the body removes it, ``path`` stays as it was.
+    The temporary file is empty and has the suffix of ``path``. If the body removes it, ``path`` is not changed.
 
     Raises:
         OSError: it cannot be written, or the disk is full, in one line that names ``path``.
     """
     path = Path(os.path.realpath(path))
-    # By chance: in a container, a process that was killed had the same number. tempfile's own files are closed to all but their owner.
+    # A random name: in a container, process ids repeat after a kill. Files of tempfile can be read only by their owner.
     temporary = path.with_name(f".{path.stem}.{os.urandom(6).hex()}{path.suffix}")
     try:
         temporary.touch(exist_ok=False)
@@ -66,7 +66,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if temporary.exists():
             temporary.replace(path)
     except OSError as error:
-        # The system's own, of writing, names no file. Libraries tell of a full disk in words of their own, or that fewer bytes were written.
+        # The system's error on writing names no file. Libraries report a full disk in their own words, or that fewer bytes were written.
         if no_room(error) or (error.errno is None and shutil.disk_usage(path.parent).free < 2**20):
             code = error.errno or errno.ENOSPC
             raise OSError(code, os.strerror(code), str(path)) from error
@@ -76,32 +76,34 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def no_room(error: BaseException) -> bool:
-    """Whether an exception is the system's of a full disk, a quota that is used up, or a file that grew too large."""
+    """Whether an exception means a full disk, an exhausted quota, or a file that grew too large."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to a file as it is, in UTF-8, whole or not at all.
+    """Write ``text`` to a file in UTF-8, without changing line ends, whole or not at all.
 
-    Names of files that are not UTF-8 have their odd bytes written as ``\\udcfc``, which in JSON is what it stands for.
+    Bytes of file names that are not UTF-8 are written as ``\\udcfc``, which JSON readers understand.
     """
     with atomic_write(path) as temporary:
         temporary.write_bytes(printable(text).encode())
 
 
 def printable(text: str) -> str:
-    """``text`` that any encoder of Unicode takes: odd bytes in the name of a file are spelled ``\\udcfc``."""
+    """Make ``text`` encodable: bytes of file names that are not UTF-8 are spelled ``\\udcfc``."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def walk(folder: str | Path) -> list[Path]:
-    """All files in a folder and in those below it, sorted, but for hidden ones. Links to folders are followed, and no folder is entered twice."""
+    """All files in a folder and below it, sorted, except hidden ones. Links to folders are followed, but no folder is entered twice."""
     found: list[Path] = []
     seen: set[Path] = set()
     folders: list[Path] = [Path(folder)]
     links: list[Path] = []
     while folders or links:
-        here = folders.pop() if folders else links.pop(0)  # links last: what lies in the folder itself has its own name
+        here = (
+            folders.pop() if folders else links.pop(0)
+        )  # links last, so that files in the folder itself keep their own names
         if (real := here.resolve()) in seen:
             continue
         seen.add(real)

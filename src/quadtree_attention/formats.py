@@ -1,4 +1,4 @@
-"""Kinds of files by their suffixes. Nothing is imported here, so that commands can name them without loading what reads and writes them."""
+"""File formats by their suffixes. Nothing is imported here, so that commands can name them without loading their readers and writers."""
 
 IMAGE_SUFFIXES = (
     ".jpg",

@@ -17,7 +17,7 @@ TABLE_SUFFIXES = (".json", ".csv", ".md")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of names and figures with the same keys; settings say how they came about."""
+    """Rows of names and figures with the same keys, and the settings of the run that produced them."""
 
     rows: list[dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Table:
         return "\n".join("| " + " | ".join(row) + " |" for row in [head, marks, *body])
 
     def save(self, path: str | Path) -> None:
-        """Write to .json (with the settings), .csv or .md; the file is whole or not there."""
+        """Write to .json (with the settings), .csv or .md, whole or not at all."""
         write_text(path, self._encoded(checked_suffix(path, TABLE_SUFFIXES)))
 
     def _encoded(self, suffix: str) -> str:

@@ -1,4 +1,4 @@
-"""Weights: one format of files, one table of kinds, one way in and one way out."""
+"""Weights: one file format, one table of kinds, one function to load and one to save."""
 
 from ..models.checkpoint import read_checkpoint
 from ..models.keys import convert_published

@@ -1,4 +1,4 @@
-"""What a file of weights says of its network is data from somewhere: it is checked before anything is built, and bounded by what the file holds."""
+"""Restores networks from files that are not trusted: a configuration is checked before anything is built, and limited by the weights in the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..models.checkpoint import misfit
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
 
-# How much a file may ask for. Sizes of tensors are compared with the file's own; these are for what no tensor tells.
+# Limits on what a file may ask for. Tensors are compared with the file's own; these are for values that no tensor shows.
 _LONGEST_CONFIG = 10_000_000  # characters: some hundred thousand names of classes
 _LARGEST = 1_000_000  # of any number, but these:
 _MOST = {
@@ -42,14 +42,14 @@ _MOST = {
 # Options by which timm reads other files, or downloads them.
 _ELSEWHERE = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 _FILLING = {"uniform_", "normal_", "fill_", "zero_", "mul_", "add_", "sub_", "div_", "erfinv_", "clamp_", "copy_"}
-_BUFFERS = 50_000_000  # numbers that are no weights, as tables of positions
+_BUFFERS = 50_000_000  # numbers that are not weights, such as tables of positions
 
 
 def configuration(kind: type[Config], values: Any, path: Path) -> Config:
-    """The configuration, a dataclass, that a file holds, with each value of the type that the dataclass says, and of a size that makes sense.
+    """Make the configuration, a dataclass, from the values in a file, and check their types and sizes.
 
     Raises:
-        ValueError: options that this version does not know, of another type, or that do not go together.
+        ValueError: options that this version does not know, that have another type, or that do not fit together.
     """
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise InputError(f"{path} has a {type(values).__name__} as configuration, expected names with values")
@@ -80,7 +80,7 @@ def configuration(kind: type[Config], values: Any, path: Path) -> Config:
 
 
 def _is_of(value: Any, hint: Any, most: float) -> bool:
-    """Whether a value is of a type as annotated, and no number in it is larger than ``most``."""
+    """Whether a value has the annotated type, and contains no number larger than ``most``."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
@@ -103,14 +103,14 @@ def _is_of(value: Any, hint: Any, most: float) -> bool:
 
 
 def _is_plain(value: Any, most: float, depth: int = 4) -> bool:
-    """Whether it is a number, a word, or lists of these, few deep."""
+    """Whether a value is a number, a string, or a list of these, not deeply nested."""
     if isinstance(value, list | tuple):
         return depth > 0 and all(_is_plain(one, most, depth - 1) for one in value)
     return value is None or isinstance(value, bool | str) or _is_of(value, float, most)
 
 
 def _words(hint: Any, name: str) -> str:
-    """What is expected of a value, in words."""
+    """Describe the expected type in words."""
     origin, inner = get_origin(hint), get_args(hint)
     most = _MOST.get(name, _LARGEST)
     if origin is Literal:
@@ -138,16 +138,16 @@ def _short(value: Any) -> str:
 def restore(
     kind: type[Config], build: Callable[[Config], Model], values: Any, state: Mapping[str, Any], path: Path
 ) -> Model:
-    """The network of a file that holds its configuration, in eval mode.
+    """Restore the network of a file that holds its configuration, in eval mode.
 
-    What the file says is not trusted: it is built without memory first, and for good only if it has the names and shapes of the file's tensors.
+    The file is not trusted: the network is first built without memory, and then really only if it has the names and shapes of the file's tensors.
 
     Args:
-        kind: of the configuration, a dataclass; build: makes the network, with random weights; values: of the configuration.
-        state: the weights; path: names the file.
+        kind: class of the configuration, a dataclass; build: makes the network, with random weights; values: of the configuration.
+        state: the weights; path: the file, for errors.
 
     Raises:
-        ValueError: a configuration as of `configuration`, or that makes no network; weights that do not fit it.
+        ValueError: a bad configuration, or weights that do not fit it.
     """
     config = configuration(kind, values, path)
     _check_tensors(state, path)
@@ -165,11 +165,11 @@ def restore(
 
 
 class _Bounded(TorchFunctionMode):
-    """Ends the building of a network that comes to have far more parts than a file has tensors."""
+    """Stops the building of a network that gets far more parts than the file has tensors."""
 
     def __init__(self, tensors: int) -> None:
         super().__init__()
-        self._left = 2000 + 60 * tensors  # networks of timm's and ours call torch up to 15 times a tensor
+        self._left = 2000 + 60 * tensors  # timm's networks and ours call torch up to 15 times per tensor
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -177,7 +177,7 @@ class _Bounded(TorchFunctionMode):
         self._left -= 1
         if self._left < 0:
             raise InputError("it makes a network of many more parts than there are tensors in the file")
-        if function is torch.norm_except_dim:  # of weight norm: on the meta device torch would load SymPy for it
+        if function is torch.norm_except_dim:  # for weight norm: on the meta device torch would load SymPy
             weight, _, dim = args
             return weight.new_empty([n if axis == dim else 1 for axis, n in enumerate(weight.shape)])
         if function in (torch.randn, torch.rand):
@@ -185,12 +185,12 @@ class _Bounded(TorchFunctionMode):
         if getattr(function, "__name__", "") in _FILLING:
             tensor = args[0] if args else (kwargs or {}).get("tensor")
             if isinstance(tensor, Tensor) and tensor.is_meta:
-                return tensor  # nothing to fill; and torch would load what takes longer than a match
+                return tensor  # nothing to fill; and torch would import modules for longer than a match takes
         return function(*args, **kwargs or {})
 
 
 def with_weights(model: Model, state: Mapping[str, Tensor], name: str | Path) -> Model:
-    """``model`` with these weights, in eval mode; ``name`` says where they are from.
+    """Load weights into ``model``, and return it in eval mode; ``name`` says in errors where they are from.
 
     Raises:
         ValueError: weights that do not fit, or are not finite.
@@ -213,7 +213,7 @@ def _check_fit(model: nn.Module, state: Mapping[str, Tensor], name: str | Path) 
 
 
 def _check_tensors(state: Mapping[str, Any], name: str | Path) -> None:
-    """Make sure that all are plain tensors."""
+    """Check that all values are plain tensors."""
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise InputError(f"{name}: {key} holds a {type(value).__name__}, expected a tensor")

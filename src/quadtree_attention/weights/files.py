@@ -1,9 +1,9 @@
-"""The format of stored networks.
+"""The file format of networks.
 
 A .safetensors file holds the weights, and in its metadata "kind" (a name in `KINDS`), "version" (of this format) and "config" (the
-configuration as JSON). A checkpoint of our training holds the same three under "quadtree_attention", beside its weights. So nothing has to be
-guessed. Version 1 had the class of the network in place of the kind, and the configurations of classifiers and detectors one level deeper; it is
-read too.
+configuration as JSON). A checkpoint of our training holds the same three under "quadtree_attention", beside its weights. So nothing is
+guessed. Version 1, which can still be read, had the class of the network instead of the kind, and the configurations of classifiers and detectors
+one level deeper.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _CLASSES = {  # of version 1: class of the network -> kind
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds.
+    """The contents of a file.
 
-    kind, config: as the file says, None if it says nothing, as published checkpoints; content: the weights of a file that says its kind, all
-    that is in it otherwise.
+    kind, config: as stored in the file; None in published checkpoints, which store neither. content: the weights if the kind is known, else
+    everything in the file.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Stored:
 
 
 def description(config: Any) -> dict[str, Any]:
-    """Kind, version and configuration of a network, as a checkpoint has them under `ENTRY`."""
+    """Kind, version and configuration of a network, in the form that checkpoints have under `ENTRY`."""
     return {"kind": kind_of(config).name, "version": VERSION, "config": asdict(config)}
 
 
@@ -79,7 +79,7 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False) -> None:
 
 
 def read(path: Path) -> Stored:
-    """Read a .safetensors file or a checkpoint, and what it says of itself.
+    """Read a .safetensors file or a checkpoint, with the kind and configuration that it stores.
 
     Raises:
         OSError: there is no such file.
@@ -98,7 +98,7 @@ def read(path: Path) -> Stored:
 
 
 def described(content: Mapping[str, Any], path: Path) -> tuple[str | None, Any]:
-    """Kind and configuration of a checkpoint of our training, as read from ``path``; None twice if it is not one.
+    """Kind and configuration of a checkpoint of our training, as read from ``path``; both None if it is not one.
 
     Raises:
         ValueError: it is of a later version of this format.
@@ -110,7 +110,7 @@ def described(content: Mapping[str, Any], path: Path) -> tuple[str | None, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a .safetensors file says of itself; nothing of a damaged one."""
+    """The metadata of a .safetensors file; empty if it is damaged."""
     safetensors = require("safetensors", "vision")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -120,7 +120,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _kind_and_config(metadata: Mapping[str, Any], config: Any, path: Path) -> tuple[str, Any]:
-    """Kind and configuration."""
+    """Kind and configuration from the metadata."""
     version = str(metadata.get("version", 1))
     if not version.isdecimal() or len(version) > 9:
         raise InputError(f"{path} has a damaged version in its metadata: {version[:40]!r}, expected a number")
@@ -139,7 +139,7 @@ def _kind_and_config(metadata: Mapping[str, Any], config: Any, path: Path) -> tu
 
 
 def _kind_of_version_1(content: Mapping[str, Any]) -> tuple[str | None, Any]:
-    """Kind and configuration of a checkpoint of version 1; None if it is not of our training."""
+    """Kind and configuration of a checkpoint of version 1; both None if it is not of our training."""
     for kind in ("detector", "segmenter", "classifier"):
         if isinstance(content.get(kind), Mapping):
             return _with_head(kind, content[kind]), content[kind]
@@ -159,7 +159,7 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, or a number of too many digits; too deep
+    except (ValueError, RecursionError) as error:  # no JSON, or a number with too many digits; nested too deeply
         raise InputError(f"{path} has a damaged configuration in its metadata: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} has a {type(config).__name__} as configuration, expected names with values")

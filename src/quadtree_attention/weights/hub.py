@@ -1,4 +1,4 @@
-"""Models as folders and as repositories of the Hugging Face Hub: model.safetensors, config.json and a card in each."""
+"""Models in folders and in repositories of the Hugging Face Hub, each with model.safetensors, config.json and a card."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def find_weights(name_or_path: str | Path) -> Path:
 
     Raises:
         IsADirectoryError: a folder without model.safetensors.
-        OSError: a repository that cannot be had.
+        OSError: a repository that cannot be downloaded.
     """
     name = str(name_or_path)
     if not name.startswith(PREFIX):
@@ -51,7 +51,7 @@ def find_weights(name_or_path: str | Path) -> Path:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keep huggingface_hub from writing lines of its own for each try; what went wrong in the end is in its error."""
+    """Keep huggingface_hub from printing a line for each attempt; its error says what went wrong."""
     if find_spec("huggingface_hub") is None:
         yield
         return
@@ -71,10 +71,10 @@ class HubMixin:
     model: nn.Module  # it, or the class, has a ``config``, a dataclass
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write weights, configuration and a short card to a folder, which is made if it is missing; a card that is there stays.
+        """Write weights, configuration and a short card to a folder, which is created if it is missing. An existing card is kept.
 
         Args:
-            folder: where to; `from_pretrained` takes it.
+            folder: the folder; `from_pretrained` loads it.
             half: store parameters as float16.
 
         Raises:
@@ -102,18 +102,18 @@ class HubMixin:
         token: str | None = None,
         message: str = "Weights of quadtree-attention",
     ) -> str:
-        """Put the model on the Hugging Face Hub, in a repository that is made if it is missing.
+        """Upload the model to the Hugging Face Hub, to a repository that is created if it is missing.
 
         Args:
             repository: "OWNER/NAME".
             half: store parameters as float16.
-            private: of a new repository.
+            private: whether a new repository is private.
             card: its README.md; by default a short one that says how to load the model.
-            token: by default that of ``hf auth login``.
+            token: access token; by default that of ``hf auth login``.
             message: of the commit.
 
         Returns:
-            the address of the commit.
+            The address of the commit.
 
         Raises:
             OSError: the Hub cannot be reached, or refuses.
@@ -131,7 +131,7 @@ class HubMixin:
                 raise OSError(f"cannot push to {repository}: {' '.join(str(error).split())}") from None
 
     def _hub_config(self) -> Mapping[str, Any]:
-        """What config.json holds, for readers; the file of weights has it too."""
+        """The content of config.json, for human readers; the file of weights stores it too."""
         config: Any = self.config if hasattr(self, "config") else self.model.config
         return {"model": type(self.model).__name__, **asdict(config)}
 

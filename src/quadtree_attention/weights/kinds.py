@@ -1,4 +1,4 @@
-"""The kinds of networks that are stored: for each its configuration, what builds it, and the command that takes it."""
+"""The kinds of networks that files can hold: the configuration of each, the function that builds it, and the command that takes it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..models.releases import Task
 class Kind:
     """One kind of network.
 
-    name: as files say it; task: as the table of weights says it; module: of the package, with both of the next; config: the class of its
-    configuration, a frozen dataclass; build: what makes a network with random weights of a configuration; command: that takes such a file.
+    name: in files; task: in the table of weights; module: the module with ``config`` and ``build``; config: the class of its configuration, a frozen
+    dataclass; build: makes a network with random weights from a configuration; command: the command that takes such a file.
     """
 
     name: str

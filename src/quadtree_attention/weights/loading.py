@@ -1,4 +1,4 @@
-"""The way in and the way out: a name or a file to a network, and a network to a file."""
+"""Loads a network from a name or a file, and converts files."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ def load(
     Args:
         name_or_path: a name in `PRETRAINED`, or "tiny", the one of the kind that comes with the package; a .safetensors file of `save`; a
             checkpoint, published or of our training; a folder of `save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME". For
-            classifiers also a name of timm's that has weights, such as "pvt_v2_b0".
-        kind: a name in `KINDS` that it must be of; None: what the name or file says. "backbone" takes that of a published detector or segmenter too.
+            classifiers also a name in timm with pretrained weights, such as "pvt_v2_b0".
+        kind: the kind that it must be, a name in `KINDS`; None: the one that the name or file says. "backbone" takes that of a published detector or
+            segmenter too.
         architecture: of a published matcher given by its path, a name in `ARCHITECTURES`; by default it is detected from the weights and the
             file's name.
         options: fields of the configuration to change that the weights do not depend on, such as ``{"topk": (32, 16)}`` of a matcher.
@@ -83,25 +84,25 @@ def load(
 
 
 def convert(source: str | Path, path: str | Path, *, architecture: str | None = None, half: bool = False) -> nn.Module:
-    """Load any network, as `load` does, and `save` it; returns the network."""
+    """Load any network, see `load`, and `save` it; returns the network."""
     model = load(source, architecture=architecture)
     save(model, path, half=half)
     return model
 
 
 def initialize(model: nn.Module, kind: str, name_or_path: str | Path) -> None:
-    """Start a network from the weights of a name or a file, as a training does.
+    """Initialise a network for training from the weights of a name or a file.
 
-    A classifier's head for other classes stays as it is, as do neck and head of a segmenter where shapes differ, and parts of a stereo network that
-    the file's does not have. Detectors and segmenters can start from a classifier's backbone.
+    These parts keep their random weights: a classifier's head for other classes, neck and head of a segmenter where shapes differ, and parts of a
+    stereo network that the file lacks. Detectors and segmenters can start from a classifier's backbone.
 
     Args:
-        model: of that kind; a classifier may be any network of timm's.
-        kind: a name in `KINDS`.
-        name_or_path: as of `load`.
+        model: the network; a classifier may be any timm network.
+        kind: its kind, a name in `KINDS`.
+        name_or_path: as in `load`.
 
     Raises:
-        ValueError, OSError: as `load`; weights that do not fit.
+        ValueError, OSError: as in `load`; weights that do not fit.
     """
     source: Any = _load(name_or_path, _STARTS.get(kind, (kind,)), None)
     given: dict[str, Tensor] = source.state_dict()
@@ -125,7 +126,7 @@ def initialize(model: nn.Module, kind: str, name_or_path: str | Path) -> None:
 
 
 def _load(name_or_path: str | Path, kinds: Sequence[str], architecture: str | None) -> nn.Module:
-    """A network of one of these kinds; "tiny" is of the first."""
+    """Load a network of one of these kinds; "tiny" is that of the first."""
     name = str(name_or_path)
     tasks = list(dict.fromkeys(KINDS[kind].task for kind in kinds))
     task = next(
@@ -154,7 +155,7 @@ def _load(name_or_path: str | Path, kinds: Sequence[str], architecture: str | No
         raise InputError(
             f"{path} holds no {kinds[0]} network, expected a checkpoint of a training, or what quadtree convert wrote"
         )
-    kind = detected or kinds[0]  # whose reader says which names it does not know
+    kind = detected or kinds[0]  # its reader says which names are unknown
     if kind not in kinds and "backbone" in kinds and kind != "matcher":
         kind = "backbone"
     _check_kind(kind, kinds, path)
@@ -171,7 +172,7 @@ def _load(name_or_path: str | Path, kinds: Sequence[str], architecture: str | No
 
 
 def _is_timms(name_or_path: str | Path, published: bool) -> bool:
-    """Whether a classifier's name is for timm to load: ours that are published, which timm downloads, and timm's own."""
+    """Whether timm loads the classifier of that name: our published ones, and timm's own."""
     name, path = str(name_or_path), Path(name_or_path)
     if published:
         return True
@@ -203,7 +204,7 @@ def _refuse_architecture(architecture: str | None, name_or_path: str | Path) -> 
 
 
 def _with_options(model: nn.Module, options: Mapping[str, Any], name_or_path: str | Path) -> nn.Module:
-    """The same network with other options."""
+    """Rebuild a network with other options and the same weights."""
     config: Any = model.config
     if "topk" in options and not str(getattr(config, "attention", "quadtree")).startswith("quadtree"):
         raise InputError(f"{name_or_path} has {config.attention} attention, which has no topk; leave it out")

@@ -1,4 +1,4 @@
-"""Networks of published checkpoints, which hold weights alone: what kind they are of, and which configuration fits."""
+"""Loads published checkpoints, which store only weights: detects their kind, and the configuration that fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .config import with_weights
 
 _LOFTR = replace(LOFTR_PRESETS["outdoor"], attention="linear", block="loftr")
 
-# Architectures that a matcher without one of its own can have. "loftr_old" is what LoFTR's first released weights need.
+# Architectures of published matchers. "loftr_old" is the one of LoFTR's first released weights.
 ARCHITECTURES: dict[str, LoFTRConfig] = {
     **LOFTR_PRESETS,
     "loftr": _LOFTR,
@@ -29,7 +29,7 @@ ARCHITECTURES: dict[str, LoFTRConfig] = {
 
 
 def published_kind(content: Mapping[str, Any]) -> str | None:
-    """The kind of network that a published checkpoint, as read, holds: told from its names; None if they are of none."""
+    """Detect the kind of network in a published checkpoint from the names of its weights; None if they fit none."""
     names = names_in(content)
     if any(name.startswith(("bbox_head.", "roi_head.")) for name in names):
         return "detector"
@@ -43,9 +43,9 @@ def published_kind(content: Mapping[str, Any]) -> str | None:
 
 
 def published_matcher(content: Mapping[str, Any], path: Path, architecture: str | None = None) -> LoFTR:
-    """The matcher of a published checkpoint, as read from ``path``.
+    """The matcher in a published checkpoint, as read from ``path``.
 
-    architecture: a name in `ARCHITECTURES`; by default it is told from the weights, and from the file's name where these leave a choice.
+    architecture: a name in `ARCHITECTURES`; by default it is detected from the weights, and from the file's name where several fit.
 
     Raises:
         ValueError: an unknown architecture; weights that do not fit.
@@ -66,7 +66,7 @@ def published_matcher(content: Mapping[str, Any], path: Path, architecture: str 
 
 
 def published_classifier(content: Mapping[str, Any], path: Path) -> nn.Module:
-    """The classifier of a checkpoint, as read from ``path``, or the backbone of a classifier, detector or segmenter.
+    """The classifier in a checkpoint, as read from ``path``, or the backbone of a classifier, detector or segmenter.
 
     Raises:
         ValueError: weights that do not fit.
@@ -97,9 +97,9 @@ def published_classifier(content: Mapping[str, Any], path: Path) -> nn.Module:
 
 
 def published_detector(content: Mapping[str, Any], path: Path, names: Sequence[str] | None = None) -> nn.Module:
-    """The detector of a checkpoint of mmdetection's, as read from ``path``: the first of ``names`` that fits.
+    """The detector in a checkpoint of mmdetection, as read from ``path``: the first of ``names`` that fits.
 
-    names: of detectors or of backbones; None: all of `BACKBONES`.
+    names: detectors or backbones; None: all of `BACKBONES`.
 
     Raises:
         ValueError: weights that do not fit.
@@ -137,7 +137,7 @@ def published_detector(content: Mapping[str, Any], path: Path, names: Sequence[s
 
 
 def published_segmenter(content: Mapping[str, Any], path: Path) -> nn.Module:
-    """The segmenter of a checkpoint of mmsegmentation's, as read from ``path``.
+    """The segmenter in a checkpoint of mmsegmentation, as read from ``path``.
 
     Raises:
         ValueError: weights that do not fit.
@@ -172,7 +172,7 @@ PUBLISHED_NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def from_timm(name: str) -> nn.Module:
-    """A classifier of timm's with pretrained weights; its ``config`` is a `ClassifierConfig`.
+    """Load a classifier of timm with pretrained weights; its ``config`` is a `ClassifierConfig`.
 
     Raises:
         ValueError: timm has no weights for it.
@@ -199,7 +199,7 @@ def from_timm(name: str) -> nn.Module:
 
 
 def _detect_architecture(state: Mapping[str, Tensor], path: Path) -> str:
-    """Name of the one architecture that the weights fit; the file's name decides between those that differ in options alone."""
+    """Find the architecture that the weights fit; the file's name decides between those that differ only in options."""
     fitting = []
     for name, config in ARCHITECTURES.items():
         with torch.device("meta"):
@@ -219,7 +219,7 @@ def _detect_architecture(state: Mapping[str, Tensor], path: Path) -> str:
 
 
 def _segmenter_labels(content: Mapping[str, Any], classes: int) -> list[str]:
-    """Names of the classes: those that mmsegmentation stored; else ADE20K's, if there are as many; else numbers."""
+    """Names of the classes: those that mmsegmentation stored; else those of ADE20K, if the number agrees; else numbers."""
     meta = content.get("meta")
     names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
     if isinstance(names, (list, tuple)) and len(names) == classes and all(isinstance(name, str) for name in names):

@@ -1,4 +1,4 @@
-"""What can be loaded by name: embedded weights and published checkpoints; and where a name or a path leads."""
+"""The table of weights that can be loaded by name: embedded ones and published checkpoints; and the file of a name or path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRETRAINED: dict[str, Pretrained] = {
 
 
 def find(name: str, task: str) -> Pretrained | None:
-    """The weights of that name for a task, if there are any; "tiny" are those that come with the package, for every task."""
+    """Find the weights with that name for a task; None if there are none. For every task, "tiny" are those that come with the package."""
     if name == "tiny":
         return next((row for row in PRETRAINED.values() if row.task == task and row.url is None), None)
     row = PRETRAINED.get(name)
@@ -33,9 +33,9 @@ def find(name: str, task: str) -> Pretrained | None:
 
 
 def weights_identity(name_or_path: str, task: str = "matching") -> str:
-    """What must be the same for results of a model to go together: name and sha256 of its file of weights, or its name where there is no file here.
+    """Identify the weights that results belong to: name and sha256 of the file, or the name if there is no file here.
 
-    Weights that are to be downloaded have no file before that: load the model first.
+    Weights that have not been downloaded yet have no file: load the model first.
     """
     row = find(name_or_path, task)
     if row is not None:
@@ -49,11 +49,11 @@ def weights_identity(name_or_path: str, task: str = "matching") -> str:
 
 
 def locate(name_or_path: str | Path, task: str) -> tuple[Path, Pretrained | None]:
-    """The file of weights for a task, there for sure, and its row in the table of weights if it has one.
+    """Find the file of weights for a task, download it if necessary, and return it with its row in the table of weights, if it has one.
 
     Args:
-        name_or_path: "tiny" or another name in `PRETRAINED`, which is downloaded if it has to be; a .safetensors file or a checkpoint; a folder
-            of `HubMixin.save_pretrained`, or such a repository of the Hub, "hf-hub:OWNER/NAME".
+        name_or_path: "tiny" or another name in `PRETRAINED`; a .safetensors file or a checkpoint; a folder of `HubMixin.save_pretrained`, or such a
+            repository of the Hub, "hf-hub:OWNER/NAME".
 
     Raises:
         ValueError: an unknown name, one for another task, or an unknown suffix.
