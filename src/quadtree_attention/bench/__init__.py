@@ -1,1 +1,1 @@
-"""Measuring and counting: what `quadtree bench` and benchmarks/ print."""
+"""Measures and counts what `quadtree bench` and benchmarks/ print."""

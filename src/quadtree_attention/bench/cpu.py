@@ -1,7 +1,7 @@
 """Time and memory of the attentions on this machine's CPU, side by side: what `quadtree bench` and benchmarks/attention.py print.
 
-All methods of one case see the same tensors, as they come out of a projection (`[B, H, W, heads, dim]`), in turns, in one
-process; the median counts. Memory is measured in a process of its own.
+All methods of one case run alternately in one process on the same tensors, in the layout of a projection's output (`[B, H, W, heads, dim]`);
+the median counts. Memory is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _step(method: Method, tensors: Sequence[Tensor], what: str) -> None:
 
 
 def times(case: Case, methods: Sequence[str], what: str, *, repeats: int = 7) -> dict[str, float]:
-    """Median seconds of each method, taken in turns after `WARM_UP` seconds of each that do not count."""
+    """Median seconds of each method, measured alternately, after a warm-up of `WARM_UP` seconds each."""
     _check(methods, what, repeats)
     tensors = case.tensors(grad=what == "both")
     functions = {name: METHODS[name](case) for name in methods}
@@ -140,9 +140,9 @@ def times(case: Case, methods: Sequence[str], what: str, *, repeats: int = 7) ->
 
 
 def memory(case: Case, method: str, what: str) -> float | None:
-    """Bytes that a pass holds at most beyond its inputs, in a new process; None where the system does not tell (not Linux).
+    """Peak memory of a pass beyond its inputs, in bytes, in a new process; None where the system does not tell (not Linux).
 
-    A backward pass counts its gradients and the output too.
+    For a backward pass, gradients and output count too.
     """
     _check([method], what, 1)
     if not Path("/proc/self/clear_refs").exists():
@@ -166,7 +166,7 @@ def _memory_here(case: Case, method: str, what: str, threads: int) -> float:
 
 
 def _give_back() -> None:
-    """Return freed memory to the system, or else what is measured would be taken from it unseen."""
+    """Return freed memory to the system: the measured step would otherwise reuse it unseen."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
@@ -180,10 +180,10 @@ def _resident(name: str) -> float:
 
 
 def operations(case: Case, what: str) -> float:
-    """Arithmetic that quadtree attention needs: multiplications and additions of the products of matrices alone.
+    """Operations that quadtree attention needs: the multiplications and additions of matrix products alone.
 
-    A pair of tokens costs 2 products of ``dim`` forward (score, message), and 5 more backward (the score again, what comes back to it,
-    and the gradients of query, key and value).
+    A pair of tokens costs 2 products of ``dim`` forward (score, message), and 5 more backward (the score again, its gradient, and the
+    gradients of query, key and value).
     """
     tokens = [math.ceil(case.grid[0] / 2**i) * math.ceil(case.grid[1] / 2**i) for i in range(case.levels)][::-1]
     pairs, kept = tokens[0] * tokens[0], tokens[0]
@@ -194,7 +194,7 @@ def operations(case: Case, what: str) -> float:
 
 
 def matrix_rate(size: int = 2048, repeats: int = 7) -> float:
-    """Operations a second of a product of two square float32 matrices."""
+    """Operations per second of a product of two square float32 matrices."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     seen = []
     for _ in range(repeats + 1):
@@ -300,7 +300,7 @@ def parts(case: Case, repeats: int = 7) -> Table:
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on: the day, the machine, threads and versions."""
+    """The conditions that figures depend on: date, machine, threads and versions."""
     return {
         "date": date.today().isoformat(),
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",

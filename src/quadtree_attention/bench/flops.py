@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a network: counted, not measured."""
+"""Counts the multiply-accumulates of a network."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def multiply_accumulates(model: nn.Module, *inputs: Any) -> dict[str, int]:
-    """Multiply-accumulates of a forward pass, in evaluation mode, by the names of the modules; "" is the whole.
+    """Count the multiply-accumulates of a forward pass, in evaluation mode, by the names of the modules; "" is the whole network.
 
-    Counted are convolutions and matrix products, those of attention included: of quadtree attention as its plain PyTorch backend computes them, for
-    every pair of a query and a candidate key, over grids padded to whole trees. Nothing is computed: tensors without values run through a copy of
-    the network.
+    This counts convolutions and matrix products, including those of attention. Quadtree attention counts as its plain PyTorch backend computes it,
+    for every pair of a query and a candidate key, over grids padded to whole trees. Nothing is computed: meta tensors run through a copy of the
+    network.
 
     Args:
-        model: left as it is; one made under ``torch.device("meta")`` needs no memory.
-        inputs: of its forward pass; of tensors, the shapes matter alone.
+        model: the network, which is not changed; one made under ``torch.device("meta")`` needs no memory.
+        inputs: of its forward pass; only the shapes of tensors matter.
     """
     model = copy.deepcopy(model).eval()
     for module in model.modules():
-        if parametrize.is_parametrized(module):  # which tensors without values cannot do
-            owner = type(module)  # shared with the model, and about to lose what it has for parametrizations
+        if parametrize.is_parametrized(module):  # which meta tensors do not support
+            owner = type(module)  # shared with the model, and about to lose its parametrizations
             module.__class__ = type(owner.__name__, owner.__bases__, dict(vars(owner)))
             parametrizations: Any = module.parametrizations  # a ModuleDict
             for name in list(parametrizations):

@@ -1,7 +1,7 @@
 """Time and memory of the attentions on a GPU, side by side.
 
-What benchmarks/attention.py --device cuda prints. A step is captured as a CUDA graph where it can be, so that the host's part does not count, and
-timed by the device's own events. Everything but the clock also runs on the CPU, with `WallClock`.
+This is what benchmarks/attention.py --device cuda prints. A step is captured as a CUDA graph where possible, so that the host's work does not count,
+and timed by the device's own events. Everything except the clock also runs on the CPU, with `WallClock`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SIDES = (32, 64, 128, 256, 512)
 
 
 def cases(sides: Sequence[int] = SIDES, batches: Sequence[int] = (1, 8), device: str = "cuda") -> list[Case]:
-    """Square grids whose coarsest level stays 16x16: a level more for each doubling."""
+    """Square grids whose coarsest level is always 16x16: one more level for each doubling."""
     made = []
     for side in sides:
         levels = max(1, side // 16).bit_length()
@@ -80,18 +80,18 @@ def _left_out(case: Case, method: str, what: str) -> bool:
 
 
 class Clock(Protocol):
-    """Seconds of one step, in the median, and how that was measured; the other attributes are of the device."""
+    """Measures the median seconds of one step, and says how; the other attributes describe the device."""
 
     def __call__(self, step: Callable[[], Any]) -> tuple[float, str]: ...
 
     def peak(self, step: Callable[[], Any]) -> int | None:
-        """Bytes that a step holds at most beyond what there was before."""
+        """Peak memory of a step, in bytes, beyond what was allocated before."""
 
     def name(self) -> str: ...
 
 
 class WallClock:
-    """For the CPU: what checks this file where there is no GPU."""
+    """For the CPU, to test this file without a GPU."""
 
     def __call__(self, step: Callable[[], Any]) -> tuple[float, str]:
         seen = []
@@ -123,7 +123,7 @@ class DeviceClock:
             return statistics.median(self._seconds(run) for _ in range(count)), how
 
     def _captured(self, step: Callable[[], Any]) -> tuple[Callable[[], Any], str]:
-        stream = torch.cuda.Stream(self.device)  # graphs are captured on a stream of their own, after a few steps on it
+        stream = torch.cuda.Stream(self.device)  # graphs are captured on a separate stream, after a few steps on it
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -238,7 +238,7 @@ def _compared(case: Case, methods: Sequence[str], what: str, clock: Clock, rate:
 
 
 def copy_rate(clock: Clock, device: str, size: int = 2**28) -> float:
-    """Bytes a second that a copy reads and writes."""
+    """Bytes per second that a copy reads and writes."""
     if torch.device(device).type == "cpu":
         size = 2**20
     x = torch.zeros(size, dtype=torch.uint8, device=device)

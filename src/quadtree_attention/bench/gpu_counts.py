@@ -1,6 +1,6 @@
-"""How many bytes and operations quadtree attention needs on a GPU, level by level, and how long a GPU would take at its peak rates.
+"""Counts the bytes and operations that quadtree attention needs on a GPU, level by level, and the time at the GPU's peak rates.
 
-A count, not a measurement: what the kernels of the "cuda" backend read, write and multiply, from the sizes alone.
+These are counts, not measurements: what the kernels of the "cuda" backend read, write and multiply, computed from the sizes alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SORT_PASSES = 4  # of 8 bits each, over the 32-bit keys of the list of queries b
 
 @dataclass(frozen=True)
 class Device:
-    """Peak rates a second: bytes from memory and from the L2 cache, operations of bf16 tensor cores and exponentials."""
+    """Peak rates per second: bytes from memory and from the L2 cache, operations of bf16 tensor cores and exponentials."""
 
     name: str
     memory: float
@@ -97,7 +97,7 @@ def counts(case: Case) -> list[dict[str, Any]]:
 def seconds(row: dict[str, Any], device: Device) -> float:
     """The least time of one row of `counts`: by memory, by the cache, or by tensor cores that work on 4 queries of 16 places.
 
-    Selecting, exponentials and launching do not count, so that the truth is above it."""
+    Selection, exponentials and launches do not count, so the real time is longer."""
     filled = ROOT_BLOCK if "coarsest" in row["part"] else CHILDREN
     return max(
         row["MB, HBM"] * 1e6 / device.memory,

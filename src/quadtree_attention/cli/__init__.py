@@ -1,7 +1,7 @@
-"""The command `quadtree`: one file a command.
+"""The command `quadtree`: one file per command.
 
-Results go to stdout, all else to stderr; mistakes are raised and become one line in `__main__`. Imports stand in the functions: they are most
-of what a short command costs.
+Results go to stdout, everything else to stderr. Mistakes raise errors, which `__main__` turns into one line. Functions import what they need
+themselves, because imports take most of the time of a short command.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def run(arguments: list[str]) -> int:
         with warnings.catch_warnings(), _notes(quiet=bool({"-q", "--quiet"} & set(arguments))):
             status = app(args=arguments, prog_name="quadtree", standalone_mode=False)
     except Exception as error:
-        if hasattr(error, "format_message"):  # the parser's, whichever version of it typer brings
+        if hasattr(error, "format_message"):  # from the command-line parser, in any version that typer brings
             command = getattr(getattr(error, "ctx", None), "command_path", "quadtree")
             raise InputError(f"{error.format_message().rstrip('.')}; see {command} --help") from None
-        if type(error).__name__ == "Abort":  # how some versions of it report an interrupt, and others by the status
+        if type(error).__name__ == "Abort":  # some versions report an interrupt like this, others by the status
             raise KeyboardInterrupt from None
         raise
-    except SystemExit as end:  # what it makes of a BrokenPipeError
+    except SystemExit as end:  # raised for a BrokenPipeError
         if isinstance(end.__context__, BrokenPipeError):
             raise end.__context__ from None
         raise
@@ -66,7 +66,7 @@ def _notes(quiet: bool) -> Iterator[None]:
 
 
 def _show_as_notes() -> None:
-    """Until the filters of warnings are restored, show those of this package as the command's own lines."""
+    """Show warnings of this package as notes, until the warning filters are restored."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any) -> None:

@@ -1,4 +1,4 @@
-"""What all commands share."""
+"""Shared by all commands: the typer app, options, notes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEVICE = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help="Where to run: cpu, cuda, ...  Default: a CUDA GPU if there is one, else the CPU.",
+        help="Device to run on: cpu, cuda, ... Default: a CUDA GPU if there is one, else the CPU.",
         show_default=False,
     ),
 ]
@@ -73,20 +73,20 @@ def root(
 
 
 def note(text: str, quiet: bool = False) -> None:
-    """Tell the user something on stderr, in one line."""
+    """Print a note to stderr, in one line."""
     if not quiet:
         print(f"quadtree: {' '.join(text.split())}", file=sys.stderr)
 
 
 def note_default(name: str, labels: Sequence[str], model: str, quiet: bool) -> None:
-    """Say what the default model knows, which is little; nothing if the user chose a ``model``."""
+    """Print a note that the default model knows only a few classes; nothing if the user chose another ``model``."""
     if model == name:
         known = f"{', '.join(labels[:12])}{', ...' * (len(labels) > 12)}"
         note(f"{name}, the default, knows {known} and nothing else; for others see quadtree models and --model", quiet)
 
 
 def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Whole numbers above 0 with commas between them, or None.
+    """Parse whole numbers above 0, separated by commas; None stays None.
 
     Raises:
         ValueError: anything else.

@@ -105,10 +105,10 @@ def detect(
 
 
 def _numbers(files: Sequence[ImageFile], known: dict[str, int] | None, needed: bool) -> dict[ImageFile, int | str]:
-    """What the results call each image: its number in the annotations, by the longest end of its path that they have; without them the digits of its
-    name, or the name.
+    """The image_id of each image: its number in the annotations, found by the longest matching end of its path; without annotations the digits of
+    its name, or the name.
 
-    Images that the annotations do not have are missing. Where the numbers are needed, no two images may share one.
+    Images that are not in the annotations are missing. Where numbers are needed, no two images may share one.
     """
     numbers: dict[ImageFile, int | str] = {}
     owners: dict[int | str, ImageFile] = {}

@@ -1,4 +1,4 @@
-"""What commands on many images share: files and folders found, a progress bar, broken files skipped, and where results go."""
+"""Shared by commands on many images: finds images, shows a progress bar, skips broken files, and names result files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SKIP_EXISTING = Annotated[
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image of a command line.
+    """One image given on the command line.
 
-    path: the file; name: what tells it from the others: its place in the folder that was given, or below the folder that all have in common.
+    path: the file; name: its path relative to the folder that was given, or to the folder that all images share.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class ImageFile:
 
 
 def find_images(sources: Iterable[str]) -> list[ImageFile]:
-    """Files as they are, of folders all images in them and their folders, by name, and what fits patterns such as '*.jpg'; each once.
+    """List each image once: given files, all images in given folders and below, sorted by name, and those that match patterns such as '*.jpg'.
 
     Raises:
         OSError: a source does not exist.
@@ -64,17 +64,17 @@ def find_images(sources: Iterable[str]) -> list[ImageFile]:
 
 
 def result_paths(images: Sequence[ImageFile], target: str, suffixes: Sequence[str]) -> list[Path]:
-    """Where the result of each image goes: a file for one image, or a folder, in which results are named as the images.
+    """Name the result file of each image: a file for one image, or files in a folder, named like the images.
 
-    Images that differ in their suffix alone, a.jpg and a.png, keep it: their results are a.jpg.png and a.png.png.
+    Images that differ only in their suffix, a.jpg and a.png, keep it: their results are a.jpg.png and a.png.png.
 
     Args:
-        images: what there is to do.
+        images: the images to process.
         target: a file that ends in one of ``suffixes``; or a folder, whose files end in the first of them.
         suffixes: of result files.
 
     Raises:
-        ValueError: one file for several images; two images whose results would have one name.
+        ValueError: one file for several images; two images whose results would have the same name.
         OSError: a file where a folder is needed.
     """
     folder = Path(target)
@@ -102,9 +102,9 @@ def result_paths(images: Sequence[ImageFile], target: str, suffixes: Sequence[st
 def left_to_do(
     images: Sequence[ImageFile], places: Sequence[Sequence[Path]], skip_existing: bool, quiet: bool
 ) -> list[ImageFile]:
-    """The images with a result that is missing; all of them without ``skip_existing``.
+    """The images that still lack a result; without ``skip_existing``, all of them.
 
-    places: of the results of each image.
+    places: the result files of each image.
     """
     if not skip_existing:
         return list(images)
@@ -123,19 +123,19 @@ def each_image(
     *,
     quiet: bool = False,
 ) -> int:
-    """Read images one after another and call ``work`` with each as ``[H, W, 3]`` uint8 RGB; of several, a bar on stderr shows how many are done.
+    """Read images one after another, and call ``work`` with each as ``[H, W, 3]`` uint8 RGB; for several, with a progress bar on stderr.
 
-    Of several images, one that cannot be read, that needs too much memory, or that ``work`` raises an InputError or OSError for, is left out, with a
-    line on stderr.
+    If there are several, an image is skipped with a line on stderr if it cannot be read, needs too much memory, or makes ``work`` raise an
+    InputError or OSError.
 
     Args:
-        images: what there is to do.
-        work: prints and keeps the results of one image.
-        finish: writes what ``work`` kept; called at the end, and also where an interrupt, or a bug, ends the work early after an image was done.
-        quiet: no bar.
+        images: the images to process.
+        work: prints and stores the results of one image.
+        finish: writes what ``work`` stored; called at the end, and also after an interrupt or a bug, if at least one image was done.
+        quiet: show no bar.
 
     Returns:
-        the exit status of the command: 0, or 1 if images were left out.
+        The exit status of the command: 0, or 1 if images were skipped.
 
     Raises:
         ValueError, OSError: what is wrong with the only image.
@@ -149,7 +149,7 @@ def each_image(
                 try:
                     work(image, read_image(image.path))
                     if several:
-                        sys.stdout.flush()  # whoever reads on sees each result at once; if they have gone, we stop
+                        sys.stdout.flush()  # show each result at once, and stop if the reader has gone
                 except Exception as error:
                     of_this_image = isinstance(error, (InputError, OSError)) or out_of_memory(error)
                     if not several or not of_this_image or isinstance(error, BrokenPipeError) or no_room(error):
@@ -178,13 +178,13 @@ def _bar(images: Sequence[ImageFile]) -> Iterator[Iterable[ImageFile]]:
         progress.TextColumn("images"),
         progress.TimeRemainingColumn(),
     )
-    # What is printed meanwhile goes above the bar; unless it goes to a file, which it must reach as it is.
+    # Lines printed meanwhile go above the bar; output to a file must not be changed.
     with progress.Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bar:
         yield bar.track(images)
 
 
 def _expanded(source: str) -> list[str]:
-    """The files and folders that a pattern stands for, where the shell left that to us; a name of a file as it is."""
+    """Expand a pattern that the shell did not expand to files and folders; the name of an existing file stays as it is."""
     if Path(source).exists() or not any(mark in source for mark in "*?["):
         return [source]
     found = sorted(glob(source, recursive=True))  # noqa: PTH207 (a Path's knows no patterns that begin at the root)

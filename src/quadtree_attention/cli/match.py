@@ -165,7 +165,7 @@ def _check_picture(
 
 
 def _check_geometry(geometry: str, intrinsics: str | None) -> list[list[float]] | None:
-    """Intrinsics of both cameras as (fx, fy, cx, cy), or None."""
+    """Parse the intrinsics of both cameras to (fx, fy, cx, cy) each, or None."""
     if geometry not in GEOMETRIES:
         raise InputError(f"--geometry is {geometry!r}, expected one of {', '.join(GEOMETRIES)}")
     if geometry == "essential" and intrinsics is None:

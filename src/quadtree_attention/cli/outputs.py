@@ -1,8 +1,8 @@
-"""What a command may write: never over an input, and over another file only if a command of ours wrote it, or with --overwrite.
+"""Protects files from commands: they never overwrite an input, and overwrite other files only if quadtree wrote them, or with --overwrite.
 
-What a file holds cannot tell who wrote it: a .pfm or .csv has no place for a mark. So commands keep a list of what they wrote, a digest of each
-file's content, in ~/.cache/quadtree_attention (or $XDG_CACHE_HOME). A file that was changed since is no longer ours, and one that was moved still is.
-Without the list, as on another machine, everything that is there counts as someone else's.
+The content of a file does not tell who wrote it: a .pfm or .csv has no place for a mark. So commands keep a list of digests of what they
+wrote, in ~/.cache/quadtree_attention (or $XDG_CACHE_HOME). A file that was changed since then counts as the user's; one that was moved does not.
+Without the list, as on another machine, all existing files count as the user's.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from types import TracebackType
 from ..errors import InputError
 from ..files import atomic_write, check_output
 
-_LONGEST = 2**22  # bytes of the list: then its older half is forgotten
+_LONGEST = 2**22  # bytes of the list; beyond, its older half is dropped
 
 
 class Outputs:
-    """The files that one command was asked to write. Use it as a context around the work; what was written inside is remembered at the end.
+    """The output files of one command. Use it as a context around the work; at the end, it remembers the files that were written.
 
     Args:
-        inputs: what the command reads, as far as it is known; files that do not exist, such as names of models, do not matter.
-        overwrite: whether files that are someone else's may be replaced. Inputs may not.
+        inputs: the files that the command reads, as far as they are known; names that are not files, such as those of models, are ignored.
+        overwrite: whether the user's files may be replaced. Inputs may not.
     """
 
     def __init__(self, inputs: Iterable[str | Path], *, overwrite: bool = False) -> None:
@@ -34,10 +34,10 @@ class Outputs:
         self._made: list[Path] = []
 
     def file(self, option: str, path: str | Path | None, suffixes: Collection[str]) -> Path | None:
-        """``path``, as the option of that name has it, after making sure that it may and can be written; None stays None.
+        """Check that the file of an option may and can be written, and return its path; None stays None.
 
         Raises:
-            InputError: its suffix; it is an input, what another option writes, or someone else's.
+            InputError: a wrong suffix; an input, the file of another option, or one of the user's files.
             OSError: it cannot be written.
         """
         if path is None:
@@ -47,7 +47,7 @@ class Outputs:
         return path
 
     def files(self, option: str, paths: Iterable[Path], suffixes: Collection[str]) -> None:
-        """Make sure that all of these may be written, as `file` does; folders that are missing are made."""
+        """Check that all of these files may be written, as `file` does; missing folders are created."""
         checked: set[Path] = set()
         for path in paths:
             if path.parent not in checked:
@@ -94,12 +94,12 @@ class Outputs:
 
 
 def was_written(path: Path) -> bool:
-    """Whether a file is, byte for byte, what a command of ours wrote."""
+    """Whether a quadtree command wrote this file, and nobody changed it since."""
     return _digest(path) in _known()
 
 
 def remember(paths: Iterable[Path]) -> None:
-    """Put files on the list of what we wrote. Where there is no place for a list, nothing is remembered."""
+    """Add files to the list of those that quadtree wrote. If the list cannot be written, nothing is remembered."""
     digests = "".join(f"{_digest(path)}\n" for path in paths)
     if not digests:
         return
@@ -108,13 +108,13 @@ def remember(paths: Iterable[Path]) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.open(
             "a", encoding="ascii"
-        ) as file:  # one write: of two commands at a time neither cuts the other's lines
+        ) as file:  # in one write, so that two commands at a time do not mix their lines
             file.write(digests)
         if place.stat().st_size > _LONGEST:
             lines = place.read_text(encoding="ascii").splitlines(keepends=True)
             with atomic_write(place) as temporary:
                 temporary.write_text("".join(lines[len(lines) // 2 :]), encoding="ascii")
-    except (OSError, RuntimeError):  # the latter: nobody's home is known
+    except (OSError, RuntimeError):  # the latter: the home folder is unknown
         return
 
 
@@ -138,16 +138,16 @@ def _digest(path: Path) -> str:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What two names of one file share; None if there is no such file."""
+    """Identify a file whatever its name; None if there is no such file."""
     try:
         stat = path.stat()
-    except (OSError, ValueError):  # the latter: what is no path at all
+    except (OSError, ValueError):  # the latter: not a path at all
         return None
     return (stat.st_dev, stat.st_ino)
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is written anew."""
+    """Values that change when a file is written again."""
     try:
         stat = path.stat()
     except OSError:

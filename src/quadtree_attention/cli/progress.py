@@ -1,4 +1,4 @@
-"""How far a command has come, on stderr."""
+"""Shows the progress of a command on stderr."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _EACH = 60  # seconds between two lines in a log file
 
 
 class PairProgress:
-    """On stderr: pairs done, what one takes, and the time left; pairs that an earlier run did do not count in these.
+    """Shows on stderr the number of pairs done, the time per pair, and the time left. Times do not count pairs of an earlier run.
 
-    On a terminal it is one line that changes, elsewhere, as in a log file, a line a minute, and one at the end.
+    On a terminal this is one line that changes; elsewhere, as in a log file, it is a line per minute, and one at the end.
 
-    Use it as a context around the work: what is printed after it, an error too, stands on a line of its own.
+    Use it as a context around the work, so that whatever is printed afterwards, such as an error, starts on a new line.
 
     Args:
         quiet: show nothing.
@@ -28,7 +28,7 @@ class PairProgress:
         return self
 
     def __call__(self, done: int, total: int, fresh: int) -> None:
-        """done: pairs of ``total``, ``fresh`` of them by this run. To be called before the first one, too, when all that comes before it is ready."""
+        """Show that ``done`` of ``total`` pairs are done, ``fresh`` of them by this run. Call it once before the first pair, when all is ready."""
         if self._quiet:
             return
         now = time.perf_counter()

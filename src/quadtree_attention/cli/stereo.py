@@ -23,14 +23,14 @@ def stereo(
         str,
         typer.Argument(
             metavar="LEFT",
-            help="Left image of a rectified pair; a folder of them; or a list, LIST.txt, of 'left right' a line, and no RIGHT.",
+            help="Left image of a rectified pair, or a folder of them; or a text file with 'left right' on each line, without RIGHT.",
         ),
     ],
     right: Annotated[
         str | None,
         typer.Argument(
             metavar="RIGHT",
-            help="Right image, of the same size; or a folder of them, of the same names.",
+            help="Right image, of the same size; or a folder of them, with the same names.",
             show_default=False,
         ),
     ] = None,
@@ -41,11 +41,12 @@ def stereo(
             "--out",
             "-o",
             metavar="FILE|FOLDER",
-            help="Write the disparity: .npy, .pfm, or 16-bit .png of 256 times the pixels; or a folder for many.",
+            help="Write the disparity: .npy, .pfm, or 16-bit .png with 256 times the pixels; or a folder for several pairs.",
         ),
     ] = None,
     picture: Annotated[
-        str | None, typer.Option(metavar="FILE|FOLDER", help="Draw it: .png, .jpg or .webp; or a folder for many.")
+        str | None,
+        typer.Option(metavar="FILE|FOLDER", help="Draw the disparity: .png, .jpg or .webp; or a folder for several."),
     ] = None,
     turntable: Annotated[
         str | None,
@@ -56,20 +57,20 @@ def stereo(
     ] = None,
     points: Annotated[
         str | None,
-        typer.Option(metavar="FILE.ply|FOLDER", help="Write a point cloud; needs --calib, or --focal and --baseline."),
+        typer.Option(metavar="FILE.ply|FOLDER", help="Write a point cloud. Needs --calib, or --focal and --baseline."),
     ] = None,
     depth: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="Write the depth, as --out does; needs the same. In metres where the calibration is.",
+            help="Write the depth, in the formats of --out. Needs the same; in metres if the calibration is.",
         ),
     ] = None,
     calib: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Calibration of Middlebury (calib.txt), KITTI, or OpenCV (YAML with P1, P2).",
+            help="Calibration file of Middlebury (calib.txt), KITTI, or OpenCV (YAML with P1, P2).",
             show_default=False,
         ),
     ] = None,
@@ -77,13 +78,14 @@ def stereo(
         float | None, typer.Option(help="Focal length in pixels of the files.", show_default=False)
     ] = None,
     baseline: Annotated[
-        float | None, typer.Option(help="Distance of the cameras; points and depths have its unit.", show_default=False)
+        float | None,
+        typer.Option(help="Distance between the cameras; sets the unit of points and depths.", show_default=False),
     ] = None,
-    view: Annotated[str, typer.Option(help="Which image's disparity: left or right.")] = "left",
+    view: Annotated[str, typer.Option(help="The image that the disparity belongs to: left or right.")] = "left",
     max_size: Annotated[
         int,
         typer.Option(
-            help="Shrink images until their longer side has this many pixels; for the last step, twice as many."
+            help="Shrink images so that their longer side has at most this many pixels, and twice as many for the last step."
         ),
     ] = 800,
     overwrite: OVERWRITE = False,
@@ -91,7 +93,7 @@ def stereo(
     quiet: QUIET = False,
     device: DEVICE = None,
 ) -> int:
-    """Disparity of rectified pairs: how far left each pixel of LEFT is in RIGHT, in pixels of the files."""
+    """Find the disparity of rectified pairs: how far left each pixel of LEFT is in RIGHT, in pixels of the files."""
     start = time.perf_counter()
     spatial = points is not None or depth is not None
     turned = turntable is not None
@@ -177,10 +179,10 @@ def stereo(
 
 
 def _pairs(left: str, right: str | None) -> dict[ImageFile, Path]:
-    """The right image of each left one.
+    """Find the right image of each left one.
 
     Raises:
-        ValueError: a left image without a right one, or the other way round; a list of another form.
+        ValueError: a left image without a right one, or a right one without a left one; a malformed list.
         OSError: a file that does not exist.
     """
     if right is None:
