@@ -1,1 +1,1 @@
-"""What networks are shown: images, and datasets of each task; what all tasks share lies here, the rest in matching/, stereo/ and recognition/."""
+"""Data: reads images, and makes the datasets of each task. Shared parts are here, the rest in matching/, stereo/ and recognition/."""

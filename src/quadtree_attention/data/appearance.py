@@ -1,4 +1,4 @@
-"""What happens to a photograph besides its geometry: occluders, light, blur, noise, compression."""
+"""Augments photographs without changing their geometry: occluders, light, blur, noise, compression."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..errors import check_fields
 
 @dataclass(frozen=True)
 class Appearance:
-    """Strengths at difficulty 1, and shares of images that each thing happens to. Both images change on their own.
+    """Strengths at difficulty 1, and the shares of images that are changed. The two images of a pair are changed independently.
 
-    occluders: at most so many in an image. occluder_size: their largest radius, as a share of the shorter side.
-    gamma: exponent, a ratio either way. contrast: factor, a ratio either way. brightness: shift of 0..1, either way.
+    occluders: most occluders in an image. occluder_size: their largest radius, as a share of the shorter side.
+    gamma: largest exponent; 1 / gamma is the smallest. contrast: largest factor, likewise. brightness: largest shift in 0..1, up or down.
     shade: depth of an uneven light over the image, 0..1. blur: standard deviation of a Gaussian in pixels, with the
     share ``blurred``. motion: length in pixels, with the share ``moved``. noise: standard deviation, of 0..1.
     jpeg: the lowest quality, with the share ``compressed``. inverted: share of negatives.
@@ -52,7 +52,7 @@ class Appearance:
         )
 
     def occluder_counts(self, rng: np.random.Generator, difficulty: float) -> tuple[int, int]:
-        """How many occluders the two images have; half of the images have none."""
+        """Draw the numbers of occluders in two images; half of all images have none."""
         most = round(self.occluders * difficulty)
         first, second = (int(max(0, n)) for n in rng.integers(-most, most + 1, 2))
         return first, second
@@ -66,7 +66,7 @@ def occlude(
     count: int,
     appearance: Appearance,
 ) -> None:
-    """Paste polygons of ``filler``, at times of one grey, into ``image`` ``[H, W]`` uint8; ``visible`` becomes False there."""
+    """Paste polygons of ``filler``, sometimes of one grey, into ``image`` ``[H, W]`` uint8; ``visible`` becomes False there."""
     side = min(image.shape)
     for _ in range(count):
         corners = rng.integers(3, 9)

@@ -1,4 +1,4 @@
-"""Files of arrays, read without ever running code of theirs."""
+"""Reads files of arrays without running code that may be in them."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _ARRAY_ERRORS = (
     MemoryError,
 )
 
-# How far the product of a rotation and its transpose may be from the identity: numbers are rounded in text.
+# How far the product of a rotation and its transpose may be from the identity: text files have rounded numbers.
 _ROTATION = 1e-2
 
 
 def read_arrays(path: str | Path) -> dict[str, Any]:
-    """The arrays of an .npz file by name: a zip of arrays, or a pickled dictionary, as MegaDepth's indexes are.
+    """Read the arrays of an .npz file by name: a zip of arrays, or a pickled dictionary, such as MegaDepth's indexes.
 
-    Objects may only be arrays, numbers, strings and containers of them: no code of the file is ever run.
+    Objects may only be arrays, numbers, strings and containers of them; code in the file never runs.
 
     Raises:
-        ValueError, OSError: it is missing, damaged, holds something else, or expands to more than 1 GiB, in one line that starts with its name.
+        ValueError, OSError: it is missing, damaged, holds something else, or expands to more than 1 GiB, in one line that begins with its name.
     """
     path = Path(path)
     try:
@@ -63,7 +63,7 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
 
 
 def read_npy(path: str | Path) -> np.ndarray:
-    """The array of an .npy file, of numbers or strings; ValueError or OSError in one line that starts with the file's name."""
+    """Read an .npy file of numbers or strings; ValueError or OSError in one line that begins with the file's name."""
     path = Path(path)
     try:
         found = _npy(path.read_bytes())
@@ -77,7 +77,7 @@ def read_npy(path: str | Path) -> np.ndarray:
 
 
 def read_numbers(path: str | Path, what: str) -> np.ndarray:
-    """Numbers of a text file, a row a line, of ``what`` it should hold; ValueError or OSError in one line that starts with the file's name."""
+    """Read a table of numbers from a text file; ``what`` names them in errors: ValueError or OSError in one line with the file's name."""
     path = Path(path)
     try:
         with warnings.catch_warnings():
@@ -92,14 +92,14 @@ def read_numbers(path: str | Path, what: str) -> np.ndarray:
 
 
 def entry(arrays: Mapping[str, Any], key: str, where: Any) -> Any:
-    """One of the arrays of a file; ValueError with what there is if it is missing."""
+    """One of the arrays of a file; ValueError with the names there are if it is missing."""
     if key not in arrays:
         raise InputError(f"{where}: no entry {key!r}, found {', '.join(sorted(arrays)[:8])}")
     return arrays[key]
 
 
 def entries(arrays: dict[str, Any], key: str, where: Any) -> Any:
-    """As `entry`, of one that has a value for each image or pair."""
+    """Like `entry`, for an array with a value for each image or pair."""
     values = entry(arrays, key, where)
     if not isinstance(values, list | tuple) and np.ndim(values) == 0:
         raise InputError(f"{where}: {key!r} is {values!r}, expected a value for each image or pair")
@@ -129,7 +129,7 @@ def pose_matrix(values: Any, where: str) -> np.ndarray:
 
 
 def as_numbers(values: Any) -> np.ndarray:
-    """Float64 numbers; none if there are any others, complex ones too."""
+    """Convert to float64; empty if there is anything else, such as complex numbers."""
     try:
         array = np.asarray(values)
         return np.zeros(0) if array.dtype.kind == "c" else array.astype(np.float64)

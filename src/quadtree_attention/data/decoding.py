@@ -1,4 +1,4 @@
-"""Image files opened and decoded by Pillow; each way in which that can fail becomes one line that starts with the name of the file."""
+"""Opens and decodes image files with Pillow; every failure becomes one line that begins with the name of the file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SILENCE = threading.Lock()
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Any]:
-    """A file as a Pillow image that is not decoded yet; `decode` does that.
+    """Open a file as a Pillow image without decoding it; `decode` does that.
 
     Raises:
         ValueError, OSError: it is missing, or not an image.
@@ -83,7 +83,7 @@ def opened(path: str | Path) -> Iterator[Any]:
 
 
 def decode(image: Any, name: str, *, upright: bool) -> Any:
-    """A Pillow image decoded, and turned as its EXIF data says if it is to be ``upright``, else as it is stored; its first frame.
+    """Decode the first frame of a Pillow image, with its EXIF rotation applied if ``upright``, else as it is stored.
 
     Raises:
         ValueError: it is damaged, or has more than `MAX_PIXELS`.
@@ -115,7 +115,7 @@ def decode(image: Any, name: str, *, upright: bool) -> Any:
 
 
 def orientation(image: Any) -> int:
-    """EXIF orientation, 1 to 8, of an image; 1 if there is none, or the metadata is damaged. Of a PNG, this decodes it."""
+    """EXIF orientation, 1 to 8, of an image; 1 if there is none, or the metadata is damaged. PNGs are decoded for it."""
     try:
         with _quiet_pillow():
             found = image.getexif().get(_ORIENTATION, 1)
@@ -125,14 +125,14 @@ def orientation(image: Any) -> int:
 
 
 def transposed(image: Any, turn: int) -> Any:
-    """An image of orientation ``turn``, 1 to 8, turned upright."""
+    """Rotate an image of orientation ``turn``, 1 to 8, upright."""
     if turn == 1:
         return image
     return image.transpose(getattr(require("PIL.Image", "vision").Transpose, _UPRIGHT[turn - 2]))
 
 
 def as_mode(image: Any, mode: str, name: str) -> Any:
-    """A decoded image in another of Pillow's modes; ValueError where a damaged palette or transparency forbids that."""
+    """Convert a decoded image to another mode of Pillow; ValueError if a damaged palette or transparency prevents that."""
     if image.mode == mode:  # Pillow would copy it
         return image
     try:
@@ -143,7 +143,7 @@ def as_mode(image: Any, mode: str, name: str) -> Any:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Inside, what libraries in C write to stderr is dropped. It holds for the whole process, so let it be short."""
+    """Context that drops what C libraries write to stderr. It affects the whole process, so keep it short."""
     with _SILENCE:
         try:
             if sys.stderr is not None:
@@ -164,12 +164,12 @@ def silenced() -> Iterator[None]:
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Inside, Pillow's warnings are dropped: of large sizes, which are checked here, and of odd metadata."""
+    """Context that drops Pillow's warnings: on large sizes, which are checked here, and on odd metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line of at most 200 characters."""
+    """The message of an error, in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

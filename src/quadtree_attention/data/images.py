@@ -1,4 +1,4 @@
-"""Reading images of any kind into one form: HWC uint8 RGB."""
+"""Reads images of any kind as HWC uint8 RGB."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..extras import require
 from .decoding import as_mode, decode, opened, orientation, silenced, transposed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of each channel (RGB), in 0..1
-MIN_SIDE = 32  # pixels: below, no match can be found
-_LITTLE = 1 / 4  # share of the range of deep pixels; fewer are stretched
-_TAILS = (0.1, 99.9)  # percentiles that are brought to 0 and 255 then
+MIN_SIDE = 32  # pixels; smaller images give no matches
+_LITTLE = 1 / 4  # share of the range of deep pixels; values that fill less are stretched
+_TAILS = (0.1, 99.9)  # percentiles that become 0 and 255
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -25,14 +25,14 @@ def read_image(source: Any, *, upright: bool = True) -> np.ndarray:
     source: a path; a PIL image; a numpy array ``[H, W]`` or ``[H, W, C]``, uint8, uint16 or float in 0..1; or a torch tensor ``[H, W]`` or
     ``[C, H, W]``, uint8 or float in 0..1; C is 1, 3 or 4.
 
-    upright: apply the EXIF rotation. Depth maps and COLMAP's cameras are of the pixels as stored, without.
+    upright: apply the EXIF rotation. Depth maps and COLMAP's cameras refer to the pixels as stored, without it.
 
-    16-bit images are scaled by 255/65535, floats by 255. Where these fill less than a quarter of their range, as 12 bits in 16 and thermal images
-    do, their percentiles from 0.1 to 99.9 are stretched to 0..255, with an InputWarning. Transparent pixels are laid over white. Of an
-    animation, the first frame is taken.
+    16-bit images are scaled by 255/65535, floats by 255. If their values fill less than a quarter of their range, as in 12-bit and thermal images,
+    the percentiles from 0.1 to 99.9 are stretched to 0..255, with an InputWarning. Transparent pixels are blended with white. Of an
+    animation, the first frame is read.
 
     Raises:
-        ValueError, OSError: whatever is wrong with the image, in one line that starts with its name.
+        ValueError, OSError: an image that cannot be read, in one line that begins with its name.
     """
     if isinstance(source, str | Path):
         with opened(source) as image:
@@ -55,10 +55,10 @@ def to_gray(image: np.ndarray) -> np.ndarray:
 
 
 def fitted_size(size: tuple[int, int], max_size: int, name: str = "image") -> tuple[int, int]:
-    """(height, width) once the longer side is at most ``max_size`` pixels; never larger than ``size``.
+    """(height, width) scaled down until the longer side is at most ``max_size`` pixels; never scaled up.
 
     Raises:
-        ValueError: a side comes below `MIN_SIDE`, or ``max_size`` is.
+        ValueError: a side of the result, or ``max_size``, is below `MIN_SIDE`.
     """
     if max_size < MIN_SIDE:
         raise InputError(f"max_size is {max_size}, expected at least {MIN_SIDE} pixels")
@@ -76,7 +76,7 @@ def resize_longest(image: np.ndarray, max_size: int, name: str = "image") -> tup
     """Shrink ``[H, W, 3]`` uint8 until its longer side is at most ``max_size`` pixels, with antialiasing; never enlarge.
 
     Returns the image and its scale, new size over old, in x and y (they differ by rounding). With pixel centres at integers, pixel x of
-    the new image is ``(x + 0.5) / scale - 0.5`` of the old one. Raises as `fitted_size`.
+    the new image is ``(x + 0.5) / scale - 0.5`` of the old one. Raises like `fitted_size`.
     """
     height, width = image.shape[:2]
     new_height, new_width = fitted_size((height, width), max_size, name)
@@ -88,15 +88,15 @@ def resize_longest(image: np.ndarray, max_size: int, name: str = "image") -> tup
 
 
 def stored_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file as stored, before its EXIF rotation; its pixels are not read. Raises as `read_image`."""
+    """(width, height) of an image file as stored, before its EXIF rotation; its pixels are not read. Raises like `read_image`."""
     with opened(path) as image:
         return image.size
 
 
 def stored_pixels(path: Path, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pixels (x, y) ``[N, 2]`` of an image as `read_image` gives it -> pixels of the file as stored, before its EXIF rotation.
+    """Map pixels (x, y) ``[N, 2]`` of an image from `read_image` to those of the file as stored, before its EXIF rotation.
 
-    size: (height, width) as `read_image` gives it.
+    size: (height, width) of the image from `read_image`.
     """
     with opened(path) as image:
         turn = orientation(image)
@@ -119,7 +119,7 @@ def _from_pil(image: Any, name: str, upright: bool, path: Path | None = None) ->
     image = decode(image, name, upright=upright)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         deep = np.asarray(image)
-        if image.mode == "I":  # 32-bit whole numbers: how some versions of Pillow hold 16-bit files
+        if image.mode == "I":  # 32-bit integers, as which some versions of Pillow read 16-bit files
             if deep.min() < 0 or deep.max() > 65535:
                 raise InputError(
                     f"{name} has 32-bit values from {deep.min()} to {deep.max()}, expected 0..65535; convert it to 16 bits"
@@ -128,7 +128,7 @@ def _from_pil(image: Any, name: str, upright: bool, path: Path | None = None) ->
         return _from_array(deep.astype(deep.dtype.newbyteorder("=")), name, "[H, W]")
     pixels = np.array(_to_rgb(image, name))
     if deep_colors and path is not None and np.ptp(pixels) < _LITTLE * 255:
-        # Pillow keeps the upper 8 of the 16 bits of colours, which are few grey levels here.
+        # Pillow keeps only the upper 8 bits of 16-bit colours: too few grey levels here.
         colors = _all_bits(path, upright)
         return pixels if colors is None else _from_array(colors, name, "[H, W, C]")
     return pixels
@@ -148,7 +148,7 @@ def _all_bits(path: Path, upright: bool) -> np.ndarray | None:
 
 
 def _to_rgb(image: Any, name: str) -> Any:
-    """A decoded image of any mode in RGB, what is transparent over white."""
+    """Convert a decoded image of any mode to RGB, blending transparent pixels with white."""
     if image.mode == "La":
         image = as_mode(image, "LA", name)
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -191,7 +191,7 @@ def _from_array(array: np.ndarray, name: str, expected: str) -> np.ndarray:
 
 
 def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
-    """``[H, W, C]`` in 8 bits; values that fill little of their range are stretched, with a warning, as few grey levels would be left."""
+    """Convert ``[H, W, C]`` to 8 bits; values that fill little of their range are stretched, with a warning, to keep enough grey levels."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:

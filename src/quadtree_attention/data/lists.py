@@ -1,4 +1,4 @@
-"""Lists as text files: names of images, scenes or classes, one or more a line."""
+"""Reads lists from text files: names of images, scenes or classes, one or more per line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LARGEST = 2**30  # bytes: tens of millions of lines
 
 
 def lines_in(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, with a byte order mark or without, without spaces at their ends.
+    """The stripped lines of a text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        InputError: not such a text.
+        InputError: not a text in UTF-8.
         OSError: it cannot be read.
     """
     try:
@@ -36,10 +36,10 @@ def lines_in(path: Path) -> list[str]:
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """('file:line', words) of each line of a text list that holds anything.
+    """Yield ('file:line', words) for each line of a text list that is not empty.
 
-    Words have spaces or tabs between them. One with spaces in it stands in quotes, single or double, from its first to its last character; other
-    quotes, as in it's.jpg, are part of a name. A # at the beginning of a word, not within one as in x#1.jpg, starts a comment.
+    Words are separated by spaces or tabs. A word that contains spaces must be quoted, single or double; quotes inside a word, as in it's.jpg, are
+    part of it. A # at the beginning of a word starts a comment; within one, as in x#1.jpg, it does not.
     """
     for number, line in enumerate(lines_in(path), 1):
         words = [next(word for word in found if word) for found in _WORD.findall(_COMMENT.sub("", line))]
@@ -48,7 +48,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def image_pairs(path: str | Path, root: str | Path) -> list[tuple[str, str]]:
-    """A text list as hloc's, 'image0 image1' a line -> names of images in the folder root; a pair given twice, either way round, counts once."""
+    """A text list as hloc's, 'image0 image1' a line -> names of images in the folder root; a pair given twice, in either order, counts once."""
     path = Path(path)
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for where, words in lines_of(path):
@@ -63,7 +63,7 @@ def image_pairs(path: str | Path, root: str | Path) -> list[tuple[str, str]]:
 
 
 def existing(name: str, folder: str | Path, where: str) -> Path:
-    """The path of a file of this name in a folder; ``where`` it is asked for stands in the error if there is none."""
+    """The path of a file in a folder; if it is missing, the error says ``where`` it was asked for."""
     if len(name) > _LONGEST_NAME or "\0" in name:
         raise InputError(f"{where}: {name[:40]!r}... of {len(name)} characters, expected the name of a file")
     path = Path(folder) / name
@@ -73,7 +73,7 @@ def existing(name: str, folder: str | Path, where: str) -> Path:
 
 
 def folder_with(root: Path, places: Iterable[str], name: str) -> Path:
-    """The first of the places under root that has a file of this name or pattern."""
+    """The first of the folders under root that has a file of this name or pattern."""
     places = tuple(places)
     for place in places:
         if any((root / place).glob(name)) if "*" in name else (root / place / name).is_file():
@@ -83,7 +83,7 @@ def folder_with(root: Path, places: Iterable[str], name: str) -> Path:
 
 
 def nonempty(pairs: list[Any], path: Path) -> list[Any]:
-    """The pairs of a list; one without any is an InputError."""
+    """Return the pairs of a list; raise InputError if there are none."""
     if not pairs:
-        raise InputError(f"{path}: no pairs in it, expected one a line")
+        raise InputError(f"{path}: no pairs in it, expected one per line")
     return pairs

@@ -1,4 +1,4 @@
-"""Datasets and loaders of training samples that a resumed training goes on with exactly."""
+"""Datasets and loaders whose order a resumed training continues exactly."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SeededDataset(Dataset):
 class StreamSampler(DistributedSampler):
     """Numbers of an endless stream of samples, ``len(dataset)`` an epoch, dealt out to the devices.
 
-    Being a DistributedSampler it is left as it is by Lightning. ``first``: how many of this epoch's numbers the next
+    Lightning leaves it alone, because it is a DistributedSampler. ``first``: how many of this epoch's numbers the next
     iteration leaves out.
     """
 
@@ -64,7 +64,7 @@ class StreamSampler(DistributedSampler):
 class EpochSampler(DistributedSampler):
     """Pairs (epoch, index), shuffled anew in each epoch and dealt out to the devices; ``repeats`` of each image follow one another.
 
-    Being a DistributedSampler it is left as it is by Lightning. ``first``: how many samples the next iteration leaves out.
+    Lightning leaves it alone, because it is a DistributedSampler. ``first``: how many samples the next iteration leaves out.
     """
 
     dataset: Augmented
@@ -105,9 +105,9 @@ class ResumableSampler(Protocol):
 
 
 class StreamLoader(DataLoader):
-    """A DataLoader that knows how far it has come; Lightning stores that in its checkpoints.
+    """A DataLoader that records its position; Lightning stores it in checkpoints.
 
-    Its sampler has an ``epoch``, and leaves out the ``first`` samples of the next iteration. torchdata's StatefulDataLoader resumes too, but only
+    Its sampler has an ``epoch``, and skips the ``first`` samples of the next iteration. torchdata's StatefulDataLoader resumes too, but only
     with the number of workers that it stopped with.
     """
 
@@ -138,7 +138,7 @@ class StreamLoader(DataLoader):
 
 
 def stream_loader(dataset: Dataset, batch_size: int, num_workers: int) -> StreamLoader:
-    """Batches of an endless stream of samples, ``len(dataset)`` of them an epoch; a last one that is not full is left out."""
+    """Batches from an endless stream of samples, ``len(dataset)`` samples per epoch; an incomplete last batch is dropped."""
     length = len(dataset)  # type: ignore[arg-type]  # torch's Dataset declares no length
     if length < batch_size:
         raise InputError(f"length is {length}, expected at least one batch of {batch_size}")
@@ -150,8 +150,8 @@ class SeededData(LightningDataModule):
     """Samples made by chance for training and validation; a subclass makes both datasets in `dataset`.
 
     Args:
-        batch_size: samples a device and step.
-        num_workers: processes that make them; the samples do not depend on it.
+        batch_size: samples per device and step.
+        num_workers: worker processes that make samples; the samples do not depend on their number.
     """
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
@@ -159,7 +159,7 @@ class SeededData(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
 
     def dataset(self, training: bool) -> SeededDataset:
-        """The samples of training or of validation."""
+        """The samples for training or validation."""
         raise TypeError(f"{type(self).__name__} defines no dataset()")
 
     def train_dataloader(self) -> StreamLoader:
@@ -174,7 +174,7 @@ class SeededData(LightningDataModule):
 
 
 def processes() -> tuple[int, int]:
-    """How many processes train together, and the number of this one."""
+    """The number of training processes, and the index of this one."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (torch.distributed.get_world_size(), torch.distributed.get_rank()) if distributed else (1, 0)
 
@@ -190,10 +190,10 @@ def check_size(size: tuple[int, int], least: int = 32) -> None:
 
 
 def loader_options(batch_size: int, num_workers: int) -> dict[str, Any]:
-    """What all loaders share.
+    """Options of all loaders.
 
     Raises:
-        ValueError: a batch without images, or less than no worker.
+        ValueError: a batch size below 1, or a negative number of workers.
     """
     check_range("batch_size", batch_size, 1)
     check_range("num_workers", num_workers, 0)
@@ -207,7 +207,7 @@ def loader_options(batch_size: int, num_workers: int) -> dict[str, Any]:
 
 
 def one_thread(worker: int) -> None:
-    """Of a DataLoader's worker: OpenCV shall not start threads of its own, and the process that trains decides what ends it (Ctrl-C goes to all)."""
+    """Set up a DataLoader worker: OpenCV starts no threads, and Ctrl-C, which goes to all processes, is left to the training process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -219,7 +219,7 @@ def one_thread(worker: int) -> None:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Inside, Python's, numpy's and torch's CPU generators start from ``numbers``; after it they are as they were before."""
+    """Context in which the random generators of Python, numpy and torch (CPU) are seeded from ``numbers``; it restores them at the end."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws from it)
     random.seed(seed)

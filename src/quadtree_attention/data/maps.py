@@ -1,4 +1,4 @@
-"""Maps of numbers, one a pixel: disparity and depth, from .npy, .npz, .pfm, and images whose depth is kept."""
+"""Reads maps with a number per pixel, such as disparity and depth, from .npy, .npz, .pfm, and images with their full bit depth."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PFM_HEADER = re.compile(rb"(PF|Pf)\s+(?:#[^\n]*\n\s*)*(-?\d{1,12})\s+(-?\d{1,12
 
 
 def read_map(path: Path) -> np.ndarray:
-    """An array of numbers from .npy, .npz (its first array), .pfm, or an image (.png, .tif, .exr) with its depth kept: ``[H, W]``, or ``[H, W, C]``.
+    """Read .npy, .npz (its first array), .pfm, or an image (.png, .tif, .exr) with its full bit depth: ``[H, W]``, or ``[H, W, C]``.
 
     Raises:
-        ValueError, OSError: it is missing, damaged, or something else, in one line that starts with its name.
+        ValueError, OSError: it is missing, damaged, or something else, in one line that begins with its name.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,9 +45,9 @@ def read_map(path: Path) -> np.ndarray:
 
 
 def read_pfm(path: Path) -> np.ndarray:
-    """A PFM file: float32 ``[H, W]``, or ``[H, W, 3]`` RGB.
+    """Read a PFM file: float32 ``[H, W]``, or ``[H, W, 3]`` RGB.
 
-    The sign of the header's scale is the order of the bytes; its size says nothing of the values, as in Middlebury's tools.
+    The sign of the header's scale gives the byte order; its size is ignored, as in Middlebury's tools.
 
     Raises:
         ValueError, OSError: no PFM file, or cut off.

@@ -1,4 +1,4 @@
-"""Batches of several kinds of training data by turns, in shares."""
+"""Alternates batches of several kinds of training data, in given shares."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .loading import StreamLoader
 class MixedLoader:
     """Batches of several loaders, each the next one of a loader drawn by ``shares``; ``length`` of them an epoch.
 
-    A loader that comes to its end goes on with its next epoch. What is drawn depends on the seed and on how many batches there were before, and where
-    each loader stands is kept in checkpoints, so that a resumed training goes on with the next batch.
+    A loader that ends continues with its next epoch. The choice depends on the seed and the number of batches before, and checkpoints store the
+    position of each loader, so that a resumed training continues with the next batch.
     """
 
     def __init__(self, loaders: list[StreamLoader], shares: list[float], length: int, seed: int) -> None:
@@ -52,12 +52,12 @@ class MixedLoader:
 
 
 class MixedData(LightningDataModule):
-    """Several data modules for training, of which each step sees one; validation is the first one's.
+    """Several data modules for training, one of which provides each step; the first one provides validation.
 
     Args:
         parts: data modules whose batches say by ``supervision`` what is known of them, such as `HomographyData`, `MadeScenesData` and `ColmapData`.
         shares: how often each has its turn.
-        length: batches an epoch and device.
+        length: batches per epoch and device.
         seed: of the draw; it is the same on all devices, so that each step is of one kind.
     """
 
@@ -72,12 +72,12 @@ class MixedData(LightningDataModule):
         self.parts, self.shares, self.length, self.seed = parts, shares, length, seed
 
     def train_dataloader(self) -> MixedLoader:
-        """Batches by turns."""
+        """Batches of the parts, in random order."""
         loaders = [part.train_dataloader() for part in self.parts]
         return MixedLoader(loaders, self.shares, self.length, self.seed)
 
     def val_dataloader(self) -> DataLoader:
-        """What the first part has."""
+        """The validation data of the first part."""
         return self.parts[0].val_dataloader()
 
     test_dataloader = val_dataloader

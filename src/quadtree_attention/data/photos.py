@@ -1,4 +1,4 @@
-"""Folders of photographs, read as grey images."""
+"""Reads photographs as grey images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRIES = 20  # broken photographs in a row before giving up
 
 
 class Photographs:
-    """Photographs to draw from by chance; broken ones are skipped with a warning.
+    """Draws photographs at random; broken ones are skipped with a warning.
 
     Args:
         paths: of them.
@@ -47,13 +47,13 @@ class Photographs:
 
 
 def read_gray(path: str | Path, short_side: int | None = None, *, upright: bool = True) -> np.ndarray:
-    """Read a photograph as ``[H, W]`` uint8 grey, turned as its EXIF data says if it is to be ``upright``.
+    """Read a photograph as ``[H, W]`` uint8 grey, with its EXIF rotation applied if ``upright``.
 
     short_side: a JPEG whose shorter side has at least twice as many pixels is decoded at 1/2, 1/4 or 1/8 of its size,
     which costs a fraction of the time; its shorter side never comes below ``short_side``.
 
     Raises:
-        ValueError, OSError: not an image, damaged, or smaller than 32 pixels, in one line that starts with its name.
+        ValueError, OSError: not an image, damaged, or smaller than 32 pixels, in one line that begins with its name.
     """
     image = _read_jpeg(path, short_side, upright)
     if image is None:
@@ -65,7 +65,7 @@ def read_gray(path: str | Path, short_side: int | None = None, *, upright: bool 
 
 
 def _read_jpeg(path: str | Path, short_side: int | None, upright: bool) -> np.ndarray | None:
-    """The quick way, by the luma channel of a JPEG alone; None for what needs the long way."""
+    """Decode only the luma channel of a JPEG, which is fast; None for files that need full decoding."""
     with opened(path) as image:
         if image.format != "JPEG" or image.mode not in ("L", "RGB"):
             return None

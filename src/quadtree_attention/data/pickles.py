@@ -1,4 +1,4 @@
-"""Pickles of arrays, as MegaDepth's indexes are, read without trust: none of their code runs, and none of their bytes become pointers."""
+"""Reads untrusted pickles of arrays, such as MegaDepth's indexes: none of their code runs, and none of their bytes become pointers."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ import numpy as np
 
 
 def warped_view(image: np.ndarray, view: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
-    """What a view shows of an image, averaged where a pixel of it covers several of the image.
+    """Resample an image to a view; pixels of the view that cover several of the image average them.
 
     Args:
         image: ``[H, W]`` or ``[H, W, 3]``, uint8 or float32.
         view: ``[3, 3]``, pixels of the view to pixels of the image; pixel centres at integers.
         size: (height, width) of the view.
-        border: OpenCV's name of what lies around the image, such as ``cv2.BORDER_CONSTANT``.
+        border: OpenCV's border mode, such as ``cv2.BORDER_CONSTANT``.
     """
     height, width = size
     step = _local_step(view, (width - 1) / 2, (height - 1) / 2)

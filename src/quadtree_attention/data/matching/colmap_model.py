@@ -1,7 +1,7 @@
-"""Reads a COLMAP model with pycolmap and writes what is needed of it, as a program of its own: `read_model` runs it.
+"""Reads a COLMAP model with pycolmap and writes the parts that are needed. It is a separate program, which `read_model` runs.
 
-pycolmap takes what a model says of itself at its word: in a damaged one, numbers of points that are too large or point anywhere hang it or end
-the process. Here it is this program's, whose memory and time are bounded by the size of the files. It imports nothing of the package, to start fast.
+pycolmap trusts the contents of a model: wrong numbers in a damaged one can hang it or crash the process. Here this happens only to this program,
+whose memory and time are limited by the size of the files. It imports nothing from the package, to start fast.
 
     python colmap_model.py FOLDER BYTES        pickles to stdout; exit status 3 and a line on stderr for what is no model
 """
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def bound_memory(count: int) -> None:
-    """Let this process have so many bytes more than it has, where the system can tell it so."""
+    """Limit the memory that this process can allocate from now on, where the system supports that."""
     try:
         import resource
         from pathlib import Path

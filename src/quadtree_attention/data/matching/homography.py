@@ -1,7 +1,7 @@
 """Pairs of views of photographs under random homographies, with everything that makes matching hard.
 
-Sample n of a seed is always the same, whatever came before it and whichever worker makes it: a resumed training sees
-what an uninterrupted one would have seen.
+Sample n of a seed is always the same, whatever came before it and whichever worker makes it: a resumed training gets the
+same samples as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class HomographyDataset(SeededDataset):
     """Random pairs of views; sample n depends on the seed and n alone.
 
     Args:
-        photos: paths of photographs. Broken ones are skipped with a warning.
+        photos: paths of photographs. Broken files are skipped with a warning.
         size: (height, width) of both views.
-        length: samples an epoch. Numbers beyond it are valid too, those of later epochs.
-        seed: of all chance.
+        length: samples per epoch. Larger indices are valid too: they belong to later epochs.
+        seed: of all random choices.
         warp, appearance: how hard the pairs are, at difficulty 1.
         collage: share of pairs that show a collage of parts of 4 or 9 photographs in place of one.
         difficulty: 0 to 1, scales all strengths; a pair (first, last) rises evenly over the first ``ramp`` samples.
@@ -204,7 +204,7 @@ def _overlap(homography: np.ndarray, size: tuple[int, int]) -> float:
 
 
 def _bell(rng: np.random.Generator) -> float:
-    """A number in -1..1, mostly small: most real pairs are mild."""
+    """Draw a number in -1..1 that is mostly small, because most real pairs are easy."""
     return float(np.clip(rng.normal(0, 0.5), -1, 1))
 
 
@@ -225,12 +225,12 @@ class HomographyData(SeededData):
     """Synthetic pairs for training and validation, each from a folder of photographs.
 
     Args:
-        train_folder, val_folder: searched for photographs, folders below them too.
+        train_folder, val_folder: folders that are searched for photographs, including their subfolders.
         size: (height, width) of the views.
-        batch_size: pairs a device and step.
-        length: training pairs an epoch, over all devices.
-        val_length: validation pairs, always the same ones.
-        num_workers: processes that make pairs; the pairs do not depend on it.
+        batch_size: pairs per device and step.
+        length: training pairs per epoch, over all devices.
+        val_length: number of validation pairs, which are always the same.
+        num_workers: worker processes that make pairs; the pairs do not depend on their number.
         seed, warp, appearance, collage, difficulty, ramp: see `HomographyDataset`; validation is at the last difficulty.
     """
 
@@ -257,7 +257,7 @@ class HomographyData(SeededData):
         self.difficulty, self.ramp = difficulty, ramp
 
     def dataset(self, training: bool) -> HomographyDataset:
-        """The pairs of training or of validation."""
+        """The pairs for training or validation."""
         return HomographyDataset(
             list_photographs(self.train_folder if training else self.val_folder),
             self.size,

@@ -1,4 +1,4 @@
-"""ScanNet and MegaDepth as LoFTR's training indexes describe them: a dataset a scene, with pairs whose overlap is known."""
+"""ScanNet and MegaDepth as LoFTR's training indexes describe them: a dataset per scene, with pairs whose overlap is known."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class MegaDepthScene(Dataset):
         pad: with zeros, to a square of the longer side, so that images can share a batch.
 
     A sample is one of `MadeScenes`, and has ``to_stored0``, ``to_stored1`` ``[3, 3]``: pixels to those of the images as stored; with padding also
-    ``mask0``, ``mask1`` bool ``[H, W]``. Raises as `ScanNetScene`.
+    ``mask0``, ``mask1`` bool ``[H, W]``. Raises like `ScanNetScene`.
     """
 
     def __init__(

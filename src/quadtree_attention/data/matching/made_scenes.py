@@ -1,4 +1,4 @@
-"""Made-up scenes: rooms and yards full of boxes and boards with photographs on them, and random pairs of views of these.
+"""Synthetic scenes: rooms and yards full of boxes and boards with photographs on them, and random pairs of views of these.
 
 Scene n and pair n of a seed are always the same, whatever came before them and whichever worker makes them.
 """
@@ -77,8 +77,8 @@ class SceneMaker:
     """Random scenes with parts of photographs as textures.
 
     Args:
-        photos: paths of photographs. Broken ones are skipped with a warning.
-        seed: of all chance.
+        photos: paths of photographs. Broken files are skipped with a warning.
+        seed: of all random choices.
     """
 
     def __init__(self, photos: Sequence[str | Path], seed: int = 0) -> None:
@@ -123,7 +123,7 @@ def random_cameras(
     """Two cameras that see enough of each other's image ``size`` (height, width), but not all of it.
 
     Raises:
-        ValueError: none found; ``motion`` asks for what the scene cannot give.
+        ValueError: none found: the scene has no views that fit ``motion``.
     """
     motion = motion or Motion()
     least, most = motion.overlap
@@ -163,16 +163,16 @@ class MadeScenes(SeededDataset):
     Args:
         photos: paths of photographs to take textures from.
         size: (height, width) of both views.
-        length: samples an epoch. Numbers beyond it are valid too, those of later epochs.
-        seed: of all chance.
+        length: samples per epoch. Larger indices are valid too: they belong to later epochs.
+        seed: of all random choices.
         motion: how far apart the cameras are.
-        appearance, difficulty: what else happens to the images, as of `HomographyDataset`, occluders left out; difficulty 0 to 1.
+        appearance, difficulty: what else happens to the images, as in `HomographyDataset`, occluders left out; difficulty 0 to 1.
         pairs: of each scene, in a row.
         homographies: share of the pairs that are not of a scene, but of a photograph under a random homography, as `HomographyDataset` makes
             them.
 
     A sample is a dict of ``supervision`` "depth"; and float32:
-    ``image0``, ``image1`` ``[1, H, W]`` in 0..1; ``depth0``, ``depth1`` ``[H, W]``, 0 where not known; ``K0``,
+    ``image0``, ``image1`` ``[1, H, W]`` in 0..1; ``depth0``, ``depth1`` ``[H, W]``, 0 where unknown; ``K0``,
     ``K1`` ``[3, 3]``; ``T_0to1`` ``[4, 4]``. Of a homography see `as_posed`.
     """
 
@@ -242,12 +242,12 @@ class MadeScenesData(SeededData):
     """Made-up scenes for training and validation, each from a folder of photographs.
 
     Args:
-        train_folder, val_folder: searched for photographs, folders below them too.
+        train_folder, val_folder: folders that are searched for photographs, including their subfolders.
         size: (height, width) of the views.
-        batch_size: pairs a device and step.
-        length: training pairs an epoch, over all devices.
-        val_length: validation pairs, always the same ones, all of scenes.
-        num_workers: processes that make pairs; the pairs do not depend on it.
+        batch_size: pairs per device and step.
+        length: training pairs per epoch, over all devices.
+        val_length: number of validation pairs, which are always the same, all of scenes.
+        num_workers: worker processes that make pairs; the pairs do not depend on their number.
         seed, motion, appearance, difficulty, pairs, homographies: see `MadeScenes`; seed + 1 is that of validation.
     """
 
@@ -275,7 +275,7 @@ class MadeScenesData(SeededData):
         )
 
     def dataset(self, training: bool) -> MadeScenes:
-        """The pairs of training or of validation."""
+        """The pairs for training or validation."""
         if training:
             photos, homographies = list_photographs(self.train_folder), self.homographies
             return MadeScenes(photos, length=self.length, seed=self.seed, homographies=homographies, **self.options)

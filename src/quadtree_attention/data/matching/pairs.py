@@ -65,7 +65,7 @@ class StereoPair(Pair):
     scale: float = 1.0  # the file's values over the disparity in pixels: 256 for KITTI's PNG
 
     def read_disparity(self) -> np.ndarray:
-        """Disparity [H, W] float32 in pixels; NaN where it is not known."""
+        """Disparity [H, W] float32 in pixels; NaN where it is unknown."""
         values = self.disparity if isinstance(self.disparity, np.ndarray) else read_map(Path(self.disparity))
         if values.ndim != 2:
             raise InputError(f"{self.name}: disparity has shape {values.shape}, expected [H, W] with one value a pixel")

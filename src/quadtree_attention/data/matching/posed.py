@@ -1,4 +1,4 @@
-"""What the layouts with depth and pose have in common: images and depth at the size that a network is shown."""
+"""Shared by the layouts with depth and pose: images and depth at the size that the network gets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def posed_image(
         K: intrinsics in pixels of an image of size ``stored``.
         size: to resize image and depth to.
         pad: then add zeros to the right and below, to a square of this side, and a mask of what is no padding.
-        depth: ``[h, w]``, 0 = not known, of the same view at any size.
+        depth: ``[h, w]``, 0 = unknown, of the same view at any size.
         smooth: average what is shrunk. Without it pixels are picked and interpolated, as by the published code, and as its networks expect.
 
     Raises:
@@ -73,7 +73,7 @@ def check_longest(longest: int, multiple: int) -> None:
 
 
 def resize_depth(depth: np.ndarray, size: Size) -> np.ndarray:
-    """Depth ``[h, w]``, 0 = not known, at another size (width, height); float32.
+    """Depth ``[h, w]``, 0 = unknown, at another size (width, height); float32.
 
     Inverse depth is affine in the pixels of a plane, so it is what is interpolated; at edges, where neighbours lie on two surfaces or one is not
     known, the nearest pixel's depth stands alone.

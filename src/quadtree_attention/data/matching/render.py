@@ -38,10 +38,10 @@ class Rendering(NamedTuple):
 
 
 class Scene:
-    """Rectangles to look at.
+    """A scene of rectangles.
 
     A pixel's ray meets a rectangle at ``(a, b, 1) = z * M^-1 K^-1 (x, y, 1)`` with ``M = [across, down, corner]`` in the camera's
-    coordinates: the third entry of the product without z is 1 / z, and affine in x and y. That is all there is to it.
+    coordinates: the third entry of the product without z is 1 / z, and affine in x and y.
 
     Args:
         rectangles: at least one.
@@ -57,7 +57,7 @@ class Scene:
         self._pyramids = _Pyramids([r.texture for r in rectangles], [r.light for r in rectangles])
 
     def render(self, K: np.ndarray, pose: np.ndarray, size: tuple[int, int]) -> Rendering:
-        """What a camera sees.
+        """Render the view of a camera.
 
         Args:
             K: intrinsics ``[3, 3]`` in pixels, centres at integers.
@@ -140,7 +140,7 @@ class _Pyramids:
         self.texels = np.concatenate(levels)
 
     def sample(self, which: np.ndarray, matrices: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Grey values ``[M]`` uint8 of textures ``which`` at pixels (x, y), by matrices ``[M, 3, 3]`` as of `Scene._cast`."""
+        """Grey values ``[M]`` uint8 of textures ``which`` at pixels (x, y), by matrices ``[M, 3, 3]`` as in `Scene._cast`."""
         a, b, inverse = (row[:, 0] * x + row[:, 1] * y + row[:, 2] for row in matrices.transpose(1, 0, 2))
         a, b = a / inverse, b / inverse
         height, width = self.shape[which, 0].T

@@ -20,9 +20,9 @@ from .layouts import MegaDepthScene, ScanNetScene
 
 
 class SceneSampler(DistributedSampler):
-    """So many pairs of each scene an epoch, with replacement, in random order; this device's scenes alone are in the dataset.
+    """So many pairs of each scene per epoch, with replacement, in random order; this device's scenes alone are in the dataset.
 
-    Being a DistributedSampler it is left as it is by Lightning. ``first``: how many of this epoch's pairs the next iteration leaves out. What is
+    Lightning leaves it alone, because it is a DistributedSampler. ``first``: how many of this epoch's pairs the next iteration leaves out. What is
     drawn depends on seed, epoch and device alone, so that a resumed training goes on with the next pair.
     """
 
@@ -53,7 +53,7 @@ def scenes_of_device(scenes: list[str], count: int, rank: int, seed: int) -> lis
 
 
 class ScenesData(LightningDataModule):
-    """What the layouts have in common; see `ScanNetData`, `MegaDepthData` and `ColmapData`."""
+    """Base class of the layouts; see `ScanNetData`, `MegaDepthData` and `ColmapData`."""
 
     def __init__(self, batch_size: int, per_scene: int, num_workers: int, seed: int) -> None:
         super().__init__()
@@ -62,15 +62,15 @@ class ScenesData(LightningDataModule):
         self.batch_size, self.per_scene, self.num_workers, self.seed = batch_size, per_scene, num_workers, seed
 
     def scenes(self, training: bool) -> list[str]:
-        """Names of the scenes of training or of validation."""
+        """Names of the scenes for training or validation."""
         raise TypeError(f"{type(self).__name__} defines no scenes()")
 
     def scene(self, name: str, training: bool) -> Dataset:
-        """The pairs of one."""
+        """The pairs of one scene."""
         raise TypeError(f"{type(self).__name__} defines no scene()")
 
     def train_dataloader(self) -> DataLoader:
-        """``per_scene`` pairs an epoch of each of this device's scenes."""
+        """``per_scene`` pairs per epoch of each of this device's scenes."""
         names = scenes_of_device(self.scenes(True), *processes(), self.seed)
         dataset: ConcatDataset = ConcatDataset([self.scene(name, True) for name in names])
         sampler = SceneSampler(dataset, self.per_scene, self.seed)
@@ -94,7 +94,7 @@ class ScenesData(LightningDataModule):
 class Split:
     """Where the scenes of training, or of validation, are.
 
-    root: folder of the images and depth maps. index: folder of an .npz for each scene. scenes: list of their names, one a line; by default all in
+    root: folder of the images and depth maps. index: folder of an .npz for each scene. scenes: list of their names, one per line; by default all in
     ``index``. intrinsics: of ScanNet, the file of them. poses: of ScanNet, folder of the poses if it is another. min_overlap: pairs have more.
     """
 
@@ -126,10 +126,10 @@ class ScanNetData(ScenesData):
     Args:
         train, val: where they are; published: pairs with an overlap above 0.4, and all pairs.
         size: (width, height) of the images.
-        batch_size: pairs a device and step.
-        per_scene: pairs of each scene an epoch, drawn with replacement; 200 as published.
-        num_workers: processes that read pairs.
-        seed: of the draw.
+        batch_size: pairs per device and step.
+        per_scene: pairs of each scene per epoch, drawn with replacement; 200 as published.
+        num_workers: worker processes that read pairs.
+        seed: of the random choice.
     """
 
     def __init__(
@@ -150,11 +150,11 @@ class ScanNetData(ScenesData):
         self._intrinsics: dict[str, Any] = {}  # file -> what is in it: all scenes of a split share one
 
     def scenes(self, training: bool) -> list[str]:
-        """Names of the scenes of training or of validation."""
+        """Names of the scenes for training or validation."""
         return (self.train if training else self.val).names()
 
     def scene(self, name: str, training: bool) -> Dataset:
-        """The pairs of one."""
+        """The pairs of one scene."""
         split = self.train if training else self.val
         file = str(split.intrinsics)
         if file not in self._intrinsics:
@@ -169,10 +169,10 @@ class MegaDepthData(ScenesData):
     Args:
         train, val: where they are; published: pairs with any overlap.
         longest, val_longest, multiple: of the images' sides, in training and in validation; images are padded to squares.
-        batch_size: pairs a device and step.
-        per_scene: pairs of each scene an epoch, drawn with replacement; 100 as published.
-        num_workers: processes that read pairs.
-        seed: of the draw.
+        batch_size: pairs per device and step.
+        per_scene: pairs of each scene per epoch, drawn with replacement; 100 as published.
+        num_workers: worker processes that read pairs.
+        seed: of the random choice.
     """
 
     def __init__(
@@ -191,11 +191,11 @@ class MegaDepthData(ScenesData):
         self.train, self.val, self.longest, self.val_longest, self.multiple = train, val, longest, val_longest, multiple
 
     def scenes(self, training: bool) -> list[str]:
-        """Names of the scenes of training or of validation."""
+        """Names of the scenes for training or validation."""
         return (self.train if training else self.val).names()
 
     def scene(self, name: str, training: bool) -> Dataset:
-        """The pairs of one."""
+        """The pairs of one scene."""
         split = self.train if training else self.val
         longest = self.longest if training else self.val_longest
         return MegaDepthScene(split.root, split.file(name), split.min_overlap, longest, self.multiple)
@@ -207,10 +207,10 @@ class ColmapData(ScenesData):
     Args:
         train, val: folders of models without distortion.
         min_overlap, max_overlap, longest, multiple, points: see `ColmapScene`; images are padded to squares.
-        batch_size: pairs a device and step. Models with and without dense depth maps cannot share a batch.
-        per_scene: pairs of each scene an epoch, drawn with replacement.
-        num_workers: processes that read pairs.
-        seed: of the draw.
+        batch_size: pairs per device and step. Models with and without dense depth maps cannot share a batch.
+        per_scene: pairs of each scene per epoch, drawn with replacement.
+        num_workers: worker processes that read pairs.
+        seed: of the random choice.
     """
 
     def __init__(
@@ -234,9 +234,9 @@ class ColmapData(ScenesData):
         )
 
     def scenes(self, training: bool) -> list[str]:
-        """Names of the scenes of training or of validation."""
+        """Names of the scenes for training or validation."""
         return self.train if training else self.val
 
     def scene(self, name: str, training: bool) -> Dataset:
-        """The pairs of one."""
+        """The pairs of one scene."""
         return ColmapScene(name, **self.options)

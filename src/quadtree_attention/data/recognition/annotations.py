@@ -1,4 +1,4 @@
-"""Boxes and masks of images as COCO's json files and VOC's XML folders have them, checked entry by entry."""
+"""Reads boxes and masks from COCO's json files and VOC's XML folders, and checks each entry."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Annotations:
 
 
 class Checker:
-    """What happens to bad entries: the first one raises, or all are dropped and counted."""
+    """Handles bad entries: raises at the first one, or drops and counts all."""
 
     def __init__(self, drop: bool) -> None:
         self.drop = drop
@@ -174,10 +174,10 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
     try:
         text = listed.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{listed} is not text, expected names of images, one a line") from None
+        raise InputError(f"{listed} is not text, expected names of images, one per line") from None
     names = [line.split()[0] for line in text.splitlines() if line.strip()]
     if not names:
-        raise InputError(f"{listed} is empty, expected names of images, one a line")
+        raise InputError(f"{listed} is empty, expected names of images, one per line")
     files = {path.stem: path for path in sorted(pictures.iterdir())}
     check = Checker(drop)
     read = []

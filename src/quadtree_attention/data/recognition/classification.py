@@ -44,8 +44,8 @@ class ClassificationData(LightningDataModule):
         mean, std: of each channel, in 0..1.
         interpolation: "bicubic", "bilinear" or "random".
         crop_pct: of validation: the share of the shorter side that is seen.
-        batch_size: images a device and step.
-        num_workers: processes that read images; the result does not depend on it.
+        batch_size: images per device and step.
+        num_workers: worker processes that read images; the result does not depend on their number.
         scale, ratio: range of areas and of aspect ratios of random crops.
         hflip: probability of a mirrored image.
         color_jitter, auto_augment: as timm's `create_transform`; auto_augment replaces colour jitter.
@@ -111,12 +111,12 @@ class ClassificationData(LightningDataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an image goes through before the network, as `ClassifierConfig` has it."""
+        """How an image is prepared for the network, in the form of `ClassifierConfig`."""
         names = ("input_size", "mean", "std", "interpolation", "crop_pct")
         return {name: value for name, value in self.hparams.items() if name in names}
 
     def class_names(self) -> list[str] | None:
-        """Names of the classes in the order of their numbers, if the dataset has any: those of the training images, whatever the split."""
+        """Names of the classes, ordered by number, if the dataset has any: those of the training images, whatever the split."""
         if self._names is None:  # reading them takes long where there are many files
             h = self.hparams
             split = h["train_split"]

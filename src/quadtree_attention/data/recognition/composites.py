@@ -59,10 +59,10 @@ class CompositeDataset(SeededDataset):
 
     Args:
         cutouts: folder with one folder a class (sorted: class 1, 2, ...), each with images that have an alpha channel.
-        photos: folder of photographs. Broken ones are skipped with a warning.
+        photos: folder of photographs. Broken files are skipped with a warning.
         size: (height, width).
-        length: samples an epoch.
-        seed: of everything drawn.
+        length: samples per epoch.
+        seed: of all random choices.
         pasting: how.
         labels: "background" and names of classes, which number them, such as those of the training cut-outs; by default those of the folders.
 
@@ -207,11 +207,11 @@ class CompositeData(LightningDataModule):
         cutouts: folder with folders train, validation and test, each with one folder of cut-outs a class.
         photos: folder with folders train, validation and test of photographs.
         size: (height, width) of the images.
-        batch_size: images a device and step.
-        length, val_length, test_length: images an epoch, and how many to validate and to test with, always the same ones.
-        num_workers: processes that make images; the result does not depend on it.
+        batch_size: images per device and step.
+        length, val_length, test_length: images per epoch, and how many to validate and to test with, always the same ones.
+        num_workers: worker processes that make images; the result does not depend on their number.
         mean, std: of each channel, in 0..1.
-        seed: of everything drawn.
+        seed: of all random choices.
         pasting: how cut-outs are pasted.
     """
 
@@ -244,7 +244,7 @@ class CompositeData(LightningDataModule):
         return {"mean": self.mean, "std": self.std, "long_side": 2 * max(self.size), "short_side": min(self.size)}
 
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of their numbers."""
+        """Names of the classes, ordered by number."""
         return class_names(Path(self.cutouts) / "train")
 
     def train_dataloader(self) -> StreamLoader:
@@ -256,7 +256,7 @@ class CompositeData(LightningDataModule):
         return self._whole("validation")
 
     def test_dataloader(self) -> DataLoader:
-        """As `val_dataloader`."""
+        """The same as `val_dataloader`, for the test split."""
         return self._whole("test")
 
     def _whole(self, split: str) -> DataLoader:

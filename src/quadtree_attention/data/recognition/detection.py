@@ -79,8 +79,8 @@ class DetectionData(LightningDataModule):
         masks: whether the objects' masks are wanted; "coco" only.
         drop_bad: leave out entries that make no sense (no area, outside the image, unknown class, missing image, no outline where masks are
             wanted), with a warning; by default the first one ends the run.
-        batch_size: images a device and step.
-        num_workers: processes that read images; the result does not depend on it.
+        batch_size: images per device and step.
+        num_workers: worker processes that read images; the result does not depend on their number.
         min_sizes, max_size: of training: the shorter side, drawn from these, and the most of the longer.
         crop: share of training images of which first a part is cut out, of 384 to 600 pixels a side after scaling to 400, 500 or 600 (DETR's
             and Sparse R-CNN's augmentation, which the 3x schedule has).

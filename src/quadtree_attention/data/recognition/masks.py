@@ -1,4 +1,4 @@
-"""Images with a mask each, read and checked; and what images go through before a segmenter sees them."""
+"""Reads and checks images with their masks, and prepares images for a segmenter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask, one number a pixel: ``[H, W]`` uint8 or uint16; of a PNG with a palette, the indices.
 
     Raises:
-        ValueError, OSError: not an image, or one with colours in place of numbers, in one line that starts with its name.
+        ValueError, OSError: not an image, or one with colours in place of numbers, in one line that begins with its name.
     """
     with opened(path) as image:
         mode, values = image.mode, np.asarray(decode(image, str(path), upright=False))
@@ -116,7 +116,7 @@ def check_sides(long_side: int, short_side: int, divisor: int) -> None:
 def fitted_sizes(
     height: int, width: int, long_side: int, short_side: int, divisor: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(height, width) that an image of that size is brought to, and then to: mmsegmentation's keep_ratio, and PVT's AlignResize."""
+    """(height, width) to which an image is first scaled (mmsegmentation's keep_ratio), and then stretched (PVT's AlignResize)."""
     factor = min(long_side / max(height, width), short_side / min(height, width))
     height, width = (max(int(side * factor + 0.5), 1) for side in (height, width))
     return (height, width), (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
@@ -131,7 +131,7 @@ def preprocess(
     short_side: int,
     divisor: int,
 ) -> Tensor:
-    """An image ``[H, W, 3]`` uint8 as the network sees it, ``[3, h, w]``: brought to its `fitted_sizes`, bilinearly and without antialiasing as
+    """Prepare an image ``[H, W, 3]`` uint8 for the network, ``[3, h, w]``: resized to its `fitted_sizes`, bilinearly and without antialiasing as
     published, and normalised."""
     cv2 = require("cv2", "vision")
     height, width = image.shape[:2]

@@ -29,7 +29,7 @@ SPLITS = {"ade20k": ("training", "validation", "validation"), "folders": ("train
 
 
 class RandomRescale(v2.Transform):
-    """Bring an image to the largest size that exceeds neither ``long_side`` nor ``short_side``, both times a random ratio; its mask too."""
+    """Scale an image and its mask to the largest size that exceeds neither ``long_side`` nor ``short_side``, both times a random ratio."""
 
     def __init__(self, long_side: int, short_side: int, ratio: tuple[float, float]) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class SegmentationData(LightningDataModule):
     Args:
         root: folder of the data.
         layout: "ade20k" (images/training/*.jpg, annotations/training/*.png, ...); or "folders": train/images, train/masks and the like for
-            validation and test, with the names of the classes in classes.txt, one a line, number 0 first.
+            validation and test, with the names of the classes in classes.txt, one per line, number 0 first.
         splits: names of the training, validation and test folders, where they are others.
         reduce_zero_label: 0 in masks is no class; None: as the layout has it.
         crop_size: (height, width) of what is trained on.
@@ -102,8 +102,8 @@ class SegmentationData(LightningDataModule):
         hflip: probability of a mirrored image.
         distort: whether brightness, contrast, saturation and hue are changed, each with probability 1/2.
         mean, std: of each channel, in 0..1.
-        batch_size: images a device and step; val_batch_size: of validation, where images of one size run together.
-        num_workers: processes that read images; the result does not depend on it.
+        batch_size: images per device and step; val_batch_size: of validation, where images of one size run together.
+        num_workers: worker processes that read images; the result does not depend on their number.
         seed: of order and augmentation.
     """
 
@@ -143,20 +143,20 @@ class SegmentationData(LightningDataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an image goes through before the network, as `SegmenterConfig` has it."""
+        """How an image is prepared for the network, in the form of `SegmenterConfig`."""
         names = ("mean", "std", "long_side", "short_side", "divisor")
         return {name: value for name, value in self.hparams.items() if name in names}
 
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of their numbers."""
+        """Names of the classes, ordered by number."""
         if self.hparams["layout"] == "ade20k":
             return list(ADE20K_LABELS)
         path = Path(self.hparams["root"]).expanduser() / "classes.txt"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist, expected the names of the classes, one a line")
+            raise FileNotFoundError(f"{path} does not exist, expected the names of the classes, one per line")
         names = [line.strip() for line in lines_in(path) if line.strip()]
         if not 1 <= len(names) <= IGNORE:
-            raise InputError(f"{path} has {len(names)} names, expected 1 to {IGNORE}, one a line")
+            raise InputError(f"{path} has {len(names)} names, expected 1 to {IGNORE}, one per line")
         return names
 
     def train_dataloader(self) -> DataLoader:
@@ -175,7 +175,7 @@ class SegmentationData(LightningDataModule):
         return self._whole(1)
 
     def test_dataloader(self) -> DataLoader:
-        """As `val_dataloader`."""
+        """The same as `val_dataloader`, for the test split."""
         return self._whole(2)
 
     def _whole(self, split: int) -> DataLoader:

@@ -45,10 +45,10 @@ class StereoCamera:
                 raise InputError(f"a principal point is {value}, expected numbers that are finite")
 
     def of_images(self, size: tuple[int, int]) -> StereoCamera:
-        """The same for images of (width, height), in pixels of those, if they are the ones of the calibration enlarged or shrunk.
+        """Convert to pixels of images of (width, height), if these are the calibrated images enlarged or shrunk.
 
         Raises:
-            ValueError: they are of another form.
+            ValueError: the images have another aspect ratio.
         """
         if self.size is None or self.size == size:
             return replace(self, size=size)
@@ -61,7 +61,7 @@ class StereoCamera:
         return StereoCamera(self.focal * across, self.baseline, center, self.offset * across, size)
 
     def of_right(self) -> StereoCamera:
-        """The same for the disparity of the right view: its own principal point."""
+        """The camera for the disparity of the right view, with its own principal point."""
         return replace(self, center=self.center and (self.center[0] + self.offset, self.center[1]))
 
     def depth(self, disparity: np.ndarray) -> np.ndarray:
@@ -72,14 +72,14 @@ class StereoCamera:
 
 
 def read_calibration(path: str | Path) -> StereoCamera:
-    """Read a file of calibration, whichever of the three it is.
+    """Read a calibration file in any of three formats.
 
     - Middlebury's calib.txt, of 2014 and later: ``cam0``, ``cam1``, ``doffs``, ``baseline`` in millimetres, which become metres.
     - KITTI's calib_cam_to_cam.txt, or its files with ``P0`` to ``P3``: of the colour cameras 2 and 3 if they are there, or else of 0 and 1; metres.
     - OpenCV's YAML of stereoRectify with the matrices ``P1`` and ``P2``; the unit is that of the calibration board.
 
     Raises:
-        ValueError: none of them, or numbers that cannot be.
+        ValueError: another format, or impossible numbers.
         OSError: it cannot be read.
     """
     path = Path(path)

@@ -28,9 +28,9 @@ EVERY = 10  # of sets without a published split every so many-th pair is kept fo
 
 
 class StereoSet(Dataset):
-    """Pairs of a dataset, or crops of them; samples as of `StereoDataset`, without ``disparity_right``, as it is not always known.
+    """Pairs of a dataset, or crops of them; samples as in `StereoDataset`, without ``disparity_right``, as it is not always known.
 
-    ``disparity`` is 0 where it is not known. ``occluded`` comes from what each set has: both views' disparities (Scene Flow,
+    ``disparity`` is 0 where it is unknown. ``occluded`` comes from what each set has: both views' disparities (Scene Flow,
     Middlebury), or maps with and without hidden pixels (KITTI 2015, ETH3D); KITTI 2012's maps leave hidden pixels out. ``occluded_right`` is there
     where both views' disparities are.
 
@@ -40,7 +40,7 @@ class StereoSet(Dataset):
         split: "train" or "validation": Scene Flow's TRAIN and TEST; of the others every tenth pair is for validation.
         size: (height, width) of random crops; smaller images are padded. None: whole images.
         seed: of the crops and their order.
-        views: change light and noise of each view, with strengths as of `Views`; None: leave them.
+        views: change light and noise of each view, with strengths as in `Views`; None: leave them.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ def _sized(path: Path, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _disparity(path: Path, size: tuple[int, ...], name: str) -> Tensor:
-    """A file of a set to ``[H, W]`` float32 in pixels, 0 where it is not known."""
+    """A file of a set to ``[H, W]`` float32 in pixels, 0 where it is unknown."""
     scale = 256 if name.startswith("kitti") else 1
     values = torch.from_numpy(np.abs(_sized(path, size).astype(np.float32) / scale))
     return torch.where(values.isfinite(), values, 0)
@@ -190,7 +190,7 @@ class StereoSetData(LightningDataModule):
     Args:
         name, root: see `StereoSet`.
         size: (height, width) of the crops.
-        batch_size: pairs a device and step; validation takes one at a time, whose size may be its own.
+        batch_size: pairs per device and step; validation takes one at a time, whose size may be its own.
         num_workers: processes that read pairs; the crops do not depend on it.
         seed, views: see `StereoSet`; of training.
     """

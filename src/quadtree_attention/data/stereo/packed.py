@@ -1,7 +1,7 @@
 """Stereo pairs packed in files, so that a training reads crops of them at no cost.
 
 A pack is a .npy file, uint8 ``[N, H, W, 11]``: left and right colours, disparity of the left and of the right view (16 bits each, 256 times the
-pixels, high byte first, 0 where it is not known), and flags: 1 for what the right view does not show of the left, 2 the other way round.
+pixels, high byte first, 0 where it is unknown), and flags: 1 for what the right view does not show of the left, 2 the other way round.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class PackedCrops(SeededDataset):
         length, seed: see `SeededDataset`.
         views: how light and noise of the views are made to differ; rows and tilt are as packed.
 
-    A sample is a dict of ``left``, ``right`` float32 ``[3, H, W]`` in 0..1, ``disparity`` float32 ``[H, W]``, 0 where it is not known, and
+    A sample is a dict of ``left``, ``right`` float32 ``[3, H, W]`` in 0..1, ``disparity`` float32 ``[H, W]``, 0 where it is unknown, and
     bool ``occluded``, ``occluded_right``: also what the other view shows outside of the crop.
     """
 

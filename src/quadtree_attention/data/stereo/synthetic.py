@@ -50,10 +50,10 @@ class StereoDataset(SeededDataset):
     """Random stereo pairs; sample n depends on the seed and n alone.
 
     Args:
-        photos: paths of photographs. Broken ones are skipped with a warning.
+        photos: paths of photographs. Broken files are skipped with a warning.
         size: (height, width) of both views.
-        length: samples an epoch. Numbers beyond it are valid too, those of later epochs.
-        seed: of all chance.
+        length: samples per epoch. Larger indices are valid too: they belong to later epochs.
+        seed: of all random choices.
         scene, views: what the pairs show, and how the views differ.
         relight: whether light, noise and sharpness of the views are changed; without it they differ by their rows alone.
 
@@ -156,12 +156,12 @@ class StereoData(SeededData):
     """Synthetic pairs for training and validation, each from a folder of photographs.
 
     Args:
-        train_folder, val_folder: searched for photographs, folders below them too.
+        train_folder, val_folder: folders that are searched for photographs, including their subfolders.
         size: (height, width) of the views.
-        batch_size: pairs a device and step.
-        length: training pairs an epoch, over all devices.
-        val_length: validation pairs, always the same ones.
-        num_workers: processes that make pairs; the pairs do not depend on it.
+        batch_size: pairs per device and step.
+        length: training pairs per epoch, over all devices.
+        val_length: number of validation pairs, which are always the same.
+        num_workers: worker processes that make pairs; the pairs do not depend on their number.
         seed, scene, views: see `StereoDataset`.
     """
 
@@ -184,7 +184,7 @@ class StereoData(SeededData):
         self.scene, self.views = scene, views
 
     def dataset(self, training: bool) -> StereoDataset:
-        """The pairs of training or of validation."""
+        """The pairs for training or validation."""
         folder, length, seed = (
             (self.train_folder, self.length, self.seed)
             if training
