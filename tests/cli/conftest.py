@@ -6,7 +6,7 @@ from PIL import Image
 def written(tmp_path_factory, monkeypatch):
     """The list of what commands wrote, of this test alone."""
     path = tmp_path_factory.mktemp("cache") / "written.txt"
-    monkeypatch.setattr("quadtree_attention.cli.outputs._list", lambda: path)
+    monkeypatch.setattr("quadtree_attention.cli.outputs.written_list", lambda: path)
     return path
 
 

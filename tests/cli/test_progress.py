@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from quadtree_attention.cli.progress import PairProgress, _duration
+from quadtree_attention.cli.progress import PairProgress, duration
 
 
 def test_how_far_and_how_long(capsys, monkeypatch):
@@ -23,7 +23,7 @@ def test_how_far_and_how_long(capsys, monkeypatch):
         "103/103 pairs, 2.0 s each",
         "",
     ]
-    assert [_duration(seconds) for seconds in (119, 600, 9000)] == ["119 s", "10 min", "2.5 h"]
+    assert [duration(seconds) for seconds in (119, 600, 9000)] == ["119 s", "10 min", "2.5 h"]
 
 
 def test_a_log_file_gets_a_line_a_minute(capsys, monkeypatch):

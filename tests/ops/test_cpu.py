@@ -109,7 +109,8 @@ class Data(torch.utils.data.Dataset):
         return 2
     def __getitem__(self, index):
         rows = []
-        torch.get_num_threads = lambda: 2  # of ours alone: a fork in which torch's own parallel operations run on two hangs
+        # Only our threads: torch.set_num_threads(2) in a forked worker may hang (suspected, not confirmed).
+        torch.get_num_threads = lambda: 2
         threads.run(lambda start, stop: rows.extend(range(start, stop)), 100)
         assert sorted(rows) == list(range(100))
         torch.get_num_threads = lambda: 1

@@ -252,15 +252,15 @@ def test_default_on_a_gpu(monkeypatch):
 
 
 def test_tensorfloat_only_where_torch_allows_it():
-    from quadtree_attention.ops.cuda import _precision
+    from quadtree_attention.ops.cuda import dot_precision
 
     setting = torch.backends.cuda.matmul
     before = setting.fp32_precision
     try:
-        assert _precision() == "ieee"
+        assert dot_precision() == "ieee"
         setting.fp32_precision = "tf32"
-        assert _precision() == ("ieee" if torch.version.hip else "tf32")
+        assert dot_precision() == ("ieee" if torch.version.hip else "tf32")
         setting.fp32_precision = "ieee"
-        assert _precision() == "ieee"
+        assert dot_precision() == "ieee"
     finally:
         setting.fp32_precision = before

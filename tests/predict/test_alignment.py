@@ -9,8 +9,14 @@ import torch
 from quadtree_attention.data.images import read_image
 from quadtree_attention.data.warp import warped_view
 from quadtree_attention.models.loftr import LOFTR_PRESETS
-from quadtree_attention.predict import alignment
-from quadtree_attention.predict.alignment import aligned_views, similarity, whole_view
+from quadtree_attention.predict.alignment import (
+    aligned_views,
+    rotated_view,
+    shrunk_view,
+    similarity,
+    trial_views,
+    whole_view,
+)
 from quadtree_attention.predict.matching import Matcher
 
 STREET = Path(__file__).parents[2] / "examples" / "leuven_a.jpg"
@@ -211,17 +217,17 @@ class TestTrials:
         image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), dtype=np.uint8)
         view = whole_view(image, 200)
         for turns in range(4):
-            turned = alignment._turned(view, turns)
+            turned = rotated_view(view, turns)
             for x, y in ((3, 5), (40, 11)):
                 given = turned.map_to_given(np.array([[x, y]]))[0].round().astype(int)
                 assert turned.gray[y, x] == view.gray[given[1], given[0]]
 
     def test_smaller_views_too(self):
         view = whole_view(np.zeros((120, 200, 3), np.uint8), 200)
-        small = alignment._smaller(view, 100)
+        small = shrunk_view(view, 100)
         assert small.gray.shape == (60, 100)
         np.testing.assert_allclose(small.map_to_given(np.array([[0, 0], [99, 59]])), [[0.5, 0.5], [198.5, 118.5]])
 
     def test_slim_images_are_not_tried_smaller(self):
         view = whole_view(np.zeros((60, 250, 3), np.uint8), 250)
-        assert len(list(alignment._trials((view, view)))) == 4
+        assert len(list(trial_views((view, view)))) == 4

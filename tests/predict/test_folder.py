@@ -306,14 +306,21 @@ class TestCutOff:
     def test_killed_amid_a_write(self, tmp_path):
         """What was kept before a SIGKILL is there, what was being written is not."""
         script = f"""
-import os, signal, numpy as np
+import os, signal, sqlite3, numpy as np
+from functools import partial
 from pathlib import Path
 from quadtree_attention.predict.match_store import MatchStore, PairMatches
+class Killed(sqlite3.Connection):
+    def execute(self, sql, values=()):
+        if values[:2] != ("a", "c"):
+            return super().execute(sql, values)
+        super().execute("BEGIN")
+        super().execute(sql, values)
+        os.kill(os.getpid(), signal.SIGKILL)
+sqlite3.connect = partial(sqlite3.connect, factory=Killed)
 store = MatchStore(Path({str(tmp_path / "s")!r}), {{"model": "m"}})
 store.add(("a", "b"), "1", PairMatches(np.ones((5, 2)), np.zeros((5, 2)), np.ones(5)))
-store._base.execute("BEGIN")
 store.add(("a", "c"), "1", PairMatches(np.ones((5000, 2)), np.zeros((5000, 2)), np.ones(5000)))
-os.kill(os.getpid(), signal.SIGKILL)
 """
         assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
         store = MatchStore(tmp_path / "s", {"model": "m"})

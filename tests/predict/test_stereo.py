@@ -13,7 +13,7 @@ from quadtree_attention import StereoMatcher
 from quadtree_attention.__main__ import main
 from quadtree_attention.data.maps import read_map
 from quadtree_attention.data.stereo.calibration import StereoCamera
-from quadtree_attention.predict.stereo import Stereo, _resized
+from quadtree_attention.predict.stereo import Stereo, resize_map
 from quadtree_attention.viz.disparity import draw_disparity
 from quadtree_attention.weights import load
 from quadtree_attention.weights.registry import find
@@ -202,7 +202,7 @@ def test_depth(tmp_path):
 
 def test_enlarged_maps_have_nothing_between_surfaces():
     step = torch.tensor([[[0.0, 0, 10, 10], [0, 0.5, 10, 10]]])
-    out = _resized(step, (6, 12))
+    out = resize_map(step, (6, 12))
     assert not ((out > 0.6) & (out < 9.9)).any()
     assert ((out > 0.1) & (out < 0.4)).any()  # but surfaces are smooth
 

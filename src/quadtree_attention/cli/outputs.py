@@ -104,7 +104,7 @@ def remember(paths: Iterable[Path]) -> None:
     if not digests:
         return
     try:
-        place = _list()
+        place = written_list()
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.open(
             "a", encoding="ascii"
@@ -120,12 +120,13 @@ def remember(paths: Iterable[Path]) -> None:
 
 def _known() -> set[str]:
     try:
-        return set(_list().read_text(encoding="ascii").split())
+        return set(written_list().read_text(encoding="ascii").split())
     except (OSError, RuntimeError, UnicodeDecodeError):
         return set()
 
 
-def _list() -> Path:
+def written_list() -> Path:
+    """The file with the list of digests."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quadtree_attention" / "written.txt"
 
 

@@ -37,7 +37,7 @@ class PairProgress:
             self._start = now
         else:
             each = (now - self._start) / fresh
-            line += f", {each:.1f} s each" + (f", {_duration(each * (total - done))} left" if done < total else "")
+            line += f", {each:.1f} s each" + (f", {duration(each * (total - done))} left" if done < total else "")
         if not sys.stderr.isatty():
             if now - self._shown >= _EACH or done == total:
                 print(line, file=sys.stderr, flush=True)
@@ -54,7 +54,8 @@ class PairProgress:
         self._width = 0
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words: seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -205,7 +205,7 @@ class _Level:
         wide = max(self.nk, nq) * max(dim, dim_v, *counts) >= 2**31
         self.shape = {
             "D": dim, "DV": dim_v, "DP": padded[0], "DVP": padded[1], "F": self.children, "ROOT": root, "VARIANT_A": variant_a,
-            "MASKED": bool(valid), "WIDE": wide, "PRECISION": _precision(), "SLOTS": 0 if root else counts[level - 1], "KEEP": counts[level],
+            "MASKED": bool(valid), "WIDE": wide, "PRECISION": dot_precision(), "SLOTS": 0 if root else counts[level - 1], "KEEP": counts[level],
         }  # fmt: skip
         self.sorted = max(2, _power(counts[level]))
 
@@ -239,7 +239,7 @@ def _levels(q, k, v, valid, topk: list[int], variant_a: bool) -> list[_Level]:
     return [_Level(level, q, k, v, valid, counts, variant_a) for level in range(len(q))]
 
 
-def _precision() -> str:
+def dot_precision() -> str:
     """How the kernels multiply float32: in TensorFloat-32 only where torch's own setting allows it, and on NVIDIA's hardware."""
     # The older getters raise once the newer setting has been used; this one handles both.
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"

@@ -116,7 +116,7 @@ def best_look(
         if hint is None:
             if not look.lost:
                 break
-            hint = _best(_supported(*tried, find(*tried)) for tried in _trials(views))
+            hint = _best(_supported(*tried, find(*tried)) for tried in trial_views(views))
             if hint is None or hint.lost:
                 break
         aligned = aligned_views(images, views, *hint.points_in(*views), masks)
@@ -140,17 +140,18 @@ def _best(looks: Iterator[Look]) -> Look | None:
     return best
 
 
-def _trials(views: Views) -> Iterator[Views]:
+def trial_views(views: Views) -> Iterator[Views]:
     """Small copies of both views: the second one in quarter turns, and either of them smaller than the other."""
     for zoom0, zoom1 in ((1.0, 1.0), (1.0, ZOOM), (ZOOM, 1.0)):
-        small = [_shrunk(view, TRIAL / zoom) for view, zoom in zip(views, (zoom0, zoom1), strict=True)]
+        small = [shrunk_view(view, TRIAL / zoom) for view, zoom in zip(views, (zoom0, zoom1), strict=True)]
         if min(min(view.gray.shape) for view in small) < SMALL:
             continue
         for turns in (1, 3, 2, 0):
-            yield small[0], _rotated(small[1], turns)
+            yield small[0], rotated_view(small[1], turns)
 
 
-def _shrunk(view: View, longest: float) -> View:
+def shrunk_view(view: View, longest: float) -> View:
+    """Shrink a view until its longer side has at most ``longest`` pixels."""
     height, width = view.gray.shape
     share = min(1.0, longest / max(height, width))
     size = max(1, round(width * share)), max(1, round(height * share))
@@ -160,7 +161,7 @@ def _shrunk(view: View, longest: float) -> View:
     return View(gray[0, 0].numpy(), view.to_given @ to_view, _nearest(view.valid, (size[1], size[0])))
 
 
-def _rotated(view: View, turns: int) -> View:
+def rotated_view(view: View, turns: int) -> View:
     """Rotate a view by quarter turns, counterclockwise."""
     height, width = view.gray.shape
     to_view = {

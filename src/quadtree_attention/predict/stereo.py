@@ -175,12 +175,12 @@ class StereoMatcher(Predictor):
             size = large[0].shape[:2]
             step = exact_disparity(large[0], large[1], found, self.model.config.stride, size[1] / width)
             disparity, width = torch.from_numpy(step.disparity)[None], size[1]
-            occlusion, confidence = (_resized(x, size) for x in (occlusion, confidence))
+            occlusion, confidence = (resize_map(x, size) for x in (occlusion, confidence))
             # The exact disparity decides what is hidden (occlusion above 0.5), the network how surely.
             occlusion = (torch.from_numpy(step.hidden) + occlusion.clamp(1e-3, 1)) / 2
             confidence = torch.from_numpy(step.sure) * confidence
         given = images[0].shape[:2]
-        maps = [_resized(x, given) for x in (disparity * (given[1] / width), occlusion, confidence)]
+        maps = [resize_map(x, given) for x in (disparity * (given[1] / width), occlusion, confidence)]
         if view == "right":
             maps = [x.flip(-1) for x in maps]
         return Stereo(*(np.ascontiguousarray(x[0].numpy()) for x in maps))
@@ -191,7 +191,7 @@ def _tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)[None]
 
 
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize ``[B, h, w]`` to ``[B, H, W]``: bilinear on surfaces, nearest where bilinear would make up depths between two of them."""
     if tuple(x.shape[1:]) == size:
         return x
