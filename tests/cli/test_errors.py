@@ -214,7 +214,7 @@ def test_warnings_of_ours_are_lines_of_the_command(photos, monkeypatch, capsys):
 def test_one_line_for_a_picture_that_its_format_cannot_hold(tmp_path):
     from quadtree_attention.viz.drawing import save_picture
 
-    with pytest.raises(ValueError, match=r"would have 1x20000 pixels, \.webp holds 16383 a side; write \.png"):
+    with pytest.raises(ValueError, match=r"would have 1x20000 pixels, \.webp holds 16383 per side; write a \.png"):
         save_picture(np.zeros((20000, 1, 3), np.uint8), tmp_path / "p.webp")
     save_picture(np.zeros((20000, 1, 3), np.uint8), tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as picture:

@@ -100,7 +100,7 @@ def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
 def test_patterns_are_expanded_where_the_shell_left_them(folder):
     assert [image.path.name for image in find_images([str(folder / "*.png")])] == ["b.png"]
     assert [image.path.name for image in find_images([str(folder / "**" / "*.JPG")])] == ["a.JPG"]
-    with pytest.raises(FileNotFoundError, match=r"\*\.gif fits no file"):
+    with pytest.raises(FileNotFoundError, match=r"\*\.gif matches no file"):
         find_images([str(folder / "*.gif")])
     (folder / "c[1].png").write_bytes((folder / "b.png").read_bytes())
     assert [image.path.name for image in find_images([str(folder / "c[1].png")])] == ["c[1].png"]

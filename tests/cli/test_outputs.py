@@ -303,7 +303,7 @@ def test_the_list_of_what_was_written(tmp_path, written, monkeypatch):
         assert written.stat().st_size <= 100 + 33
     written.write_bytes(b"\xff damaged")
     assert not was_written(ours)
-    monkeypatch.setattr(outputs, "_list", lambda: Path("/proc/none/written.txt"))
+    monkeypatch.setattr(outputs, "written_list", lambda: Path("/proc/none/written.txt"))
     remember([ours])  # nobody's home can be written to: nothing is remembered
     assert not was_written(ours)
 

@@ -137,7 +137,7 @@ class TestPoseList:
             (f"a.png a.png 0 0 {NUMBERS.replace('1 0 0 .1', '0 0 0 .1')}", "list.txt:1: T_0to1: no pose"),
             (
                 f"a.png a.png 0 0 {NUMBERS.replace('.1 0 1 0 .2 0 0 1 .3', '0 0 1 0 0 0 0 1 0')}",
-                "both cameras stand in one place",
+                "both cameras are at the same place",
             ),
         ],
     )
@@ -185,5 +185,5 @@ class TestStereo:
             lists.stereo_list(folder / "list.txt")
         (folder / "list.txt").write_text("a.png a.png a.png\n")
         (pair,) = lists.stereo_list(folder / "list.txt")
-        with pytest.raises(ValueError, match=r"expected \[H, W\] with one value a pixel"):
+        with pytest.raises(ValueError, match=r"expected \[H, W\] with one value per pixel"):
             pair.read_disparity()

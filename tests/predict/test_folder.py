@@ -361,7 +361,7 @@ except OSError as error:
         def other():
             return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
-        refused = f"{tmp_path / 's'} is in use by another run; wait for its end, or choose another --out\n"
+        refused = f"{tmp_path / 's'} is in use by another run; wait until it ends, or choose another --out\n"
         assert other() == refused
         store.add(("a", "b"), "", PairMatches(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1)))
         assert other() == refused
@@ -474,7 +474,7 @@ class TestMistakes:
             (dict(out="m.h5", cameras="single"), "cameras is single, which belongs to a .db"),
             (dict(out="d.db", cameras="two"), "cameras is 'two', expected one of auto, single"),
             (dict(out="d.db", features="f.h5"), "features is f.h5, which belongs to .h5"),
-            (dict(out="features.h5"), "is to hold both matches and features"),
+            (dict(out="features.h5"), "cannot hold both matches and features"),
             (dict(out="m.h5", radius=-1.0), "radius is -1.0, expected 0 or more pixels"),
             (dict(out="m.h5", max_size=20), "max_size is 20, expected at least 32 pixels"),
             (dict(out="d.db", threshold=5.0), r"threshold is 5.0, expected 0..1"),

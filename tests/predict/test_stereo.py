@@ -285,7 +285,7 @@ def mistakes():
         (["{l}", "{r}", "--out", "{r}"], "which is an input"),
         (["{l}", "{r}", "--points", "c.ply"], "--points needs --calib, or --focal and --baseline"),
         (["{l}", "{r}", "--focal", "5"], "are for --points and --depth"),
-        (["{l}", "{r}", "--points", "c.ply", "--calib", "c", "--focal", "5"], "leave --focal and --baseline out"),
+        (["{l}", "{r}", "--points", "c.ply", "--calib", "c", "--focal", "5"], "leave out --focal and --baseline"),
         (["{l}", "{r}", "--calib", "{l}", "--depth", "z.npy"], "is not a text file in UTF-8"),
         (["{l}", "{r}", "--depth", "z.npy", "--focal", "5"], "--depth needs --calib"),
         (["{l}", "{r}", "--points", "c.ply", "--focal", "-5", "--baseline", "1"], "focal is -5.0"),

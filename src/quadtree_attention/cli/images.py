@@ -189,5 +189,5 @@ def _expanded(source: str) -> list[str]:
         return [source]
     found = sorted(glob(source, recursive=True))  # noqa: PTH207 (a Path's knows no patterns that begin at the root)
     if not found:
-        raise FileNotFoundError(f"{source} fits no file, expected images or folders of them")
+        raise FileNotFoundError(f"{source} matches no file, expected images or folders of them")
     return found

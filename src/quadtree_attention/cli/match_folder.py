@@ -94,7 +94,7 @@ def match_folder(
             outputs.file("--features", features or path.with_name("features.h5"), (".h5",))
         elif path is not None and not overwrite and any(file.stat().st_size for file in sqlite_files(path)):
             raise InputError(
-                f"{path} is in use, or holds changes that a process which was killed left beside it ({sqlite_files(path)[0].name}); "
+                f"{path} is in use, or a killed process left changes beside it ({sqlite_files(path)[0].name}); "
                 "choose another name for --out, or add --overwrite to replace it"
             )
         found = match_folder(

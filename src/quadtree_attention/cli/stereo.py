@@ -98,12 +98,12 @@ def stereo(
     spatial = points is not None or depth is not None
     turned = turntable is not None
     if calib is not None and (focal is not None or baseline is not None):
-        raise InputError("--calib has focal length and baseline; leave --focal and --baseline out, or it")
+        raise InputError(
+            "--calib already gives focal length and baseline; leave out --focal and --baseline, or --calib"
+        )
     if spatial and calib is None and (focal is None or baseline is None):
         name = "--points" if points is not None else "--depth"
-        raise InputError(
-            f"{name} needs --calib, or --focal and --baseline: without them nobody knows how far away things are"
-        )
+        raise InputError(f"{name} needs --calib, or --focal and --baseline: depth cannot be computed without them")
     if not (spatial or turned) and (calib is not None or focal is not None or baseline is not None):
         raise InputError(
             "--calib, --focal and --baseline are for --points, --depth and --turntable; add one, or leave them out"
@@ -188,7 +188,7 @@ def _pairs(left: str, right: str | None) -> dict[ImageFile, Path]:
     if right is None:
         if Path(left).suffix.lower() != ".txt":
             raise InputError(
-                f"RIGHT is missing, expected the right image of {left}; or a list, LIST.txt, of 'left right' a line"
+                f"RIGHT is missing, expected the right image of {left}; or a text file with 'left right' on each line"
             )
         return _listed(Path(left))
     lefts, rights = find_images([left]), find_images([right])
@@ -218,10 +218,10 @@ def _listed(path: Path) -> dict[ImageFile, Path]:
             raise InputError(f"{where}: {len(words)} entries, expected 'left right'; names with spaces in quotes")
         pairs.append(tuple(existing(name, path.parent, where) for name in words))
     if not pairs:
-        raise InputError(f"{path} lists no pairs, expected 'left right' a line")
+        raise InputError(f"{path} lists no pairs, expected 'left right' on each line")
     images = [os.path.abspath(first) for first, _ in pairs]  # noqa: PTH100 (links stay as they are named)
     shared = os.path.commonpath([os.path.dirname(image) for image in images])  # noqa: PTH120
     files = [ImageFile(first, Path(image).relative_to(shared)) for (first, _), image in zip(pairs, images, strict=True)]
     if len(set(files)) < len(files):
-        raise InputError(f"{path} has one left image twice, expected each once: results are named as they are")
+        raise InputError(f"{path} lists a left image twice, expected each once, because results are named after them")
     return {file: second for file, (_, second) in zip(files, pairs, strict=True)}

@@ -188,11 +188,11 @@ def _check_weights(level_weights: Tensor | None, levels: int, variant: Variant) 
         return
     if variant == "a":
         raise InputError(
-            "level_weights is for variant 'b'; variant 'a' shares out one softmax among its levels, leave it out"
+            "level_weights is for variant 'b'; variant 'a' has one softmax over all its levels; leave it out"
         )
     if tuple(level_weights.shape) != (levels,):
         raise InputError(
-            f"level_weights has shape {tuple(level_weights.shape)}, expected ({levels},): one number a level"
+            f"level_weights has shape {tuple(level_weights.shape)}, expected ({levels},): one number per level"
         )
 
 

@@ -97,12 +97,12 @@ def match_folder(
     if colmap and features is not None:
         raise InputError(f"features is {features}, which belongs to .h5; a database holds the keypoints itself")
     if not colmap and cameras != "auto":
-        raise InputError(f"cameras is {cameras}, which belongs to a .db; an .h5 knows no cameras")
+        raise InputError(f"cameras is {cameras}, which belongs to a .db; an .h5 has no cameras")
     require("pycolmap" if colmap else "h5py", "sfm")
     require("scipy.spatial", "sfm")
     feature_file = None if colmap else check_output(features or out.with_name("features.h5"), (".h5",))
     if feature_file is not None and feature_file.resolve() == out.resolve():
-        raise InputError(f"{out} is to hold both matches and features, expected two names")
+        raise InputError(f"{out} cannot hold both matches and features, expected two names")
     if features is None and not overwrite:
         _check_features_file(feature_file, out)
     if not pairs:

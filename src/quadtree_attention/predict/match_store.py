@@ -149,7 +149,7 @@ class MatchStore:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from None
             if "locked" in str(error):
                 raise OSError(
-                    f"{self.path} is in use by another run; wait for its end, or choose another --out"
+                    f"{self.path} is in use by another run; wait until it ends, or choose another --out"
                 ) from None
             raise OSError(f"{self.path} cannot be used: {error}") from None
         except (

@@ -44,7 +44,7 @@ def draw_detections(image: Any, found: Detections, *, scores: bool = True, max_s
     pixels = read_image(image)
     if pixels.shape[:2] != tuple(found.size):
         raise InputError(
-            f"the image has {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {found.size[1]}x{found.size[0]} as the one that was looked at"
+            f"the image has {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {found.size[1]}x{found.size[0]} as in the detections"
         )
     pil, draw_module, fonts = (require(f"PIL.{name}", "vision") for name in ("Image", "ImageDraw", "ImageFont"))
     picture, scale = shrunk(pixels, max_side)

@@ -39,7 +39,7 @@ def save_picture(picture: np.ndarray, path: str | Path) -> None:
     longest = _LONGEST.get(suffix, max(image.size))
     if max(image.size) > longest:
         raise InputError(
-            f"{path} would have {image.width}x{image.height} pixels, {suffix} holds {longest} a side; write .png"
+            f"{path} would have {image.width}x{image.height} pixels, {suffix} holds {longest} per side; write a .png"
         )
     with atomic_write(path) as temporary:
         image.save(temporary, **({} if suffix == ".png" else {"quality": 92}))

@@ -114,7 +114,7 @@ def published_detector(content: Mapping[str, Any], path: Path, names: Sequence[s
         "head.classification_head.cls_logits.bias" if kind == "retinanet" else "roi_heads.box_predictor.cls_score.bias"
     )
     if first not in state or state[first].dim() != 1:
-        raise InputError(f"{path}: weights of a {kind} without the layer that tells classes, expected all of them")
+        raise InputError(f"{path}: weights of a {kind} without its classification layer, expected all of them")
     classes = len(state[first]) // 9 if kind == "retinanet" else len(state[first]) - 1
     problem = ""
     names = BACKBONES if names is None else names
@@ -212,7 +212,7 @@ def _detect_architecture(state: Mapping[str, Tensor], path: Path) -> str:
     chosen = named if len(named) == 1 else fitting
     if len(chosen) > 1:
         raise InputError(
-            f"{path} fits {' and '.join(chosen)}, which differ in options that the file does not hold; "
+            f"{path} fits {' and '.join(chosen)}, which differ in options that the file does not store; "
             f"choose with: quadtree convert {path} OUT.safetensors --architecture {chosen[0]}"
         )
     return chosen[0]

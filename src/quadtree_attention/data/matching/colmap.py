@@ -181,7 +181,7 @@ def read_model(folder: Path) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS + size / 1e6)
     except subprocess.TimeoutExpired:
-        raise InputError(f"{folder}: not a COLMAP model, or damaged: reading it does not come to an end") from None
+        raise InputError(f"{folder}: not a COLMAP model, or damaged: reading it takes too long") from None
     if done.returncode == 1:  # a bug of ours
         raise RuntimeError(done.stderr.decode("utf-8", "replace"))
     if done.returncode:

@@ -53,7 +53,7 @@ class PosePair(Pair):
     def __post_init__(self) -> None:
         if not np.linalg.norm(self.T_0to1[:3, 3]) > 0:
             raise InputError(
-                f"{self.name}: both cameras stand in one place, so that there is no direction between them to measure"
+                f"{self.name}: both cameras are at the same place, so the translation has no direction to measure"
             )
 
 
@@ -68,7 +68,9 @@ class StereoPair(Pair):
         """Disparity [H, W] float32 in pixels; NaN where it is unknown."""
         values = self.disparity if isinstance(self.disparity, np.ndarray) else read_map(Path(self.disparity))
         if values.ndim != 2:
-            raise InputError(f"{self.name}: disparity has shape {values.shape}, expected [H, W] with one value a pixel")
+            raise InputError(
+                f"{self.name}: disparity has shape {values.shape}, expected [H, W] with one value per pixel"
+            )
         with np.errstate(all="ignore"):  # what is not finite is unknown
             values = values.astype(np.float32) / np.float32(self.scale)
         values[~(np.isfinite(values) & (values > 0))] = np.nan

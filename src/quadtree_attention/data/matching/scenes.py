@@ -112,7 +112,7 @@ class Split:
         else:
             found = [line.split()[0].removesuffix(".npz") for line in lines_in(Path(self.scenes)) if line.strip()]
         if not found:
-            raise InputError(f"{self.scenes or self.index}: no scenes in it, expected a name a line, or .npz files")
+            raise InputError(f"{self.scenes or self.index}: no scenes in it, expected one name per line, or .npz files")
         return found
 
     def file(self, name: str) -> Path:

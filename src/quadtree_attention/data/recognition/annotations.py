@@ -170,7 +170,9 @@ def read_voc(root: Path, split: str, labels: Sequence[str] | None = None, *, dro
     lists = [root / "ImageSets" / "Main" / f"{split}.txt", root / f"{split}.txt"]
     listed = next((path for path in lists if path.is_file()), None)
     if listed is None:
-        raise FileNotFoundError(f"{lists[0]} does not exist, expected a list of the images of {split}, one name a line")
+        raise FileNotFoundError(
+            f"{lists[0]} does not exist, expected a list of the images of {split}, one name per line"
+        )
     try:
         text = listed.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
