@@ -122,7 +122,8 @@ def match_of(model: str, longest: int) -> Match:
     if model in LOOKS or model == "full attention":
         if model == "full attention":
             torch.manual_seed(0)
-            ours = Matcher(LoFTR(replace(LOFTR_PRESETS["tiny"], attention="full")))
+            network = LoFTR(replace(LOFTR_PRESETS["tiny"], attention="full"))
+            ours = Matcher(network.to(memory_format=torch.channels_last))
         else:
             ours = Matcher.from_pretrained("tiny")
         extras = LOOKS.get(model, LOOKS["network"])

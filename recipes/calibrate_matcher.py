@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +40,19 @@ def pairs(options: argparse.Namespace) -> Iterator[tuple[str, HomographyPair | S
 
 
 def judged(matcher: Matcher, pair: HomographyPair | StereoPair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of all matches of a pair whose truth is known: what they are judged by ``[M, 5]``, the network's confidence, whether they are right."""
+    """For all matches of a pair with known truth: the evidence ``[M, 5]``, the network's confidence, and whether they are right."""
     images = read_image(pair.image0), read_image(pair.image1)
     views = whole_view(images[0], 640), whole_view(images[1], 640)
-    look = best_look(images, views, partial(matcher._find, matcher.model, pad_to=None))
-    gray0, gray1 = look.view0.gray, look.view1.gray
-    refined = refine(gray0, gray1, look.points0, look.points1, look.confidence)
-    points0, points1 = look.view0.given(refined.points0), look.view1.given(refined.points1)
+    look = best_look(images, views, lambda *pair: matcher.find([pair])[0], matcher.find([views])[0])
+    refined = refine(look.view0.gray, look.view1.gray, *look.found)
+    points0, points1 = look.view0.map_to_given(refined.points0), look.view1.map_to_given(refined.points1)
     if isinstance(pair, StereoPair):
         errors = disparity_errors(points0, points1, pair.read_disparity())
     else:
         errors = reprojection_errors(points0, points1, pair.homography)
     known = ~np.isnan(errors)
-    return evidence(look.confidence, refined)[known], look.confidence[known], errors[known] <= RIGHT
+    confidence = look.found.confidence
+    return evidence(confidence, refined)[known], confidence[known], errors[known] <= RIGHT
 
 
 def fitted(inputs: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ class TestFindMatches:
         assert self.seen[1][:2] == tuple(shape)
         np.testing.assert_allclose(found.keypoints0, [[215.5, 103.5]], atol=0.3)
         np.testing.assert_allclose(found.keypoints1, [[215.5, 103.5]], atol=0.3)
-        assert found.pixel == pytest.approx(max(1, 600 / max_size))
+        assert found.scale == pytest.approx(max(1, 600 / max_size))
 
     def test_keypoints_are_in_the_pixels_of_the_geometry(self):
         pair = Pair(name="p", image0=self.image, image1=self.image, size0=(300, 200))
@@ -265,6 +265,17 @@ class TestRun:
             ("sift", 120, "one"),
             ("tiny", 100, "one"),
         ]
+
+    def test_predictions_with_the_former_name_of_scale_are_read(self, source, tmp_path, monkeypatch):
+        settings = dict(limit=1, out=tmp_path / "t.json", max_size=100)
+        before = measured("homography", source, **settings)
+        (path,) = (tmp_path / "t.predictions").glob("*/000000.npz")
+        with np.load(path) as file:
+            values = {"pixel" if name == "scale" else name: value for name, value in file.items()}
+        assert "pixel" in values
+        np.savez(path, **values)
+        monkeypatch.setattr(running, "load_matcher", lambda name, **options: None)  # nothing is matched again
+        assert measured("homography", source, **settings).rows == before.rows
 
     def test_a_damaged_prediction_is_named(self, source, tmp_path):
         settings = dict(limit=1, out=tmp_path / "t.json", max_size=100)

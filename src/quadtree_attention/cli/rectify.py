@@ -56,7 +56,7 @@ def rectify(
         matches = Matcher.from_pretrained(model, device=device).match(*pixels, max_size=max_size)
         sizes = [(image.shape[1], image.shape[0]) for image in pixels]
         found = found_by(
-            matches.keypoints0, matches.keypoints1, sizes[0], sizes[1], focal, threshold=max(1.0, matches.pixel)
+            matches.keypoints0, matches.keypoints1, sizes[0], sizes[1], focal, threshold=max(1.0, matches.scale)
         )
         for image, name in zip(found.warp(*pixels), ("left.png", "right.png"), strict=True):
             save_picture(image, paths[name])

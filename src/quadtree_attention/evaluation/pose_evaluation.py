@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
@@ -76,7 +77,7 @@ class PoseEvaluation(LightningModule):
         network: dict[str, Any] = {} if topk is None else {"topk": tuple(topk)}
         if padding != "none":
             network["respect_masks"] = padding == "masked"
-        self.model = load(weights, "matcher", options=network)
+        self.model = load(weights, "matcher", options=network).to(memory_format=torch.channels_last)  # half the time
         self.rows = Rows((*pose_row_names(used), "ms"))
 
     def validation_step(self, number: int, index: int) -> None:

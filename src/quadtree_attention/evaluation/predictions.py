@@ -28,14 +28,14 @@ from .matchers import MatchFunction
 class Prediction:
     """Matches of a pair, in the pixels of its geometry, and how they came about.
 
-    keypoints0, keypoints1: ``[M, 2]``; confidence: ``[M]``; pixel: pixels of the geometry in one pixel of the image as matched, the larger of
-    both images; size0: (height, width) of image 0 in pixels of the geometry; ms: time of matching.
+    keypoints0, keypoints1: ``[M, 2]``; confidence: ``[M]``; scale: size of the images in the geometry over their size as matched, the larger of
+    both; size0: (height, width) of image 0 in pixels of the geometry; ms: time of matching.
     """
 
     keypoints0: np.ndarray
     keypoints1: np.ndarray
     confidence: np.ndarray
-    pixel: float
+    scale: float
     size0: tuple[int, int]
     ms: float
 
@@ -85,9 +85,8 @@ class PredictionFolder:
                     return None
                 kpts0, kpts1, confidence = (values[name] for name in ("keypoints0", "keypoints1", "confidence"))
                 height, width = (int(side) for side in values["size0"])
-                return Prediction(
-                    kpts0, kpts1, confidence, float(values["pixel"]), (height, width), float(values["ms"])
-                )
+                scale = float(values["scale" if "scale" in values else "pixel"])  # the latter: its former name
+                return Prediction(kpts0, kpts1, confidence, scale, (height, width), float(values["ms"]))
         except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is damaged ({error}); remove it, and the pair is matched again") from None
 

@@ -47,7 +47,7 @@ def judge(pair: Pair, found: Prediction, estimators: Sequence[str] = ("opencv",)
 
 def judge_homography(found: Prediction, homography: np.ndarray) -> Row:
     """Corner error of the homography found by MAGSAC, and how many matches are within 3 pixels of the true one."""
-    H, _ = metrics.estimate_homography(found.keypoints0, found.keypoints1, threshold=3.0 * found.pixel)
+    H, _ = metrics.estimate_homography(found.keypoints0, found.keypoints1, threshold=3.0 * found.scale)
     error = metrics.homography_corner_error(H, homography, found.size0)
     distances = metrics.reprojection_errors(found.keypoints0, found.keypoints1, homography)
     return {"corner_error": error, "right": int((distances <= RIGHT).sum()), "matches": len(distances)}
