@@ -284,7 +284,7 @@ def mistakes():
         (["{l}", "{r}", "--out", "nowhere/d.npy"], "does not exist"),
         (["{l}", "{r}", "--out", "{r}"], "which is an input"),
         (["{l}", "{r}", "--points", "c.ply"], "--points needs --calib, or --focal and --baseline"),
-        (["{l}", "{r}", "--focal", "5"], "are for --points and --depth"),
+        (["{l}", "{r}", "--focal", "5"], "are for --points, --depth and --turntable"),
         (["{l}", "{r}", "--points", "c.ply", "--calib", "c", "--focal", "5"], "leave out --focal and --baseline"),
         (["{l}", "{r}", "--calib", "{l}", "--depth", "z.npy"], "is not a text file in UTF-8"),
         (["{l}", "{r}", "--depth", "z.npy", "--focal", "5"], "--depth needs --calib"),
