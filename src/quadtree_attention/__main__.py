@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def command() -> None:
     """Entry point of the script `quadtree`: runs `main` and ends the process."""
+    _share_cores()
     status = main()
     if sys.argv[1:2] in (["match"], ["stereo"]):
         # A command leaves nothing to clean up, and unloading torch in order takes 0.8 s.
@@ -74,6 +75,16 @@ def command() -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _share_cores() -> None:
+    """Have torch's threads sleep while they wait for their next work.
+
+    By default they spin for milliseconds, on cores that other processes may need, and so may the thread that they wait for. OpenMP reads this when
+    torch is loaded; whoever has set either variable has said what to do.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def _prepare_streams() -> None:
