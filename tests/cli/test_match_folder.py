@@ -63,7 +63,7 @@ def cut_off(folder, tmp_path, matched, capsys):
         (["--threshold", "5"], "threshold is 5.0, expected 0..1"),
         (["--topk", "16,x"], "--topk is '16,x', expected whole numbers"),
         (["--topk", "16,8,4,2"], "topk"),
-        (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--device", "abacus"], "device 'abacus' is unknown"),
         (["--max-size", "20"], "max_size is 20, expected at least 32 pixels"),
         (
             ["--max-size", "64"],
