@@ -77,7 +77,7 @@ def match(
         bool, typer.Option(help="Move matches to a fraction of a pixel, by aligning the patches around them.")
     ] = True,
     topk: TOPK = None,
-    precision: PRECISION = "auto",
+    precision: PRECISION = "float32",
     overwrite: OVERWRITE = False,
     quiet: QUIET = False,
     device: DEVICE = None,

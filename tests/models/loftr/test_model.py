@@ -345,5 +345,8 @@ def test_precision_is_of_the_backbone_outside_training(small, monkeypatch):
     for native, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         monkeypatch.setattr("quadtree_attention.models.loftr.model.multiplies_bfloat16", lambda native=native: native)
         assert small(precision="auto").encode(*images).fine0.dtype == dtype
+        assert (
+            small().encode(*images).fine0.dtype == torch.float32
+        )  # the same numbers on every machine, unless asked otherwise
     with pytest.raises(ValueError, match="precision is 'half', expected one of auto, float32, bfloat16"):
         small(precision="half")

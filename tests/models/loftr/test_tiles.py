@@ -34,7 +34,9 @@ OPTIONS = [
 def test_matches_are_those_of_the_matrix(small, monkeypatch, options, masked, tile):
     monkeypatch.setitem(matching.TILE, "cpu", tile)  # of one row, of some, and of all
     model, images = small(**options), pair()
-    if "matching" in options:  # two confidences of a column differ by four millionths, which float32 cannot tell for certain
+    if (
+        "matching" in options
+    ):  # two confidences of a column differ by four millionths, which float32 cannot tell for certain
         model, images = model.double(), [image.double() for image in images]
     features = model.encode(*images, *(masks() if masked else ()))
     # Features of an untrained network are too much alike for any pair to stand out.

@@ -74,7 +74,7 @@ class LoFTRConfig:
     prefilter: bool = False
     respect_masks: bool = True
     position: PositionKind = "sine"
-    precision: Precision = "auto"
+    precision: Precision = "float32"
     calibration: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
