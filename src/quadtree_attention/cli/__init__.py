@@ -17,7 +17,7 @@ from typing import Any, Literal
 # ruff: isort: off
 from ..errors import InputError
 from . import match, match_folder, attention, stereo, rectify, classify, detect, segment, models, convert  # noqa: F401
-from . import evaluate, bench, train  # noqa: F401
+from . import evaluate, bench, train, serve  # noqa: F401
 from .app import app, note
 # ruff: isort: on
 
